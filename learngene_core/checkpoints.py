@@ -1,0 +1,100 @@
+"""The collective model as data: what a trained one holds, and its state after every task in `collective/task_NN`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .files import StudyError, atomic, read_json
+from .network import ConvNet
+from .record import Record
+from .runs import Run
+
+
+@dataclasses.dataclass
+class Collective:
+    """A collective model after `n_tasks` tasks.
+
+    class_names: the classes of the head's outputs, in order of appearance; initial: every parameter's value at birth,
+    carried through widening; fisher: diagonal Fisher over the classes of all tasks so far; history: rows per epoch (phase
+    "train") and per pair of tasks (phase "test": held-out accuracy in percent on `on_task` after `task`).
+    """
+
+    model: ConvNet
+    class_names: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    initial: dict[str, Tensor]
+    fisher: dict[str, Tensor]
+    history: pd.DataFrame
+    record: Record
+    stage_hash: str = ""
+
+    @property
+    def gradients(self) -> pd.DataFrame:
+        """The gradient record as a table, one row per task, epoch and layer."""
+        return self.record.table
+
+
+def save_state(path: Path, groups: dict[str, dict[str, Tensor]]) -> None:
+    """Groups of named tensors in one safetensors file, atomically."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{group}/{n}": t.detach().cpu().contiguous() for group, named in groups.items() for n, t in named.items()
+    }
+    with atomic(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dict]:
+    """The network of a `collective/task_NN` folder, its other tensor groups, and `about.json`.
+
+    Raises StudyError when a file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    about = read_json(folder / "about.json")
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "initial": {}, "fisher": {}, "gene_fisher": {}}
+    try:
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = tensor
+        model = ConvNet.from_shape(about["shape"])
+        model.load_state_dict(groups["model"])
+    except (SafetensorError, OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise StudyError(f"the model in {folder} is damaged ({error}); rebuild it with --redo collective") from None
+    return model, groups, about
+
+
+def load_collective(run: Run, task: int | None = None) -> Collective:
+    """The finished collective of a run folder, or its state after an earlier task (1-based).
+
+    Raises StudyError when it is missing or damaged.
+    """
+    last = len(list((run.path / "collective").glob("task_*")))
+    folder = run.path / "collective" / f"task_{task or last:02d}"
+    if not (folder / "about.json").exists():
+        raise StudyError(f"{folder} does not exist; run `learngene collective` first")
+    model, groups, about = load_state(folder)
+    return Collective(
+        model,
+        tuple(about["class_names"]),
+        torch.tensor(about["mean"]),
+        torch.tensor(about["std"]),
+        groups["initial"],
+        groups["gene_fisher"] or groups["fisher"],
+        run.read_table("history.csv"),
+        Record.load(run.path),
+        run.cfg.stage_hash("collective"),
+    )
+
+
+def task_states(run: Run) -> list[dict]:
+    """`about.json` of every finished task in order: shapes, classes, history."""
+    return [read_json(p) for p in sorted((run.path / "collective").glob("task_*/about.json"))]

@@ -1,0 +1,296 @@
+"""One frozen, flat, typed configuration: every number of the study, its unit, its source, and the stage that reads it.
+
+`Config` holds what decides a result. What only decides how fast it is had (threads, memory format) is resolved once per
+run folder and stands in `machine.json` (see `runs.Machine`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from .presets import ALL_METHODS, METHODS, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
+
+STAGES: dict[str, tuple[str, ...]] = {
+    # stage: the stages whose results it reads; the hash of a stage covers its own fields and those of all of these
+    "division": (),
+    "collective": ("division",),
+    "criteria": ("collective",),
+    "targets": ("division",),
+    "reconstruct": ("criteria", "targets"),
+    "tune": ("collective", "targets"),
+}
+
+_CHOICES = {
+    "data": ("glyphs", "cifar100", "imagenet100", "cub200", "folder"),
+    "source_draw": ("disjoint", "overlap"),
+    "growth": ("zero-out", "uneven", "net2net", "none"),
+    "loss": ("task-incremental", "class-incremental"),
+    "schedule": ("one-cycle", "cosine", "constant"),
+    "individual_schedule": ("one-cycle", "cosine", "constant"),
+    "ewc_form": ("penalty", "proximal"),
+    "new_columns": ("imputed", "zero"),
+    "sign": ("positive", "absolute"),
+}
+
+
+def _field(default: Any, stage: str, text: str, low: float = -math.inf, high: float = math.inf) -> Any:
+    return dataclasses.field(default=default, metadata={"stage": stage, "help": text, "low": low, "high": high})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """All parameters of a run. The defaults are the `lecture` preset; `Config.preset(name)` gives the others.
+
+    Raises `ValueError` naming the field for an unknown name, a wrong type or a value out of range.
+    """
+
+    # fmt: off
+    preset_name: str = _field("lecture", "", "the preset these values started from")
+    seed: int = _field(0, "division", "master seed; named streams fan out from it (tasks, initial weights, batches, ...)", 0)
+
+    # images and division
+    data: str = _field("glyphs", "division", "data source: glyphs, cifar100, imagenet100, cub200 or folder")
+    data_path: str = _field("", "", "folder with the images; not needed for glyphs")
+    image_size: int = _field(32, "division", "side of the square images, pixels (84 in the paper's ImageNet runs)", 8, 512)
+    split: str = _field("", "division", "class division: a JSON file, 'seed' (64:16:20 drawn by seed), '' the data's own")
+    official_split: bool = _field(True, "division", "keep an official test split held out; False pools it (as released)")
+    source_images: int = _field(100, "division", "training images per base class; 0: all there are", 0)
+    held_out_images: int = _field(20, "division", "held-out images per base class, half validation, half test; 0: all", 0)
+    support_pool: int = _field(60, "division", "images per novel or open-world class that supports are drawn from; 0: all", 0)
+    query_images: int = _field(60, "division", "query (test) images per novel or open-world class; 0: all", 0)
+
+    # collective model
+    n_source_tasks: int = _field(8, "collective", "source tasks in the sequence (paper's figure: 50)", 1)
+    source_way: int = _field(8, "collective", "base classes per source task (released: 5)", 2)
+    source_draw: str = _field("disjoint", "collective", "classes of the source tasks: disjoint, or overlap (redrawn per task)")
+    width_divisor: int = _field(8, "collective", "all widths of the paper's network are divided by this", 1)
+    min_width: int = _field(4, "collective", "no block is narrower than this many channels", 1)
+    hidden: tuple[int, ...] = _field((), "collective", "widths of the classifier's hidden layers (released: 1024, 1024)", 1)
+    dropout: float = _field(0.0, "collective", "dropout in the collective's classifier (released: 0.5)", 0, 0.95)
+    growth: str = _field("zero-out", "collective", "how blocks widen: zero-out, uneven, net2net; none: final widths at once")
+    growth_start: int = _field(2, "collective", "the first widening happens before this task (released: 1)", 1)
+    deepen_before: tuple[int, ...] = _field((), "collective", "tasks before which an identity block is inserted (off)", 1)
+    loss: str = _field("task-incremental", "collective", "softmax over the task's classes, or over all classes seen so far")
+    epochs: int = _field(6, "collective", "epochs per source task (released: 100)", 1)
+    first_task_epochs: int = _field(12, "collective", "epochs of source task 1, which starts from nothing", 1)
+    batch_size: int = _field(64, "collective", "images per training step (released: 64)", 2)
+    learning_rate: float = _field(0.03, "collective", "peak rate of SGD (released: 0.001)", 1e-8, 10)
+    schedule: str = _field("one-cycle", "collective", "learning rate over a task: one-cycle, cosine, constant")
+    momentum: float = _field(0.9, "collective", "momentum of SGD (released: 0.9), collective and individuals", 0, 0.999)
+    weight_decay: float = _field(5e-4, "collective", "weight decay of SGD (released: 5e-4), collective and individuals", 0, 1)
+    shift: int = _field(3, "collective", "augmentation: random shift by up to this many pixels", 0, 64)
+    flip: bool = _field(False, "collective", "augmentation: random left-right flip (not for characters)")
+    ewc_lambda: float = _field(0.0, "collective", "strength of EWC in the sequence; 0: off (Kirkpatrick 2017)", 0)
+    ewc_form: str = _field("penalty", "collective", "EWC as a penalty in the gradient, or as a proximal step that cannot diverge")
+    ewc_decay: float = _field(1.0, "collective", "share of the earlier tasks' Fisher that is kept (online EWC)", 0, 1)
+    new_columns: str = _field("imputed", "collective", "earlier tasks' Fisher of the input columns born by zero-out widening")
+    fisher_images: int = _field(200, "collective", "images per task for the diagonal Fisher information", 1)
+    record_every: int = _field(1, "collective", "the gradient record looks at every k-th step", 1)
+    null_networks: int = _field(6, "collective", "untrained networks with random labels behind every null", 2)
+    null_steps: int = _field(2, "collective", "mini-batches per untrained network and task", 1)
+
+    # criteria and the learngene
+    criterion: str = _field("released", "criteria", "per-layer criterion that chooses the learngene")
+    threshold: float = _field(5e-10, "criteria", "threshold on gradient entries (released: 5e-10 CIFAR, 5e-4 ImageNet)", 0)
+    sign: str = _field("positive", "criteria", "count entries above the threshold: positive (as released) or absolute")
+    n_blocks: int = _field(3, "criteria", "blocks in the learngene (paper: 3)", 1)
+    layers: tuple[str, ...] = _field((), "criteria", "blocks chosen by hand, e.g. conv11, conv12, conv13; (): by criterion")
+
+    # target tasks and individual models
+    n_target_tasks: int = _field(20, "targets", "target tasks of novel classes (released: 5 or 10)", 1)
+    n_way: int = _field(5, "targets", "classes per target task", 2)
+    shots: tuple[int, ...] = _field((10,), "targets", "support images per class; smaller sets are prefixes of larger ones", 1)
+    n_inits: int = _field(2, "targets", "initial weights per target task; every method starts from the same ones", 1)
+    individual_epochs: int = _field(30, "targets", "epochs of an individual (released: 30)", 1)
+    individual_batch: int = _field(25, "targets", "images per step of an individual (released: 32)", 2)
+    individual_rate: float = _field(0.02, "targets", "peak learning rate of individuals (released: 0.005)", 1e-8, 10)
+    individual_rates: tuple[str, ...] = _field((), "targets", "exceptions, each 'family:method=rate', from `learngene tune`")
+    individual_schedule: str = _field("cosine", "targets", "learning rate over an individual's training")
+    individual_hidden: tuple[int, ...] = _field((), "targets", "hidden layers of a light individual's classifier", 1)
+    methods: tuple[str, ...] = _field(ALL_METHODS, "reconstruct", "methods that are compared")
+    individual_ewc: float = _field(1.0, "reconstruct", "strength of EWC towards the inherited weights (learngene_ewc)", 0)
+
+    # pseudo-tasks of the open-world classes, for tuning only
+    tune_tasks: int = _field(6, "tune", "pseudo-tasks of open-world classes used by `learngene tune`", 2)
+    tune_rates: tuple[float, ...] = _field((0.005, 0.01, 0.02, 0.05, 0.1), "tune", "learning rates tried", 1e-8, 10)
+    tune_ewc: tuple[float, ...] = _field((0.1, 1.0, 10.0), "tune", "EWC strengths tried for learngene_ewc", 0)
+
+    # the machine (outside every hash; resolved into machine.json)
+    device: str = _field("auto", "", "auto, cpu, cuda or mps")
+    workers: int = _field(0, "", "workers over independent individuals; 0: as many as processors, at most 2 on a CPU", 0, 256)
+    threads: int = _field(1, "", "threads of one training loop; 0: all there are (more than one pays only on large networks)", 0)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        _check_together(self)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Config:
+        """The named preset with `changes`. Raises ValueError for an unknown preset, name or bad value."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}{_nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+        return cls(preset_name=name).replace(**{**PRESETS[name], **changes})
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with `changes`; unknown names and bad values raise ValueError."""
+        for name in changes:
+            if name not in FIELDS:
+                raise ValueError(f"unknown parameter {name!r}{_nearest(name, FIELDS)}")
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Config:
+        """The configuration that a notebook's parameter cells describe: `Config.from_notebook(globals())`.
+
+        Plain papermill only warns of a misspelt parameter and turns `-p flip false` into a (true) string; here both are
+        refused, whoever started the notebook. A value of None means: as the preset has it.
+
+        Raises ValueError for a name that is neither a field nor `out`, and for a value of the wrong type.
+        """
+        plain = {
+            name: value
+            for name, value in namespace.items()
+            if not name.startswith("_")
+            and name not in ("In", "Out")
+            and (value is None or isinstance(value, bool | int | float | str | list | tuple | dict))
+        }
+        # A lecturer runs the set-up cell again after others have made variables: only the first call sees the parameters
+        # alone, so later calls look at those names and at fields.
+        known = namespace.setdefault("_learngene_parameters", set(plain))
+        for name in plain:
+            if name in known and name not in FIELDS and name not in RUN_NAMES:
+                raise ValueError(f"unknown parameter {name!r}{_nearest(name, [*FIELDS, *RUN_NAMES])}")
+        changes = {name: value for name, value in plain.items() if name in FIELDS and value is not None}
+        return cls.preset(plain.get("preset") or "lecture", **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; `Config.from_dict` reads them back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """The configuration with exactly these values. Raises ValueError for unknown names and bad values."""
+        return cls().replace(**values)
+
+    def fields_of(self, stage: str) -> dict[str, Any]:
+        """The values a stage and everything before it read; what its hash covers."""
+        stages = {stage}
+        while missing := {before for s in stages for before in STAGES[s]} - stages:
+            stages |= missing
+        values = self.to_dict()
+        return {name: values[name] for name, field in FIELDS.items() if field.metadata["stage"] in stages}
+
+    def stage_hash(self, stage: str) -> str:
+        """16 hexadecimal digits over `fields_of(stage)`; equal configurations give equal hashes on any machine."""
+        text = json.dumps(self.fields_of(stage), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def rate(self, family: str, method: str) -> float:
+        """Learning rate of one method's individuals."""
+        for entry in self.individual_rates:
+            name, value = entry.split("=")
+            if name == f"{family}:{method}":
+                return float(value)
+        return self.individual_rate
+
+    @property
+    def start_widths(self) -> tuple[int, ...]:
+        """Widths of the collective before any growth; with growth 'none' these are the final widths."""
+        return self._scaled(PAPER_FINAL_WIDTHS if self.growth == "none" else PAPER_WIDTHS)
+
+    @property
+    def final_widths(self) -> tuple[int, ...]:
+        """Widths of the collective after all growth."""
+        return self._scaled(PAPER_FINAL_WIDTHS)
+
+    def _scaled(self, widths: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(max(self.min_width, width // self.width_divisor) for width in widths)
+
+
+FIELDS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Config)}
+_TYPES = typing.get_type_hints(Config)
+RUN_NAMES = ("preset", "out")  # what a parameter cell may hold beside fields: the preset and the run folder
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """`value` as the field's type, or a ValueError that names the field."""
+    kind, name = _TYPES[field.name], field.name
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple):
+            # One number is the common case `shots=20`; a string is what `papermill -p layers '[..]'` passes.
+            if item is str or isinstance(value, str):
+                raise ValueError(f"{name} takes a list, not {value!r} (with papermill: -y '{{{name}: [...]}}')")
+            value = (value,)
+        if name in ("shots", "methods", "layers") and len(set(value)) != len(value):
+            raise ValueError(f"{name} holds {value!r}: each value once")
+        return tuple(_scalar(field, item, v) for v in value)
+    return _scalar(field, kind, value)
+
+
+def _scalar(field: dataclasses.Field, kind: type, value: Any) -> Any:
+    name = field.name
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not kind:
+        hint = " (with papermill write True or False)" if kind is bool else ""
+        raise ValueError(f"{name} takes {kind.__name__}, not {value!r} of type {type(value).__name__}{hint}")
+    if kind in (int, float):
+        low, high = field.metadata["low"], field.metadata["high"]
+        if not (low <= value <= high) or math.isinf(value):
+            raise ValueError(f"{name} = {value} is out of range: {_range(low, high)}")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ValueError(
+            f"unknown {name} {value!r}{_nearest(value, _CHOICES[name])}; there are {', '.join(_CHOICES[name])}"
+        )
+    return value
+
+
+def _range(low: float, high: float) -> str:
+    return f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+
+
+def _check_together(cfg: Config) -> None:
+    """Rules between fields. Raises ValueError."""
+    if cfg.preset_name not in PRESETS:
+        raise ValueError(
+            f"unknown preset {cfg.preset_name!r}{_nearest(cfg.preset_name, PRESETS)}; there are {', '.join(PRESETS)}"
+        )
+    for name in ("shots", "methods", "tune_rates"):
+        if not getattr(cfg, name):
+            raise ValueError(f"{name} is empty")
+    known = {method for methods in METHODS.values() for method in methods}
+    for method in cfg.methods:
+        if method not in known:
+            raise ValueError(
+                f"unknown method {method!r} in methods{_nearest(method, known)}; there are {', '.join(sorted(known))}"
+            )
+    for entry in cfg.individual_rates:
+        family, _, rest = entry.partition(":")
+        method, _, value = rest.partition("=")
+        try:
+            good = method in METHODS.get(family, ()) and float(value) > 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(
+                f"individual_rates holds {entry!r}: each entry reads 'family:method=rate', e.g. 'light:scratch=0.02'"
+            )
+    if cfg.n_blocks > len(PAPER_WIDTHS):
+        raise ValueError(f"n_blocks = {cfg.n_blocks}: the collective has {len(PAPER_WIDTHS)} blocks")

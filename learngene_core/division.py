@@ -1,0 +1,238 @@
+"""Which classes are base, open-world and novel; which images are held out; the source tasks and the target tasks.
+
+The 64/16/20 division is the paper's (appendix A.1.2). The paper's prose says 60 base classes and its table lists 65, one of
+them twice; without the double entry it is 64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from .config import Config
+from .files import StudyError, read_json, say, write_json
+from .images import ImageSet
+from .runs import Run
+from .streams import numpy_generator
+
+MANIFESTS = Path(__file__).with_name("splits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """Disjoint tuples of class names. Raises StudyError where a class stands twice."""
+
+    base: tuple[str, ...]
+    open_world: tuple[str, ...]
+    novel: tuple[str, ...]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for group in ("base", "open_world", "novel"):
+            for name in getattr(self, group):
+                if name in seen:
+                    raise StudyError(
+                        f"class {name!r} stands in {seen[name]} and again in {group}; a division is disjoint"
+                    )
+                seen[name] = group
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceTask:
+    """One task of the sequence: its number (from 1), classes, and image indices: train, validation, test."""
+
+    number: int
+    classes: tuple[str, ...]
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetTask:
+    """An n-way task: support (n_way, pool) image indices, of which the first `shots` columns are used; query (n_way, k)."""
+
+    number: int
+    classes: tuple[str, ...]
+    support: np.ndarray
+    query: np.ndarray
+
+
+def divide(imgs: ImageSet, cfg: Config, run: Run | None = None) -> Division:
+    """The class division: from a JSON of the user's (`cfg.split`), from the data's own manifest, or drawn by seed.
+
+    With a run it is written to `division.json`, or checked against the one there.
+
+    Raises StudyError for a class that is missing from the images, and where images or classes are too few.
+    """
+    if run is not None and run.done("division"):
+        stored = read_json(run.path / "division.json")
+        if stored["images"] != imgs.fingerprint:
+            raise StudyError(
+                f"{run.path} was made from other images than these; choose another --out or --redo division"
+            )
+        say("division: found in the run folder, loaded")
+        return Division(*(tuple(stored[k]) for k in ("base", "open_world", "novel")), name=stored["name"])
+    manifest = MANIFESTS / f"{imgs.name}.json"
+    if cfg.split and cfg.split != "seed":
+        div = _from_json(Path(cfg.split).expanduser())
+    elif manifest.exists() and not cfg.split:
+        div = _from_json(manifest)
+    else:
+        div = _by_seed(imgs.class_names, cfg)
+    _check(div, imgs, cfg)
+    if run is not None:
+        with run.computing("division", ["division.json"]):
+            write_json(
+                run.path / "division.json",
+                {
+                    "name": div.name,
+                    "data": imgs.name,
+                    "images": imgs.fingerprint,
+                    "seed": cfg.seed,
+                    "base": list(div.base),
+                    "open_world": list(div.open_world),
+                    "novel": list(div.novel),
+                },
+            )
+        say("division: made and saved")
+    return div
+
+
+def _from_json(path: Path) -> Division:
+    values = read_json(path)
+    try:
+        groups = [tuple(values[k]) for k in ("base", "open_world", "novel")]
+    except (KeyError, TypeError):
+        raise StudyError(f"{path} is no division: it needs the lists base, open_world and novel") from None
+    if not all(isinstance(name, str) for group in groups for name in group):
+        raise StudyError(f"{path} is no division: class names are strings")
+    return Division(*groups, name=str(values.get("standard_name") or values.get("name") or path.name))
+
+
+def _by_seed(names: tuple[str, ...], cfg: Config) -> Division:
+    """64 : 16 : 20 by a seeded permutation, with at least n_way novel classes."""
+    if len(names) < 2 * cfg.n_way + 1:
+        raise StudyError(
+            f"{len(names)} classes are too few to divide: {2 * cfg.n_way + 1} are needed for n_way = {cfg.n_way}"
+        )
+    order = numpy_generator(cfg.seed, "division").permutation(len(names))
+    n_novel = max(cfg.n_way, round(0.20 * len(names)))
+    n_open = max(1, round(0.16 * len(names)))
+    n_base = len(names) - n_open - n_novel
+    parts = np.split(order, [n_base, n_base + n_open])
+    return Division(
+        *(tuple(names[i] for i in sorted(part)) for part in parts),
+        name=f"{n_base}/{n_open}/{n_novel} by seed {cfg.seed}",
+    )
+
+
+def _check(div: Division, imgs: ImageSet, cfg: Config) -> None:
+    for group in ("base", "open_world", "novel"):
+        missing = [n for n in getattr(div, group) if n not in imgs.class_names]
+        if missing:
+            raise StudyError(
+                f"{len(missing)} {group} classes of the division are not in the images: {', '.join(missing[:5])}"
+            )
+    if len(div.novel) < cfg.n_way:
+        raise StudyError(f"n_way = {cfg.n_way}, but the division has {len(div.novel)} novel classes")
+    if len(div.base) < cfg.source_way:
+        raise StudyError(f"source_way = {cfg.source_way}, but the division has {len(div.base)} base classes")
+
+
+def parts(imgs: ImageSet, name: str, n_train: int, n_held_out: int, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out image indices of one class, in a seeded order; 0 asks for all there are.
+
+    An official test split stays held out (unless `official_split` is False); without one the seed parts the images.
+
+    Raises StudyError when the class has too few images.
+    """
+    rng = numpy_generator(cfg.seed, "images", name)
+    if imgs.held_out is not None and cfg.official_split:
+        train, held = (rng.permutation(imgs.of_class(name, held_out=flag)) for flag in (False, True))
+        n_train, n_held_out = n_train or len(train), n_held_out or len(held)
+    else:
+        everything = rng.permutation(imgs.of_class(name))
+        n_held_out = n_held_out or len(everything) // 6
+        held, train = everything[:n_held_out], everything[n_held_out:]
+        n_train = n_train or len(train)
+    if len(train) < n_train or len(held) < n_held_out or n_train < 1 or n_held_out < 1:
+        raise StudyError(
+            f"class {name!r} has {len(train)} training and {len(held)} held-out images; "
+            f"{max(n_train, 1)} and {max(n_held_out, 1)} are asked for"
+        )
+    return train[:n_train], held[:n_held_out]
+
+
+def source_tasks(imgs: ImageSet, div: Division, cfg: Config) -> list[SourceTask]:
+    """The sequence of source tasks. Held-out images of each base class are split in validation and test.
+
+    `disjoint`: each base class in at most one task; `overlap`: classes redrawn per task, as in the released scripts.
+
+    Raises StudyError when disjoint tasks need more base classes than there are.
+    """
+    rng = numpy_generator(cfg.seed, "source tasks")
+    if cfg.source_draw == "disjoint":
+        if cfg.n_source_tasks * cfg.source_way > len(div.base):
+            raise StudyError(
+                f"{cfg.n_source_tasks} disjoint source tasks of {cfg.source_way} classes need more than the "
+                f"{len(div.base)} base classes; use source_draw=overlap or fewer tasks"
+            )
+        order = rng.permutation(len(div.base))[: cfg.n_source_tasks * cfg.source_way]
+        draws = order.reshape(cfg.n_source_tasks, cfg.source_way)
+    else:
+        draws = np.stack([rng.choice(len(div.base), cfg.source_way, replace=False) for _ in range(cfg.n_source_tasks)])
+    tasks = []
+    for number, draw in enumerate(draws, 1):
+        classes = tuple(div.base[i] for i in draw)
+        pairs = [parts(imgs, name, cfg.source_images, cfg.held_out_images, cfg) for name in classes]
+        held = [np.array_split(held, 2) for _, held in pairs]
+        tasks.append(
+            SourceTask(
+                number,
+                classes,
+                np.concatenate([train for train, _ in pairs]),
+                np.concatenate([v for v, _ in held]),
+                np.concatenate([t for _, t in held]),
+            )
+        )
+    return tasks
+
+
+def target_tasks(
+    imgs: ImageSet, div: Division, cfg: Config, *, group: str = "novel", n_tasks: int | None = None
+) -> list[TargetTask]:
+    """Target tasks of novel classes (or pseudo-tasks: `group="open_world"`). Queries are the same for all shots.
+
+    Raises StudyError when the classes or the images per class do not suffice.
+    """
+    classes = getattr(div, group)
+    if len(classes) < cfg.n_way:
+        raise StudyError(f"n_way = {cfg.n_way}, but there are {len(classes)} {group} classes")
+    tasks = []
+    for number in range(1, (n_tasks or cfg.n_target_tasks) + 1):
+        rng = numpy_generator(cfg.seed, "target task", group, number)
+        chosen = tuple(classes[i] for i in rng.choice(len(classes), cfg.n_way, replace=False))
+        pairs = [parts(imgs, name, cfg.support_pool, cfg.query_images, cfg) for name in chosen]
+        smallest = min(len(pool) for pool, _ in pairs)
+        if max(cfg.shots) > smallest:
+            raise StudyError(f"shots = {max(cfg.shots)}, but a {group} class has a support pool of {smallest} images")
+        support = np.stack([rng.permutation(pool)[: max(cfg.shots)] for pool, _ in pairs])
+        n_query = min(len(query) for _, query in pairs)
+        tasks.append(TargetTask(number, chosen, support, np.stack([query[:n_query] for _, query in pairs])))
+    return tasks
+
+
+def describe(div: Division) -> str:
+    """The division as a person reads it."""
+    lines = [f"division: {div.name}"]
+    lines += [
+        f"{group:>10} ({len(names)}): {', '.join(names)}"
+        for group, names in json.loads(json.dumps(dataclasses.asdict(div))).items()
+        if group != "name"
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,290 @@
+"""Few-shot reconstruction: individual models, their controls and baselines, on identical tasks, weights and batches.
+
+Two families, never compared across: `light` (four fresh blocks, the learngene, a fresh head: the paper's form) and
+`same_shape` (the collective's own shape, any blocks inherited, the rest fresh). Every individual starts from its own copy
+of the initial weights that belong to its task and number; nothing passes from one target task to the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .baselines import nearest_class_mean
+from .checkpoints import Collective
+from .config import Config
+from .division import TargetTask
+from .files import StudyError, say
+from .images import ImageSet
+from .learngene import Learngene, light_shape
+from .machine import Machine
+from .network import ConvNet
+from .presets import METHODS
+from .runs import Run
+from .stack import Stack
+from .streams import generator
+from .training import Penalty, Recipe, evaluate, fit, stack_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to make an individual: family, method, learning rate, EWC strength (0: none)."""
+
+    family: str
+    method: str
+    rate: float
+    ewc: float = 0.0
+
+
+def arms_of(cfg: Config, methods: Sequence[str]) -> list[Arm]:
+    """Every family's arms among `methods`, in the order of `config.METHODS`. Raises ValueError for an unknown method."""
+    unknown = set(methods) - {m for known in METHODS.values() for m in known}
+    if unknown:
+        raise ValueError(
+            f"unknown method {sorted(unknown)[0]!r}; there are {', '.join(m for k in METHODS.values() for m in k)}"
+        )
+    return [
+        Arm(family, method, cfg.rate(family, method), cfg.individual_ewc if method == "learngene_ewc" else 0.0)
+        for family, known in METHODS.items()
+        if family != "none"
+        for method in known
+        if method in methods
+    ]
+
+
+def inherited(family: str, method: str, gene: Learngene, col: Collective, cfg: Config) -> Learngene | None:
+    """What an arm inherits, cut (copied) from its ancestor; None for `scratch`.
+
+    `random`: the learngene's blocks from an untrained collective; `first`: as many blocks from the first on; `full`: all.
+    """
+    names = col.model.block_names
+    if method in ("learngene", "learngene_ewc"):
+        return gene
+    if method == "random":
+        untrained = ConvNet.from_shape(col.model.shape, generator=generator(cfg.seed, "untrained collective"))
+        return Learngene.from_model(untrained, gene.layers)
+    if method in ("first", "full"):
+        return Learngene.from_model(col.model, names[: len(gene.layers)] if method == "first" else names)
+    return None
+
+
+def family_shape(family: str, gene: Learngene, col: Collective, cfg: Config) -> dict:
+    """Shape of a family's individuals."""
+    if family == "light":
+        return light_shape(gene, cfg.n_way, cfg)
+    return {**col.model.shape, "n_classes": cfg.n_way, "dropout": 0.0}
+
+
+def evaluate_few_shot(
+    gene: Learngene,
+    col: Collective,
+    imgs: ImageSet,
+    tgt: Sequence[TargetTask],
+    cfg: Config,
+    *,
+    methods: Sequence[str] | None = None,
+    run: Run | None = None,
+) -> pd.DataFrame:
+    """Train and test every method on every target task; one row per individual (results.csv), accuracy in percent.
+
+    With a run, `results.csv` and `curves.csv` (mean training loss per epoch) are written, or loaded when they are there.
+
+    Raises StudyError for EWC with a learngene that has no Fisher, or a learngene that does not fit.
+    """
+    if run is not None and run.done("reconstruct"):
+        say("reconstruct: found in the run folder, loaded")
+        return run.read_table("results.csv")
+    methods = cfg.methods if methods is None else methods
+    work = Reconstruction(gene, col, imgs, cfg, arms_of(cfg, methods), run)
+    if run is None:
+        return work.table(tgt, "ncm" in methods)
+    with run.computing("reconstruct", ["results.csv", "curves.csv"]):
+        results = work.table(tgt, "ncm" in methods)
+        run.write_table("results.csv", results)
+        run.write_table("curves.csv", results.attrs["curves"])
+    say(f"reconstruct: {len(results)} individuals trained and tested on {len(tgt)} target tasks, saved")
+    return results
+
+
+class Reconstruction:
+    """Trains the arms of every target task and set of initial weights, in stacks, on the machine's workers."""
+
+    def __init__(
+        self,
+        gene: Learngene,
+        col: Collective,
+        imgs: ImageSet,
+        cfg: Config,
+        arms: list[Arm],
+        run: Run | None,
+        stage: str = "reconstruct",
+    ):
+        self.gene, self.col, self.imgs, self.cfg, self.arms, self.run, self.stage = (
+            gene,
+            col,
+            imgs,
+            cfg,
+            arms,
+            run,
+            stage,
+        )
+        self.machine = run.machine if run is not None else Machine.resolve(cfg)
+        self.device = torch.device(self.machine.device)
+        self.mean, self.std = (torch.tensor(v, device=self.device) for v in (gene.mean, gene.std))
+        self.genes = {(a.family, a.method): inherited(a.family, a.method, gene, col, cfg) for a in arms}
+        if any(a.ewc for a in arms) and gene.fisher is None:
+            raise StudyError(
+                "learngene_ewc needs the Fisher information, and this learngene has none; "
+                "cut it again with its Fisher or leave the method out"
+            )
+
+    def table(self, tgt: Sequence[TargetTask], ncm: bool) -> pd.DataFrame:
+        """Run all jobs on the workers; rows are sorted, so they do not depend on who finished first."""
+        jobs = [(task, init) for task in tgt for init in range(1, self.cfg.n_inits + 1)]
+        rows, curves = [], []
+        threads = self.machine.threads if self.machine.workers == 1 else 1
+        with ThreadPoolExecutor(self.machine.workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+            futures = [pool.submit(self._job, task, init) for task, init in jobs]
+            try:
+                for done, future in enumerate(as_completed(futures), 1):
+                    job_rows, job_curves = future.result()
+                    rows += job_rows
+                    curves += job_curves
+                    if self.run is not None:
+                        self.run.progress(
+                            self.stage, done, len(jobs), f"{done} of {len(jobs)} tasks and initial weights"
+                        )
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        self.machine.use()
+        if ncm:
+            rows += nearest_class_mean(self.col, self.imgs, tgt, self.cfg, self.device)
+        table = pd.DataFrame(rows)
+        names = dict.fromkeys(m for known in METHODS.values() for m in known)
+        order = {m: i for i, m in enumerate(names)}
+        keys = ["family", "method", "rate", "ewc", "shots", "target_task", "init"]
+        table = table.sort_values(keys, key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True)
+        table.attrs["curves"] = _mean_curves(pd.DataFrame(curves))
+        return table
+
+    def _job(self, task: TargetTask, init: int) -> tuple[list[dict], list[dict]]:
+        """All arms of one target task and one set of initial weights, for every number of shots."""
+        rows, curves = [], []
+        query = torch.from_numpy(task.query)
+        query_images = self.imgs.images[query.flatten()].to(self.device)
+        query_labels = torch.arange(len(query)).repeat_interleave(query.shape[1]).to(self.device)
+        for shots in self.cfg.shots:
+            support = torch.from_numpy(task.support[:, :shots])
+            images = self.imgs.images[support.flatten()].to(self.device)
+            labels = torch.arange(len(support)).repeat_interleave(shots).to(self.device)
+            for arms in self._stacks():
+                stack, history = self._train(arms, task, init, shots, images, labels)
+                accuracy = evaluate(stack, query_images, query_labels, self.mean, self.std).tolist()
+                for i, arm in enumerate(arms):
+                    rows.append(self._row(arm, task, init, shots, accuracy[i], history, i))
+                    curves += [
+                        {
+                            "family": arm.family,
+                            "method": arm.method,
+                            "shots": shots,
+                            "epoch": h["epoch"],
+                            "target_task": task.number,
+                            "loss": float(h["loss"][i]),
+                            "accuracy": float(h["accuracy"][i]),
+                        }
+                        for h in history
+                    ]
+        return rows, curves
+
+    def _stacks(self) -> list[list[Arm]]:
+        """Arms that train together: one family, one rate. Composed by the configuration, never by the machine's mood."""
+        groups: dict[tuple, list[Arm]] = {}
+        for arm in self.arms:
+            # at most one arm with EWC in a stack: the penalty's value is then that arm's alone
+            rivals = {a.ewc for a in self.arms if (a.family, a.rate) == (arm.family, arm.rate) and a.ewc}
+            groups.setdefault((arm.family, arm.rate, sorted(rivals).index(arm.ewc) if arm.ewc else 0), []).append(arm)
+        return list(groups.values())
+
+    def _train(
+        self, arms: list[Arm], task: TargetTask, init: int, shots: int, images: Tensor, labels: Tensor
+    ) -> tuple[Stack, list[dict]]:
+        cfg, family = self.cfg, arms[0].family
+        start = functools.partial(ConvNet.from_shape, family_shape(family, self.gene, self.col, cfg))
+        networks = []
+        for arm in arms:
+            # made anew for every arm from the same stream: equal initial weights, no shared tensor
+            net = start(generator=generator(cfg.seed, "individual weights", family, task.number, init))
+            gene = self.genes[arm.family, arm.method]
+            networks.append(gene.inherit_into(net) if gene is not None else net)
+        stack = Stack(networks).to(self.device)
+        recipe = Recipe(
+            cfg.individual_epochs,
+            cfg.individual_batch,
+            arms[0].rate,
+            cfg.individual_schedule,
+            cfg.momentum,
+            cfg.weight_decay,
+            cfg.shift,
+            cfg.flip,
+            self.mean,
+            self.std,
+        )
+        history = fit(
+            stack,
+            images,
+            labels,
+            stack_loss,
+            recipe,
+            penalty=self._penalty(stack, arms),
+            stream=lambda epoch: generator(cfg.seed, "support batches", task.number, init, epoch),
+            where=f"target task {task.number}, {family}, {shots} shots",
+        )
+        return stack, history
+
+    def _penalty(self, stack: Stack, arms: list[Arm]) -> Penalty | None:
+        """EWC towards the inherited weights, for the arms that have it; the others' Fisher is zero."""
+        if not any(arm.ewc for arm in arms):
+            return None
+        named = {f"blocks.{n}": f for n, f in self.gene.fisher.items()}
+        fisher = stack.join([{n: f * arm.ewc for n, f in named.items()} if arm.ewc else {} for arm in arms])
+        return Penalty(stack, dict(stack.named_parameters()), fisher, 1.0, "penalty")
+
+    def _row(
+        self, arm: Arm, task: TargetTask, init: int, shots: int, accuracy: float, history: list[dict], i: int
+    ) -> dict:
+        gene = self.genes[arm.family, arm.method]
+        loss, penalty = float(history[-1]["loss"][i]), float(history[-1]["penalty"]) if arm.ewc else 0.0
+        total = sum(float(h["loss"][i]) for h in history)
+        pulled = sum(float(h["penalty"]) for h in history) if arm.ewc else 0.0
+        return {
+            "family": arm.family,
+            "method": arm.method,
+            "shots": shots,
+            "target_task": task.number,
+            "init": init,
+            "accuracy": accuracy,
+            "final_loss": loss + penalty,
+            "rate": arm.rate,
+            "ewc": arm.ewc,
+            "ewc_share": 100 * pulled / (total + pulled),
+            "inherited": "" if gene is None else f"{gene.layers[0]}-{gene.layers[-1]}",
+            "inherited_parameters": 0 if gene is None else gene.n_parameters,
+        }
+
+
+def _mean_curves(curves: pd.DataFrame) -> pd.DataFrame:
+    """Training loss and accuracy per epoch: tasks are the units (initial weights averaged first)."""
+    if curves.empty:
+        return pd.DataFrame(columns=["family", "method", "shots", "epoch", "loss", "loss_sd", "accuracy", "n_tasks"])
+    keys = ["family", "method", "shots", "epoch"]
+    tasks = curves.groupby([*keys, "target_task"], as_index=False)[["loss", "accuracy"]].mean()
+    return tasks.groupby(keys, as_index=False).agg(
+        loss=("loss", "mean"), loss_sd=("loss", "std"), accuracy=("accuracy", "mean"), n_tasks=("loss", "size")
+    )

@@ -1,0 +1,51 @@
+"""The machine a run is made on: resolved once, written to `machine.json`, reused when the run is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+
+from .config import Config
+from .files import StudyError
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What changes rounding or speed and nothing else; resolved once per run folder and reused when it is resumed."""
+
+    device: str
+    threads: int
+    workers: int
+    channels_last: bool
+    torch: str
+    system: str
+    processors: int
+
+    @classmethod
+    def resolve(cls, cfg: Config) -> Machine:
+        """The machine this process runs on, as `cfg` asks for it. Raises StudyError for a device that is not there."""
+        import torch
+
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        device = cfg.device
+        if device == "auto":
+            device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+        if not available.get(device.split(":")[0], False):
+            raise StudyError(f"device {device!r} is not available here; use --set device=auto")
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cls(
+            device=device,
+            threads=cfg.threads or processors,
+            channels_last=True,
+            workers=cfg.workers or (min(2, processors) if device == "cpu" else 1),
+            torch=torch.__version__,
+            system=f"{platform.system()} {platform.machine()}",
+            processors=processors,
+        )
+
+    def use(self) -> None:
+        """Apply the thread count to this process."""
+        import torch
+
+        torch.set_num_threads(self.threads)

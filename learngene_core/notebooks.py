@@ -1,0 +1,198 @@
+"""Notebooks run headlessly: a strict wrapper around papermill, the cleaning of committed notebooks, and the report.
+
+Papermill itself warns of a misspelt parameter and goes on, passes `-p flip false` as a (true) string, turns tuples into
+strings and injects into a notebook without a parameters cell in vain. Here each of these is refused before a kernel starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import FIELDS, RUN_NAMES, Config
+from .files import StudyError, atomic
+
+KERNEL = "python3"
+
+
+def folder() -> Path:
+    """Where the numbered notebooks are: in the package when it was installed as a wheel, else beside it."""
+    inside = Path(__file__).with_name("notebooks")
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "notebooks"
+
+
+def numbered(pattern: str = "[0-9]*.ipynb") -> list[Path]:
+    """The study's notebooks in order. Raises StudyError when there are none."""
+    found = sorted(folder().glob(pattern))
+    if not found:
+        raise StudyError(f"there is no notebook {pattern} in {folder()}")
+    return found
+
+
+def read(path: Path) -> Any:
+    """A notebook. Raises StudyError when it is missing or no notebook."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise StudyError(f"there is no notebook {path}") from None
+    except Exception as error:  # nbformat raises whatever its JSON reader and its schema do
+        raise StudyError(f"{path} is no readable notebook: {str(error).splitlines()[0][:200]}") from None
+
+
+def checked_parameters(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as plain values that a notebook may be given.
+
+    Raises StudyError when the notebook has not exactly one `parameters` cell, and ValueError for a name that is no field
+    of `Config` (nor `preset` or `out`) and for a value of the wrong type.
+    """
+    tagged = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1 or tagged[0].cell_type != "code":
+        raise StudyError(f"{path.name} has {len(tagged)} parameters cells; papermill needs exactly one")
+    plain = {name: _plain(value) for name, value in parameters.items()}
+    for name in plain:
+        if name not in FIELDS and name not in RUN_NAMES:
+            Config().replace(**{name: None})  # raises, with the nearest name
+    for name in RUN_NAMES:
+        if not isinstance(plain.get(name, ""), str):
+            raise ValueError(f"{name} takes str, not {plain[name]!r}")
+    changes = {k: v for k, v in plain.items() if k in FIELDS and v is not None}
+    Config.preset(plain.get("preset", "lecture"), **changes)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, NumPy to Python, paths to strings: what papermill would stringify or refuse."""
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+
+
+def parameters_of(cfg: Config, out: Path) -> dict[str, Any]:
+    """The notebook parameters that give exactly `cfg` and the run folder `out`: the preset and what differs from it."""
+    preset = Config.preset(cfg.preset_name).to_dict()
+    changed = {k: v for k, v in cfg.to_dict().items() if preset[k] != v}
+    return {"preset": cfg.preset_name, **changed, "out": str(out)}
+
+
+@contextlib.contextmanager
+def _quiet_kernels() -> Iterator[None]:
+    """An IPython folder for the kernels without the warning that each prints about its transport, and without history."""
+    with tempfile.TemporaryDirectory(prefix="learngene-ipython-") as home:
+        profile = Path(home, "profile_default")
+        profile.mkdir()
+        profile.joinpath("ipython_kernel_config.py").write_text(
+            "c.IPKernelApp.log_level = 40\nc.HistoryManager.enabled = False\n", encoding="utf-8"
+        )
+        before = os.environ.get("IPYTHONDIR")
+        os.environ["IPYTHONDIR"] = home
+        try:
+            yield
+        finally:
+            os.environ.pop("IPYTHONDIR")
+            if before is not None:
+                os.environ["IPYTHONDIR"] = before
+
+
+def execute(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+    """Run one notebook with checked parameters; the executed copy is kept in `output`, also when a cell fails.
+
+    Raises StudyError that names the notebook, the cell and the error.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    parameters = checked_parameters(path, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # papermill warns of every parameter that the cell does not name; they are checked fields
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        with _quiet_kernels():
+            papermill.execute_notebook(
+                path, output, parameters, kernel_name=KERNEL, progress_bar=False, log_output=False, cwd=str(Path.cwd())
+            )
+    except papermill.PapermillExecutionError as error:
+        kind = "" if error.ename == "StudyError" else f"{error.ename}: "
+        raise StudyError(f"{path.name}, cell {error.cell_index + 1}: {kind}{error.evalue} (see {output})") from None
+    except (CellTimeoutError, DeadKernelError) as error:
+        raise StudyError(f"{path.name}: {str(error).splitlines()[0]} (see {output})") from None
+
+
+def source_hash(notebook: Any) -> str:
+    """16 hexadecimal digits over the code cells, without the injected parameters."""
+    sources = [
+        c.source
+        for c in notebook.cells
+        if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])
+    ]
+    return hashlib.sha256("\x00".join(sources).encode()).hexdigest()[:16]
+
+
+def clean(executed: Any) -> Any:
+    """An executed notebook as it is committed: outputs stay; injected cell, papermill's and editors' metadata go.
+
+    The hash of the code that made the outputs is noted, so that a test can tell when code changed afterwards.
+    """
+    executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in executed.cells:
+        cell.metadata = type(cell.metadata)({k: v for k, v in cell.metadata.items() if k == "tags" and v})
+        for output in cell.get("outputs", []):
+            output.get("metadata", {}).clear()
+            # widget views need the kernel that made them; the static figure before each stands for them
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    for number, cell in enumerate((c for c in executed.cells if c.cell_type == "code"), 1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
+    kernel = {"display_name": "Python 3", "language": "python", "name": KERNEL}
+    executed.metadata = type(executed.metadata)(
+        {"kernelspec": kernel, "language_info": {"name": "python"}, "learngene": {"executed": source_hash(executed)}}
+    )
+    return executed
+
+
+def write(notebook: Any, path: Path) -> None:
+    """Write a notebook atomically."""
+    import nbformat
+
+    with atomic(path) as temporary:
+        temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+
+
+def write_report(paths: Sequence[Path], title: str, summary: str, target: Path) -> None:
+    """One self-contained HTML page of executed notebooks, one after the other, without code, pictures embedded.
+
+    summary: markdown that stands first.
+    """
+    import nbformat
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config as Traits
+
+    joined = nbformat.v4.new_notebook(
+        metadata={"title": title, "kernelspec": {"name": KERNEL, "display_name": "Python 3"}}
+    )
+    joined.cells.append(nbformat.v4.new_markdown_cell(f"# {title}\n\n{summary}"))
+    for path in paths:
+        for cell in clean(read(path)).cells:
+            cell.pop("id", None)
+            joined.cells.append(nbformat.from_dict({**cell, "id": f"c{len(joined.cells)}"}))
+    options = Traits()
+    options.HTMLExporter.exclude_input = True
+    options.HTMLExporter.exclude_output_prompt = True
+    options.HTMLExporter.exclude_input_prompt = True
+    options.HTMLExporter.embed_images = True
+    options.HTMLExporter.mathjax_url = ""
+    options.HTMLExporter.require_js_url = ""
+    body, _ = HTMLExporter(template_name="lab", config=options).from_notebook_node(joined)
+    with atomic(target) as temporary:
+        temporary.write_text(body, encoding="utf-8")

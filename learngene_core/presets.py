@@ -1,0 +1,49 @@
+"""The presets, and the numbers of the paper's network that they scale. Plain data; `config` checks it."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+# The paper's collective network (appendix Fig. 1, as METHOD reads it): 13 convolution blocks, the widths it starts from,
+# and the 20 widening steps as (block, share of that block's whole growth). Presets scale these, never change their shape.
+PAPER_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
+PAPER_FINAL_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+PAPER_POOLS = (2, 4, 7, 10, 13)
+PAPER_STEPS = (3, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13)
+
+METHODS = {
+    "light": ("scratch", "learngene", "learngene_ewc", "random"),
+    "same_shape": ("scratch", "learngene", "first", "full"),
+    "none": ("ncm",),
+}
+
+ALL_METHODS = ("scratch", "random", "learngene", "learngene_ewc", "first", "full", "ncm")
+
+# fmt: off
+_CIFAR = {"data": "cifar100", "source_images": 0, "held_out_images": 0, "support_pool": 0, "query_images": 0,
+          "shift": 4, "flip": True}
+_PAPER = {**_CIFAR, "n_source_tasks": 50, "source_way": 5, "source_draw": "overlap", "width_divisor": 1,
+          "hidden": (1024, 1024), "dropout": 0.5, "growth_start": 1, "epochs": 100, "first_task_epochs": 100,
+          "learning_rate": 0.001, "schedule": "constant", "individual_batch": 32, "individual_rate": 0.005,
+          "individual_schedule": "constant", "individual_hidden": (1024, 1024), "shots": (10, 20),
+          "n_target_tasks": 60, "threads": 0}
+PRESETS: types.MappingProxyType[str, dict[str, Any]] = types.MappingProxyType({
+    # tests: the whole chain in at most 2 minutes; results stay at chance and mean nothing
+    "smoke": {"source_images": 64, "held_out_images": 16, "support_pool": 40, "query_images": 20, "n_source_tasks": 4,
+              "source_way": 4, "width_divisor": 16, "epochs": 3, "first_task_epochs": 3, "batch_size": 32,
+              "fisher_images": 32, "null_networks": 3, "n_target_tasks": 4, "n_inits": 1,
+              "individual_epochs": 10, "tune_tasks": 2, "tune_rates": (0.01, 0.05), "tune_ewc": (1.0,)},
+    # teaching; these are the defaults of Config
+    "lecture": {},
+    # real images without a GPU: a quarter of the paper's widths, fewer tasks and epochs
+    "cifar-cpu": {**_CIFAR, "n_source_tasks": 20, "source_way": 5, "source_draw": "overlap", "width_divisor": 4,
+                  "epochs": 8, "first_task_epochs": 16, "shots": (10, 20), "individual_batch": 32, "n_target_tasks": 30,
+                  "record_every": 4, "threads": 0},
+    # the paper's protocol in its correct form: appendix and released README; one GPU
+    "paper": _PAPER,
+    "paper-imagenet": {**_PAPER, "data": "imagenet100", "image_size": 84, "threshold": 5e-4},
+    # what the released scripts compute: 5 target tasks, all 600 images of a class in training
+    "as-released": {**_PAPER, "official_split": False, "n_target_tasks": 5, "n_inits": 1},
+})
+# fmt: on

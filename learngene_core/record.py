@@ -1,0 +1,162 @@
+"""The gradient record as data: signed log-spaced histograms with exact edges, read without torch.
+
+Bins follow the bits of a float32: 8 per octave, about 27 per decade. Bin b holds the entries with
+`EDGES[b] < |entry| <= EDGES[b + 1]`, and both 5e-10 and 5e-4 (the released thresholds) are edges, so every count of entries
+above an edge is exact, strictly greater as in the released code, after the fact and for any edge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .files import StudyError, atomic
+
+SHIFT = 20  # 3 of the 23 mantissa bits stay: 8 bins per octave
+N_RAW = 2056  # raw bins per sign: 2^31 >> 20, and room for the offsets
+
+
+def _bits(value: float) -> int:
+    return int(np.float32(value).view(np.int32))
+
+
+def _align(bits: int, offset: int) -> int:
+    """The smallest offset >= `offset` that puts a bin edge just above the float with these bits."""
+    return offset + (-(bits + 1 + offset)) % (1 << SHIFT)
+
+
+# A float's bits are moved by an offset before the shift, larger from each pivot on. The first makes exact zero a bin of its
+# own; the others put the two released thresholds on edges.
+OFFSETS = [(1 << SHIFT) - 1]
+PIVOTS = [0]
+for _pivot, _edge in ((1e-12, 5e-10), (1e-6, 5e-4)):
+    PIVOTS.append(_bits(_pivot))
+    OFFSETS.append(_align(_bits(_edge), OFFSETS[-1]))
+
+
+def raw_bin(bits: np.ndarray) -> np.ndarray:
+    """Raw bin (0: exact zero) of the bits of |entry|; the NumPy reference of what `gradients` does on the device."""
+    offset = np.select([bits >= p for p in PIVOTS[::-1]], OFFSETS[::-1])
+    return (bits.astype(np.int64) + offset) >> SHIFT
+
+
+def _raw_lower_bits() -> np.ndarray:
+    """Smallest bits that fall in raw bin b or above, for b = 0 .. N_RAW."""
+    b = np.arange(N_RAW + 1, dtype=np.int64) << SHIFT
+    lower = np.full(len(b), np.iinfo(np.int64).max)
+    for pivot, end, offset in zip(PIVOTS, [*PIVOTS[1:], 1 << 31], OFFSETS, strict=True):
+        candidate = np.maximum(b - offset, pivot)
+        lower = np.minimum(lower, np.where(candidate < end, candidate, lower))
+    return lower
+
+
+_LOWER = _raw_lower_bits()
+FIRST = int(raw_bin(np.array([_bits(1e-15)]))[0])  # stored bins: smaller entries are folded into the first,
+LAST = int(raw_bin(np.array([_bits(1e3)]))[0])  # larger ones into the last
+EDGES = (_LOWER[FIRST : LAST + 1] - 1).astype(np.int32).view(np.float32)  # lower edges; entries are strictly above
+EDGES[0] = 0  # the first bin holds everything smaller too, so what lies above its lower edge is all that is not zero
+N_BINS = len(EDGES)
+
+
+def fold(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Raw counts (..., 2, N_RAW) to stored counts (..., 2, N_BINS) and zeros (...)."""
+    zeros = raw[..., 0].sum(-1)
+    counts = raw[..., FIRST : LAST + 1].copy()
+    counts[..., 0] += raw[..., 1:FIRST].sum(-1)
+    counts[..., -1] += raw[..., LAST + 1 :].sum(-1)
+    return counts, zeros
+
+
+def edge_index(threshold: float) -> int:
+    """Index of the edge nearest to `threshold`: exact for 0, 5e-10 and 5e-4, else within 6 % (on a log scale).
+
+    Raises ValueError for a threshold outside the record's range, about 1e-15 to 1e3, that is not 0.
+    """
+    if threshold == 0:
+        return 0
+    if not EDGES[1] / 1.1 <= threshold <= EDGES[-1] * 1.1:
+        raise ValueError(f"threshold {threshold:g} is outside the record's range {EDGES[1]:.1e} to {EDGES[-1]:.1e}")
+    return 1 + int(np.abs(np.log(EDGES[1:].astype(float)) - np.log(threshold)).argmin())
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What was seen of the weight gradients of every block, per task and epoch, and of untrained networks (the null).
+
+    layers: names (l,); task, epoch: (r,) numbers from 1; counts: (r, l, 2, N_BINS) entries above zero [0] and below [1],
+    summed over the epoch's recorded steps; zeros: (r, l); null_counts, null_zeros: the same for (n, ...) untrained
+    networks with random labels; table: one row per task, epoch and layer (gradients.csv). A layer that did not exist yet
+    has counts of zero.
+    """
+
+    layers: tuple[str, ...]
+    task: np.ndarray
+    epoch: np.ndarray
+    counts: np.ndarray
+    zeros: np.ndarray
+    null_counts: np.ndarray
+    null_zeros: np.ndarray
+    table: pd.DataFrame
+    null_table: pd.DataFrame
+
+    def fraction(self, threshold: float, sign: str = "positive") -> np.ndarray:
+        """Share of gradient entries above the edge nearest to `threshold`, (r, l): entries > t, or |entries| > t.
+
+        With `positive` this is the released count (METHOD 1.4). Raises ValueError for a threshold out of range.
+        """
+        return share_above(self.counts, self.zeros, edge_index(threshold), sign)
+
+    def null_fraction(self, threshold: float, sign: str = "positive") -> np.ndarray:
+        """`fraction` of the untrained networks, (n, l)."""
+        return share_above(self.null_counts, self.null_zeros, edge_index(threshold), sign)
+
+    def save(self, folder: Path) -> None:
+        """Write `histograms.npz` and `gradients.csv` into `folder`."""
+        with atomic(folder / "histograms.npz") as path, open(path, "wb") as file:
+            np.savez_compressed(
+                file,
+                layers=np.array(self.layers),
+                edges=EDGES,
+                task=self.task,
+                epoch=self.epoch,
+                counts=self.counts,
+                zeros=self.zeros,
+                null_counts=self.null_counts,
+                null_zeros=self.null_zeros,
+            )
+        both = pd.concat([self.table.assign(network="collective"), self.null_table.assign(network="untrained")])
+        with atomic(folder / "gradients.csv") as path:
+            both.to_csv(path, index=False, lineterminator="\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """Read a run folder's record, without torch. Raises StudyError when it is missing or damaged."""
+        folder = Path(folder)
+        try:
+            with np.load(folder / "histograms.npz", allow_pickle=False) as arrays:
+                values = {name: arrays[name] for name in arrays.files}
+            table = pd.read_csv(folder / "gradients.csv")
+            groups = {k: t.drop(columns="network").reset_index(drop=True) for k, t in table.groupby("network")}
+            if not np.array_equal(values.pop("edges"), EDGES):
+                raise ValueError("its bins are not this version's")
+            values["layers"] = tuple(str(n) for n in values["layers"])
+            return cls(**values, table=groups["collective"], null_table=groups["untrained"])
+        except FileNotFoundError as error:
+            raise StudyError(f"{error.filename} does not exist; run `learngene collective` first") from None
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise StudyError(
+                f"the gradient record in {folder} is damaged ({error}); rebuild it with --redo collective"
+            ) from None
+
+
+def share_above(counts: np.ndarray, zeros: np.ndarray, edge: int, sign: str) -> np.ndarray:
+    """(..., l, 2, N_BINS), (..., l) -> (..., l): share of all entries that lie above edge number `edge`."""
+    total = counts.sum((-1, -2)) + zeros
+    above = counts[..., 0, edge:].sum(-1)
+    if sign == "absolute":
+        above = above + counts[..., 1, edge:].sum(-1)
+    with np.errstate(invalid="ignore"):
+        return above / total

@@ -1,0 +1,221 @@
+"""The run folder: the hand-over between stages, notebooks and people.
+
+Every file is written whole or not at all (temporary name, fsync, rename) and listed with its size and hash in
+`manifest.json` under the stage that made it. A stage loads what matches its hash, computes what is missing, and refuses
+what was made with another configuration. Times and paths stand in `timings.csv` alone, so equal runs are equal files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .config import STAGES, Config
+from .files import StudyError, atomic, file_hash, read_json, write_json
+from .machine import Machine
+
+
+class Run:
+    """One run folder, opened for one configuration."""
+
+    def __init__(self, cfg: Config, path: Path):
+        self.cfg, self.path = cfg, path
+        self._machine: Machine | None = None
+        self._last_progress = 0.0
+
+    @classmethod
+    def open(cls, cfg: Config, out: str | Path = "", *, redo: Iterable[str] = ()) -> Run:
+        """Open or create the run folder `out` (default: `runs/<preset>[-<data>][-s<seed>]`) for `cfg`.
+
+        Stages in `redo`, and all that follow from them, are forgotten and will be computed again.
+
+        Raises StudyError when the folder holds a stage made with another configuration, or is no run folder.
+        """
+        run = cls(cfg, Path(out).expanduser().absolute() if out else default_folder(cfg))
+        if run.path.exists() and not run.path.is_dir():
+            raise StudyError(f"{run.path} is a file, not a run folder; choose another --out")
+        if run.path.is_dir() and any(run.path.iterdir()) and not (run.path / "config.json").exists():
+            raise StudyError(f"{run.path} is not empty and is no run folder; choose another --out")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"cannot make the run folder {run.path}: {error.strerror}") from None
+        for stage in redo:
+            run.forget(stage)
+        run._refuse_other()
+        if not (run.path / "config.json").exists() or read_json(run.path / "config.json") != cfg.to_dict():
+            write_json(run.path / "config.json", cfg.to_dict())
+        return run
+
+    # stages ---------------------------------------------------------------------------------------------------------
+    @property
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """Stage -> hash, fields and files (name -> bytes, sha256) of every finished stage."""
+        path = self.path / "manifest.json"
+        return read_json(path) if path.exists() else {}
+
+    def done(self, stage: str) -> bool:
+        """Whether the stage is finished for this configuration; its files are checked against the manifest.
+
+        Raises StudyError when a file of a finished stage is missing or damaged.
+        """
+        entry = self.manifest.get(stage)
+        if entry is None:
+            return False
+        for name, facts in entry["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                raise StudyError(
+                    f"{path} is missing, though stage {stage!r} was finished; rebuild it with --redo {stage}"
+                )
+            if path.stat().st_size != facts["bytes"] or file_hash(path) != facts["sha256"]:
+                raise StudyError(f"{path} is damaged (its hash is not the one noted); rebuild it with --redo {stage}")
+        return True
+
+    @contextlib.contextmanager
+    def computing(self, stage: str, files: list[str]) -> Iterator[None]:
+        """Around the computation of a stage: lock, time, and on success enter its `files` in the manifest."""
+        with self.lock():
+            start = time.time()
+            yield
+            entry = {
+                "hash": self.cfg.stage_hash(stage),
+                "fields": self.cfg.fields_of(stage),
+                "files": {
+                    name: {"bytes": (self.path / name).stat().st_size, "sha256": file_hash(self.path / name)}
+                    for name in files
+                },
+            }
+            write_json(self.path / "manifest.json", {**self.manifest, stage: entry})
+            self.note_time("stage", stage, time.time() - start)
+            self.progress(stage, 1, 1)
+
+    def forget(self, stage: str) -> None:
+        """Strike a stage and everything that reads it from the manifest, and delete its unfinished state."""
+        if stage not in STAGES:
+            raise StudyError(f"unknown stage {stage!r}; there are {', '.join(STAGES)}")
+        gone = {stage}
+        while more := {s for s, before in STAGES.items() if gone & set(before)} - gone:
+            gone |= more
+        if "collective" in gone and (self.path / "collective").exists():
+            import shutil
+
+            shutil.rmtree(self.path / "collective")
+        if self.path.joinpath("manifest.json").exists():
+            write_json(self.path / "manifest.json", {s: e for s, e in self.manifest.items() if s not in gone})
+
+    def _refuse_other(self) -> None:
+        for stage, entry in self.manifest.items():
+            if entry["hash"] == self.cfg.stage_hash(stage):
+                continue
+            mine = self.cfg.fields_of(stage)
+            names = [n for n in sorted({*mine, *entry["fields"]}) if mine.get(n) != entry["fields"].get(n)]
+            changes = ", ".join(f"{n}: {entry['fields'].get(n)} there, {mine.get(n)} asked for" for n in names[:3])
+            raise StudyError(
+                f"{self.path} was made with another configuration ({changes}); "
+                f"choose another --out, or rebuild with --redo {stage}"
+            )
+
+    # files ----------------------------------------------------------------------------------------------------------
+    def write_table(self, name: str, table: Any) -> None:
+        """A DataFrame as CSV, the same bytes for equal tables on every system."""
+        with atomic(self.path / name) as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n")
+
+    def read_table(self, name: str) -> Any:
+        """The DataFrame in a CSV of this run. Raises StudyError when it is missing or unreadable."""
+        import pandas
+
+        try:
+            return pandas.read_csv(self.path / name, keep_default_na=True)
+        except FileNotFoundError:
+            raise StudyError(f"{self.path / name} does not exist; run the stage that makes it first") from None
+        except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise StudyError(f"{self.path / name} is damaged: {error}") from None
+
+    def note_time(self, kind: str, name: str, seconds: float) -> None:
+        """Append a row to `timings.csv` (kind: stage, notebook or study; name; seconds)."""
+        path = self.path / "timings.csv"
+        old = path.read_text(encoding="utf-8") if path.exists() else "kind,name,seconds\n"
+        with atomic(path) as temporary:
+            temporary.write_text(f"{old}{kind},{name},{seconds:.2f}\n", encoding="utf-8")
+
+    def progress(self, stage: str, done: float, total: float, text: str = "") -> None:
+        """Tell watchers (the bar of `learngene study`, a live notebook) how far a stage is; at most twice a second."""
+        now = time.time()
+        if done < total and now - self._last_progress < 0.5:
+            return
+        self._last_progress = now
+        temporary = self.path / ".progress.tmp"  # no fsync: nothing depends on it
+        with contextlib.suppress(OSError):
+            temporary.write_text(
+                json.dumps({"stage": stage, "done": done, "total": total, "text": text}), encoding="utf-8"
+            )
+            os.replace(temporary, self.path / "progress.json")
+
+    @property
+    def machine(self) -> Machine:
+        """`machine.json` of this run; resolved and written when it is first needed.
+
+        Raises StudyError when the folder was made on a device that `cfg` does not ask for or that is not here.
+        """
+        if self._machine is None:
+            path = self.path / "machine.json"
+            here = Machine.resolve(self.cfg)
+            if path.exists():
+                stored = Machine(**read_json(path))
+                if self.cfg.device not in ("auto", stored.device) or stored.device != here.device:
+                    raise StudyError(
+                        f"{self.path} was made on device {stored.device!r}, now it would be {here.device!r}; "
+                        "choose another --out"
+                    )
+                here = stored
+            else:
+                write_json(path, dataclasses.asdict(here))
+            self._machine = here
+        return self._machine
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of the folder. The system frees the lock of a process that died.
+
+        Kernels that `learngene study` started work under its lock. Raises StudyError that names the owner.
+        """
+        import filelock
+
+        if os.environ.get("LEARNGENE_LOCKED") == str(self.path):
+            yield
+            return
+        owner = self.path / ".owner"
+        guard = filelock.FileLock(self.path / ".lock", timeout=0)
+        try:
+            guard.acquire()
+        except filelock.Timeout:
+            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise StudyError(f"{self.path} is in use by {who}; wait for it, or choose another --out") from None
+        try:
+            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            os.environ["LEARNGENE_LOCKED"] = str(self.path)
+            yield
+        finally:
+            os.environ.pop("LEARNGENE_LOCKED", None)
+            owner.unlink(missing_ok=True)
+            guard.release()
+
+
+def default_folder(cfg: Config) -> Path:
+    """`runs/<preset>[-<data>][-s<seed>]` below the working folder (the project's, when a notebook is open in it)."""
+    here = Path.cwd()
+    if here.name == "notebooks" and (here.parent / "learngene_core").is_dir():
+        here = here.parent
+    name = cfg.preset_name
+    if cfg.data != Config.preset(cfg.preset_name).data:
+        name += f"-{cfg.data}"
+    return here / "runs" / (name + (f"-s{cfg.seed}" if cfg.seed else ""))

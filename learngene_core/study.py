@@ -1,0 +1,259 @@
+"""The whole study: the chain of stages, and `learngene study`, which runs the notebooks in order with one progress bar."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import notebooks
+from .config import Config
+from .files import StudyError, read_json, say, write_json
+from .runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .collective import Collective
+    from .division import Division, SourceTask, TargetTask
+    from .images import ImageSet
+    from .learngene import Learngene
+
+
+class Chain:
+    """The stages of one run, each made or loaded when it is first asked for, with everything before it."""
+
+    def __init__(self, run: Run):
+        self.run, self.cfg = run, run.cfg
+
+    @functools.cached_property
+    def images(self) -> ImageSet:
+        """The images."""
+        from .images import load_images
+
+        return load_images(self.cfg.data, self.cfg.data_path, image_size=self.cfg.image_size)
+
+    @functools.cached_property
+    def division(self) -> Division:
+        """The class division (division.json)."""
+        from .division import divide
+
+        return divide(self.images, self.cfg, self.run)
+
+    @functools.cached_property
+    def source(self) -> list[SourceTask]:
+        """The source tasks."""
+        from .division import source_tasks
+
+        return source_tasks(self.images, self.division, self.cfg)
+
+    @functools.cached_property
+    def collective(self) -> Collective:
+        """The collective model (history.csv, gradients.csv, histograms.npz, collective/)."""
+        from .collective import train_collective
+
+        return train_collective(self.images, self.division, self.source, self.cfg, run=self.run)
+
+    @functools.cached_property
+    def learngene(self) -> Learngene:
+        """The learngene (scores.csv, learngene.safetensors)."""
+        from .collective import cut_learngene
+
+        return cut_learngene(self.collective, self.cfg, self.run)
+
+    @functools.cached_property
+    def target(self) -> list[TargetTask]:
+        """The target tasks of novel classes."""
+        from .division import target_tasks
+
+        return target_tasks(self.images, self.division, self.cfg)
+
+    @functools.cached_property
+    def results(self) -> pd.DataFrame:
+        """One row per individual (results.csv)."""
+        from .fewshot import evaluate_few_shot
+
+        self.target  # noqa: B018 (too few images are said before hours of training)
+        return evaluate_few_shot(self.learngene, self.collective, self.images, self.target, self.cfg, run=self.run)
+
+    @functools.cached_property
+    def tuning(self) -> pd.DataFrame:
+        """Learning rates on pseudo-tasks (tuning.csv)."""
+        from .tuning import tune
+
+        return tune(self.learngene, self.collective, self.images, self.division, self.cfg, self.run)
+
+
+def run_study(cfg: Config, out: str | Path = "", *, redo: tuple[str, ...] = ()) -> Run:
+    """All notebooks in order through papermill into `<run>/notebooks/`, then `report.html` and a summary table.
+
+    A notebook whose executed copy belongs to this configuration and code is not run again.
+    Raises StudyError for whatever a notebook could not do.
+    """
+    run = Run.open(cfg, out, redo=redo)
+    start = time.time()
+    with run.lock():
+        paths = notebooks.numbered()
+        index = _finished(run)
+        todo = [p for p in paths if index.get(p.name) != _mark(cfg, p) or not _copy(run, p).exists()]
+        if not todo and (run.path / "report.html").exists() and _whole(run):
+            say(f"study: {run.path} is finished; reused as it is (--redo STAGE computes a stage again)")
+        else:
+            _run_notebooks(run, todo or paths)
+            summary = summary_markdown(run)
+            notebooks.write_report(
+                [_copy(run, p) for p in paths], f"Learngene study: {run.path.name}", summary, run.path / "report.html"
+            )
+            run.note_time("study", "all", time.time() - start)
+    say(summary_text(run))
+    say(f"report: {run.path / 'report.html'}")
+    return run
+
+
+def _copy(run: Run, path: Path) -> Path:
+    return run.path / "notebooks" / path.name
+
+
+def _mark(cfg: Config, path: Path) -> str:
+    """What an executed copy was made from: code and configuration."""
+    values = {k: v for k, v in cfg.to_dict().items() if k != "data_path"}
+    return f"{notebooks.source_hash(notebooks.read(path))}/{json.dumps(values, sort_keys=True)}"
+
+
+def _finished(run: Run) -> dict[str, str]:
+    path = run.path / "notebooks" / "index.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _whole(run: Run) -> bool:
+    return all(run.done(stage) for stage in ("division", "collective", "criteria", "reconstruct"))
+
+
+def _run_notebooks(run: Run, paths: list[Path]) -> None:
+    from .cost import stage_seconds
+
+    expected = stage_seconds(run)
+    say(f"study: {len(paths)} notebooks into {run.path}; about {sum(expected.values()) / 60:.1f} min on this machine")
+    parameters = notebooks.parameters_of(run.cfg, run.path)
+    with _bar(run, expected, len(paths)) as notebook_done:
+        for path in paths:
+            start = time.time()
+            notebooks.execute(path, _copy(run, path), parameters)
+            write_json(run.path / "notebooks" / "index.json", {**_finished(run), path.name: _mark(run.cfg, path)})
+            run.note_time("notebook", path.stem, time.time() - start)
+            notebook_done()
+
+
+KERNEL_SECONDS = 9.0  # a kernel, its imports and its figures; measured on two cores
+
+
+@contextmanager
+def _bar(run: Run, expected: dict[str, float], n_notebooks: int) -> Iterator:
+    """One bar over the expected seconds of the whole; a thread moves it by the stages' own progress."""
+    from tqdm import tqdm
+
+    total = sum(expected.values()) + KERNEL_SECONDS * n_notebooks
+    state = {"notebooks": 0, "stop": False}
+
+    def position() -> tuple[float, str]:
+        path = run.path / "progress.json"
+        now = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        share = now.get("done", 0) / max(now.get("total", 1), 1)
+        at = state["notebooks"] * KERNEL_SECONDS
+        for stage, seconds in expected.items():
+            if stage == now.get("stage"):
+                return at + seconds * share, f"{stage} {now.get('text', '')}"
+            at += seconds if stage in run.manifest else 0
+        return at, ""
+
+    (run.path / "progress.json").unlink(missing_ok=True)
+    with tqdm(
+        total=round(total), unit="s", bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left {postfix}"
+    ) as bar:
+
+        def watch() -> None:
+            while not state["stop"]:
+                try:
+                    at, text = position()
+                except (OSError, ValueError, StudyError):
+                    at, text = bar.n, ""
+                bar.n = max(bar.n, min(round(at), bar.total - 1))
+                bar.set_postfix_str(text)
+                time.sleep(0.5)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield lambda: state.update(notebooks=state["notebooks"] + 1)
+            bar.n = bar.total
+        finally:
+            state["stop"] = True
+            thread.join()
+            bar.refresh()
+
+
+def summary_table(run: Run) -> pd.DataFrame:
+    """Accuracy and paired gain with 95 % intervals of every family and method, from `results.csv`."""
+    from .statistics import paired_table
+
+    return paired_table(run.read_table("results.csv"))
+
+
+def summary_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The summary as text cells; the first row is the header."""
+    rows = [
+        (
+            "family",
+            "method",
+            "shots",
+            "accuracy %",
+            "95 % interval",
+            "gain over scratch",
+            "95 % interval",
+            "tasks x inits",
+        )
+    ]
+    for r in table.itertuples():
+        none = r.family == "none" or r.method == "scratch"
+        rows.append(
+            (
+                r.family,
+                r.method,
+                str(r.shots),
+                f"{r.accuracy:.1f}",
+                f"{r.accuracy_low:.1f} to {r.accuracy_high:.1f}",
+                "" if none else f"{r.gain:+.1f}",
+                "" if none else f"{r.gain_low:+.1f} to {r.gain_high:+.1f}",
+                f"{r.n_tasks} x {r.n_inits}",
+            )
+        )
+    return rows
+
+
+def summary_text(run: Run) -> str:
+    """The summary for a terminal."""
+    rows = summary_rows(summary_table(run))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def summary_markdown(run: Run) -> str:
+    """The summary for the report: settings, chosen layers, table."""
+    from .learngene import Learngene
+
+    cfg, gene = run.cfg, Learngene.load(run.path / "learngene.safetensors")
+    rows = summary_rows(summary_table(run))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    about = (
+        f"Preset `{cfg.preset_name}`, data `{cfg.data}`, seed {cfg.seed}, {cfg.n_source_tasks} source tasks, "
+        f"{cfg.n_target_tasks} target tasks of {cfg.n_way} novel classes. Learngene: {gene.layers[0]} to {gene.layers[-1]} "
+        f"({gene.n_parameters:,} parameters), chosen by {gene.notes.get('chosen_by')}. Gains are paired on identical tasks, "
+        "initial weights and batches, within one family; intervals are over target tasks of this one collective."
+    )
+    return about + "\n\n" + "\n".join(lines)

@@ -1,0 +1,121 @@
+"""The visual language: one colour per method everywhere, names and units of axes, and small helpers for all figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.legend import Legend
+from matplotlib.transforms import ScaledTranslation
+
+# Okabe-Ito and seaborn's "colorblind": told apart with any of the common colour vision deficiencies.
+METHOD_COLOURS: dict[str, str] = {
+    "scratch": "#7A7A7A",
+    "random": "#CC78BC",
+    "learngene": "#0173B2",
+    "learngene_ewc": "#56B4E9",
+    "first": "#029E73",
+    "full": "#D55E00",
+    "ncm": "#1A1A1A",
+}
+METHOD_LABELS: dict[str, str] = {
+    "scratch": "scratch",
+    "random": "random blocks",
+    "learngene": "learngene",
+    "learngene_ewc": "learngene + EWC",
+    "first": "first blocks",
+    "full": "all blocks",
+    "ncm": "ncm (no training)",
+}
+FAMILY_LABELS: dict[str, str] = {"light": "light", "same_shape": "same shape", "none": "no training"}
+GROUP_COLOURS: dict[str, str] = {"base": "#0173B2", "open_world": "#ECA540", "novel": "#B04A5A"}
+GROUP_LABELS: dict[str, str] = {"base": "base", "open_world": "open-world", "novel": "novel"}
+PART_COLOURS: dict[str, str] = {
+    "start": "#3F5873",
+    "grown": "#9DB4CE",
+    "new": "#DE8F05",
+    "inherited": METHOD_COLOURS["learngene"],
+    "ancestor": "#AEB9C6",
+    "fresh": "#E6E3DC",
+    "pool": "#33333355",
+    "head": "#6B6B6B",
+}
+SCORE_LABELS: dict[str, str] = {
+    "released": "share of entries > threshold",
+    "released_cv": "sd / mean over tasks",
+    "released_tv": "mean change from task to task",
+    "relative_norm": "gradient norm / weight norm",
+    "scaled_norm": "gradient norm × weight norm",
+}
+SEQUENTIAL = "viridis"  # for layers, tasks and shares
+DIVERGING = "vlag"  # where a middle means something
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for this session: opaque white (also in dark notebooks), readable at a projector."""
+    text = {"font.size": 13, "axes.titlesize": 14, "axes.labelsize": 13, "legend.fontsize": 12}
+    ticks = {"xtick.labelsize": 12, "ytick.labelsize": 12, "axes.titlepad": 9.0}
+    paper = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white"}
+    frame = {"figure.dpi": 100, "figure.constrained_layout.use": True, "legend.frameon": False, "lines.linewidth": 2.2}
+    sns.set_theme(style="ticks", palette="colorblind", rc=text | ticks | paper | frame | {"axes.grid": False})
+
+
+def layer_colours(layers: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    """A colour per layer, from dark (input) to light (head); also serves for tasks along the sequence."""
+    return dict(zip(layers, sns.color_palette("viridis_r", len(layers))[::-1], strict=True))
+
+
+def short(layers: Sequence[str]) -> list[str]:
+    """Layer names for narrow ticks: conv1, conv2+1 -> 1, 2+1; other names stay whole."""
+    plain = all(name.startswith("conv") for name in layers)
+    return [name.removeprefix("conv") if plain else name for name in layers]
+
+
+def block_text(layers: Sequence[str]) -> str:
+    """A block of neighbouring layers in words: "conv11 to conv13"; "none" when there is none."""
+    if not layers:
+        return "none"
+    return layers[0] if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+
+
+def new_axes(ax: Axes | None, width: float = 9.0, height: float = 4.5) -> Axes:
+    """`ax`, or the axes of a new figure of `width` x `height` inches."""
+    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def tidy(ax: Axes, *, grid: str = "") -> None:
+    """No frame at the top and right; a pale grid along `grid` ("x", "y", "both" or "") behind the data."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_axisbelow(True)
+    if grid:
+        ax.grid(True, axis=grid, color="#E4E4E4", linewidth=0.9)
+
+
+def legend_below(ax: Axes, ncols: int = 3, *, points: float = 52, **options: object) -> Legend:
+    """A legend under the axes, `points` below their lower edge, so that it covers neither data nor tick labels."""
+    shift = ScaledTranslation(0, -points / 72, ax.figure.dpi_scale_trans)
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": ax.transAxes + shift}
+    return ax.legend(ncols=ncols, borderaxespad=0, columnspacing=1.4, handlelength=1.6, **(place | options))
+
+
+def thin(labels: Sequence[object], most: int = 20) -> list[str]:
+    """The labels as text, all but every k-th blank where there are more than `most`."""
+    step = -(-len(labels) // most)
+    return [str(label) if i % step == 0 else "" for i, label in enumerate(labels)]
+
+
+def in_order(names: Sequence[str], known: Mapping[str, object]) -> list[str]:
+    """`names` without repeats, those of `known` first and in its order, then the others as they come."""
+    unique = list(dict.fromkeys(names))
+    return [name for name in known if name in unique] + [name for name in unique if name not in known]
+
+
+def montage(pixels: np.ndarray, gap: int = 2) -> np.ndarray:
+    """Pictures (rows, k, 3, h, w) uint8 as one (rows * (h + gap) - gap, k * (w + gap) - gap, 3), white between them."""
+    rows, k, _, height, width = pixels.shape
+    sheet = np.full((rows, height + gap, k, width + gap, 3), 255, dtype=np.uint8)
+    sheet[:, :height, :, :width] = pixels.transpose(0, 3, 1, 4, 2)
+    return sheet.reshape(rows * (height + gap), k * (width + gap), 3)[:-gap or None, : -gap or None]

@@ -1,0 +1,48 @@
+"""Learning rates and EWC strengths, chosen on pseudo-tasks of the open-world classes and on nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+
+from .checkpoints import Collective
+from .config import Config
+from .division import Division, target_tasks
+from .fewshot import Reconstruction, arms_of
+from .files import say
+from .images import ImageSet
+from .learngene import Learngene
+from .runs import Run
+
+
+def tune(
+    gene: Learngene, col: Collective, imgs: ImageSet, div: Division, cfg: Config, run: Run | None = None
+) -> pd.DataFrame:
+    """Accuracy of every arm over a grid of learning rates (and EWC strengths) on pseudo-tasks of the open-world classes,
+    which the collective never saw. Novel classes choose nothing. Writes `tuning.csv`; `best` marks the best rate of each.
+
+    Raises StudyError when there are too few open-world classes.
+    """
+    if run is not None and run.done("tune"):
+        say("tune: found in the run folder, loaded")
+        return run.read_table("tuning.csv")
+    pseudo = target_tasks(imgs, div, cfg, group="open_world", n_tasks=cfg.tune_tasks)
+    arms = [
+        dataclasses.replace(arm, rate=rate, ewc=ewc)
+        for arm in arms_of(cfg, [m for m in cfg.methods if m != "ncm"])
+        for rate in cfg.tune_rates
+        for ewc in (cfg.tune_ewc if arm.ewc else (0.0,))
+    ]
+    work = Reconstruction(gene, col, imgs, cfg.replace(n_inits=1), arms, run, "tune")
+    results = work.table(pseudo, ncm=False)
+    keys = ["family", "method", "rate", "ewc"]
+    table = results.groupby(keys, as_index=False, sort=False).agg(
+        accuracy=("accuracy", "mean"), sd=("accuracy", "std"), n=("accuracy", "size")
+    )
+    table["best"] = table["accuracy"] == table.groupby(["family", "method"])["accuracy"].transform("max")
+    if run is not None:
+        with run.computing("tune", ["tuning.csv"]):
+            run.write_table("tuning.csv", table)
+        say(f"tune: {len(table)} settings tried on {len(pseudo)} pseudo-tasks of open-world classes, saved")
+    return table
