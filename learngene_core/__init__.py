@@ -41,7 +41,7 @@ _EXPORTS = {
     "study": ("run_study",),
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = ("criteria", "drawings", "explore", "figures", "notebooks", "power", "ranks")
+_MODULES = ("checkpoints", "comparisons", "criteria", "diagrams", "drawings", "explore", "figures", "notebooks", "power", "ranks", "style")
 __all__ = [*_WHERE, *_EXPORTS, *_MODULES]
 
 

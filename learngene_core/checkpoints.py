@@ -40,14 +40,16 @@ class Collective:
         return self.record.table
 
 
-def save_state(path: Path, groups: dict[str, dict[str, Tensor]]) -> None:
-    """Groups of named tensors in one safetensors file, atomically."""
+def save_state(folder: Path, model: ConvNet, groups: dict[str, dict[str, Tensor]]) -> None:
+    """Weights and what belongs to them in `model.safetensors`, atomically."""
     from safetensors.torch import save_file
 
     tensors = {
-        f"{group}/{n}": t.detach().cpu().contiguous() for group, named in groups.items() for n, t in named.items()
+        f"{group}/{n}": t.detach().cpu().contiguous()
+        for group, named in {"model": model.state_dict(), **groups}.items()
+        for n, t in named.items()
     }
-    with atomic(path) as temporary:
+    with atomic(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary)
 
 
@@ -60,7 +62,7 @@ def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dic
     from safetensors.torch import load_file
 
     about = read_json(folder / "about.json")
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "initial": {}, "fisher": {}, "gene_fisher": {}}
+    groups: dict[str, dict[str, Tensor]] = {g: {} for g in ("model", "initial", "fisher", "momentum", "gene_fisher")}
     try:
         for name, tensor in load_file(folder / "model.safetensors").items():
             group, _, rest = name.partition("/")

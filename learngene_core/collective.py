@@ -23,7 +23,7 @@ def accuracy_matrix(history: pd.DataFrame, column: str = "accuracy") -> pd.DataF
 
 def sequence_summary(history: pd.DataFrame) -> dict[str, float]:
     """Average accuracy after the last task, average just after learning, and backward transfer
-    BWT = mean over s < T of A[T, s] - A[s, s] (METHOD 3.2); percent and percentage points."""
+    BWT = mean over s < T of A[T, s] - A[s, s] (Lopez-Paz and Ranzato 2017); percent and percentage points."""
     matrix = accuracy_matrix(history).to_numpy()
     last, just = matrix[-1], np.diag(matrix)
     transfer = float((last - just)[:-1].mean()) if len(just) > 1 else float("nan")
@@ -43,19 +43,12 @@ def train_collective(
     walk = Walk(imgs, src, cfg, run)
     if run is None:
         return walk.finish(walk.through())
-    with run.lock():
+    last = f"collective/task_{len(src):02d}"
+    files = ["history.csv", "gradients.csv", "histograms.npz", f"{last}/model.safetensors", f"{last}/about.json"]
+    with run.computing("collective", files):
         col = walk.finish(walk.through())
-        with run.computing(
-            "collective",
-            [
-                "history.csv",
-                "gradients.csv",
-                "histograms.npz",
-                *(f"collective/task_{len(src):02d}/{n}" for n in ("model.safetensors", "about.json")),
-            ],
-        ):
-            run.write_table("history.csv", col.history)
-            col.record.save(run.path)
+        run.write_table("history.csv", col.history)
+        col.record.save(run.path)
     say(f"collective: trained on {len(src)} source tasks and saved")
     return col
 

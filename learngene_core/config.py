@@ -85,10 +85,11 @@ class Config:
     schedule: str = _field("one-cycle", "collective", "learning rate over a task: one-cycle, cosine, constant")
     momentum: float = _field(0.9, "collective", "momentum of SGD (released: 0.9), collective and individuals", 0, 0.999)
     weight_decay: float = _field(5e-4, "collective", "weight decay of SGD (released: 5e-4), collective and individuals", 0, 1)
+    carry_momentum: bool = _field(False, "collective", "carry SGD's momentum over to the next task (released: no)")
     shift: int = _field(3, "collective", "augmentation: random shift by up to this many pixels", 0, 64)
     flip: bool = _field(False, "collective", "augmentation: random left-right flip (not for characters)")
     ewc_lambda: float = _field(0.0, "collective", "strength of EWC in the sequence; 0: off (Kirkpatrick 2017)", 0)
-    ewc_form: str = _field("penalty", "collective", "EWC as a penalty in the gradient, or as a proximal step that cannot diverge")
+    ewc_form: str = _field("penalty", "collective", "EWC as a penalty in the gradient, or as a proximal step, which cannot diverge")
     ewc_decay: float = _field(1.0, "collective", "share of the earlier tasks' Fisher that is kept (online EWC)", 0, 1)
     new_columns: str = _field("imputed", "collective", "earlier tasks' Fisher of the input columns born by zero-out widening")
     fisher_images: int = _field(200, "collective", "images per task for the diagonal Fisher information", 1)
@@ -118,9 +119,9 @@ class Config:
     individual_ewc: float = _field(1.0, "reconstruct", "strength of EWC towards the inherited weights (learngene_ewc)", 0)
 
     # pseudo-tasks of the open-world classes, for tuning only
-    tune_tasks: int = _field(6, "tune", "pseudo-tasks of open-world classes used by `learngene tune`", 2)
+    tune_tasks: int = _field(12, "tune", "pseudo-tasks of open-world classes used by `learngene tune`", 2)
     tune_rates: tuple[float, ...] = _field((0.005, 0.01, 0.02, 0.05, 0.1), "tune", "learning rates tried", 1e-8, 10)
-    tune_ewc: tuple[float, ...] = _field((0.1, 1.0, 10.0), "tune", "EWC strengths tried for learngene_ewc", 0)
+    tune_ewc: tuple[float, ...] = _field((1.0, 10.0, 100.0), "tune", "EWC strengths tried for learngene_ewc", 0)
 
     # the machine (outside every hash; resolved into machine.json)
     device: str = _field("auto", "", "auto, cpu, cuda or mps")

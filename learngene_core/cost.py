@@ -74,7 +74,7 @@ def _individual_step(run: Run) -> float:
                 for _ in range(count)
             ]
             stack = Stack(nets).to(run.machine.device)
-            total += _step(run, stack, cfg.individual_batch, lambda out, y: stack_loss(out, y).sum())
+            total += _step(run, stack, cfg.individual_batch, lambda out, y: stack_loss(out, y)[0].sum())
     torch.set_num_threads(run.machine.threads)
     return total
 

@@ -46,7 +46,7 @@ def criterion(name: str, *, inherit: str, source: str, predicts: str) -> Callabl
 
 
 def profile(record: Record, quantity: str = "fraction", *, threshold: float = 5e-10, sign: str = "positive") -> Profile:
-    """The task profile G (t, l) of METHOD 3.3 and its null (n, t', l).
+    """The task profile G (t, l), a mean over the epochs of each task, and its null (n, t', l).
 
     quantity: "fraction" of entries above the edge nearest to `threshold` (sign: "positive" as released, or "absolute"),
     or a column of gradients.csv (norm, rms, norm_times_weight, weight_norm, relative_norm).
@@ -90,7 +90,7 @@ def _total_variation(g: np.ndarray) -> np.ndarray:
 @criterion(
     "released",
     inherit="low",
-    source="Wang et al. 2022, released code; METHOD 1.4",
+    source="Wang et al. 2022, released code",
     predicts="the deepest blocks: few entries of their gradients exceed the threshold",
 )
 def released(record: Record, *, threshold: float = 5e-10, sign: str = "positive") -> Profile:
@@ -101,7 +101,7 @@ def released(record: Record, *, threshold: float = 5e-10, sign: str = "positive"
 @criterion(
     "released_cv",
     inherit="low",
-    source="METHOD 3.3, stability over tasks",
+    source="this study: stability over tasks, as the paper's appendix argues it",
     predicts="blocks whose released count changes least from task to task, relative to its size",
 )
 def released_cv(record: Record, *, threshold: float = 5e-10, sign: str = "positive") -> Profile:
@@ -112,7 +112,7 @@ def released_cv(record: Record, *, threshold: float = 5e-10, sign: str = "positi
 @criterion(
     "released_tv",
     inherit="low",
-    source="METHOD 3.3, stability over tasks",
+    source="this study: stability over tasks, as the paper's appendix argues it",
     predicts="blocks whose released count changes least from one task to the next, in absolute terms",
 )
 def released_tv(record: Record, *, threshold: float = 5e-10, sign: str = "positive") -> Profile:
@@ -134,7 +134,7 @@ def relative_norm(record: Record, **_: Any) -> Profile:
 @criterion(
     "scaled_norm",
     inherit="low",
-    source="METHOD 3.3: invariant when weights before a batch norm are rescaled",
+    source="this study: unchanged when weights before a batch norm are rescaled",
     predicts="as relative_norm, without the arbitrary scale of weights before batch norm",
 )
 def scaled_norm(record: Record, **_: Any) -> Profile:

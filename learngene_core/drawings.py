@@ -1,19 +1,18 @@
-"""Pictures and drawings: images, episodes, the division, the task sequence, and networks as rows of blocks."""
+"""Pictures of the data: images, episodes, the division of the classes and the sequence of source tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from .style import (
     GROUP_COLOURS,
     GROUP_LABELS,
-    PART_COLOURS,
     in_order,
     layer_colours,
     legend_below,
@@ -22,9 +21,6 @@ from .style import (
     thin,
     tidy,
 )
-
-Shape = Mapping[str, Any]
-"""`ConvNet.shape`: names, widths, pools (1-based numbers of blocks), n_classes, image_size, hidden."""
 
 GAP = 2  # pixels between pictures
 
@@ -47,27 +43,35 @@ def image_rows(
     return ax
 
 
-def episode(support: ArrayLike, query: ArrayLike, classes: Sequence[str]) -> np.ndarray:
-    """A few-shot episode as two blocks of pictures, a row per class; returns the two axes (2,).
+def episode(support: ArrayLike, query: ArrayLike, classes: Sequence[str], *, ax: Axes | None = None) -> Axes:
+    """A few-shot episode as two blocks of pictures side by side, a row per class.
 
-    support: (way, shots, 3, h, w) uint8, all of it shown; query: (way, k, 3, h, w), the first few of each class.
+    support: (way, shots, 3, h, w) uint8; query: (way, k, 3, h, w), as many as are to be shown; classes: (way,) names.
     """
-    support, query = np.asarray(support), np.asarray(query)
-    columns = [support.shape[1], query.shape[1]]
-    picture = min(0.72, 8.6 / sum(columns))  # inches
-    figure, axes = plt.subplots(
-        1,
-        2,
-        figsize=(10.5, max(2.6, 1.5 + picture * len(classes) * support.shape[3] / support.shape[4])),
-        width_ratios=columns,
-        layout="constrained",
+    blocks = [np.asarray(support), np.asarray(query)]
+    if len({(b.shape[0], *b.shape[2:]) for b in blocks}) > 1 or len(classes) != len(blocks[0]):
+        raise ValueError(f"support {blocks[0].shape}, query {blocks[1].shape} and {len(classes)} classes do not fit")
+    rows, _, _, height, width = blocks[0].shape
+    counts = [block.shape[1] for block in blocks]
+    apart = max(width, 24)  # pixels between the blocks
+    room = 10.2 - 0.11 * max(map(len, classes))  # inches that the names leave
+    ax = new_axes(ax, 10.5, 1.5 + min(0.75, room / (sum(counts) + 1)) * rows * height / width)
+    sheets = [montage(block, GAP) for block in blocks]
+    ax.imshow(
+        np.hstack([sheets[0], np.full((len(sheets[0]), apart, 3), 255, np.uint8), sheets[1]]), interpolation="nearest"
     )
-    figure.get_layout_engine().set(wspace=0.04)
-    for ax, pixels, text in zip(axes, (support, query), ("support: labelled", "query: to classify"), strict=True):
-        image_rows(pixels, classes, ax=ax, xlabel="image (number)")
-        ax.set_title(f"{text}\n{len(classes)} classes × {pixels.shape[1]} images", fontsize=13)
-    axes[1].set_yticks([])
-    return axes
+    starts = [0, sheets[0].shape[1] + apart]
+    ticks = [start + np.arange(k) * (width + GAP) + width / 2 for start, k in zip(starts, counts, strict=True)]
+    ax.set_xticks(np.concatenate(ticks), [label for k in counts for label in thin(range(1, k + 1))])
+    ax.set_yticks(np.arange(rows) * (height + GAP) + height / 2, classes)
+    for at, k, text in zip(ticks, counts, ("support\nlabelled", "query\nto classify"), strict=True):
+        ax.annotate(
+            f"{text}, {rows} × {k}", (at.mean(), 0), (0, 7), textcoords="offset points", ha="center", fontsize=13
+        )
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_xlabel("image of the class (number)")
+    return ax
 
 
 def division_overview(
@@ -79,16 +83,18 @@ def division_overview(
     """
     known = {c: superclasses.get(c, "other" if superclasses else "all") for names in groups.values() for c in names}
     families = list(dict.fromkeys(sorted(known.values())))
-    ax = new_axes(ax, 9, 1.9 + 0.42 * len(families))
+    ax = new_axes(ax, 9, 1.9 + 0.36 * len(families))
     left = np.zeros(len(families))
     for group in in_order(list(groups), GROUP_LABELS):
         counts = np.array([sum(known[c] == family for c in groups[group]) for family in families])
         label = f"{GROUP_LABELS.get(group, group)} ({len(groups[group])})"
         bars = ax.barh(families, counts, left=left, height=0.72, color=GROUP_COLOURS.get(group), label=label)
-        ax.bar_label(bars, [str(n) if n else "" for n in counts], label_type="center", color="white", weight="bold")
+        ink = "#222222" if group == "open_world" else "white"
+        ax.bar_label(bars, [str(n) if n else "" for n in counts], label_type="center", color=ink, weight="bold")
         left += counts
-    ax.invert_yaxis()
-    ax.set(xlabel="classes (number)", ylabel="super-class", title=f"{len(known)} classes, no class in two groups")
+    ax.set(xlabel="classes (number)", ylabel="super-class", ylim=(len(families) - 0.4, -0.6))
+    ax.set_title(f"{len(known)} classes" + (f" in {len(families)} super-classes" if superclasses else ""))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     tidy(ax, grid="x")
     legend_below(ax)
     return ax
@@ -119,79 +125,4 @@ def task_table(tasks: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) ->
     repeats = f", a class stands in {held.sum(0).mean():.1f} tasks on average" if held.sum(0).max() > 1 else ""
     ax.set(xlabel=f"base class ({len(classes)} in all)", ylabel="source task")
     ax.set_title(f"{len(tasks)} source tasks of {way} classes{repeats}")
-    return ax
-
-
-def shape_parameters(shape: Shape, blocks: Sequence[str] | None = None) -> int:
-    """Trainable parameters predicted from a shape: of the whole network, or of the named blocks only."""
-    widths, n_in = list(shape["widths"]), 3
-    counts = {}
-    for name, width in zip(shape["names"], widths, strict=True):
-        counts[name], n_in = 9 * n_in * width + 3 * width, width  # weights; bias and the two of batch norm
-    if blocks is not None:
-        return sum(counts[name] for name in blocks)
-    side = shape["image_size"] >> len(set(shape["pools"]))
-    sizes = [widths[-1] * side**2, *shape.get("hidden", ()), shape["n_classes"]]
-    return sum(counts.values()) + sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
-
-
-def growth(shapes: Sequence[Shape], *, ax: Axes | None = None, most_rows: int = 8) -> Axes:
-    """The growing network: a row per task, a column per block whose height is its width in channels.
-
-    shapes: `ConvNet.shape` of the model of each task, from task 1 on. Of more than `most_rows` tasks, evenly spread ones
-    are shown. Dark: the width at the start; pale: grown in rows above; orange: new since the row above.
-    """
-    chosen = np.unique(np.linspace(0, len(shapes) - 1, min(len(shapes), most_rows)).round().astype(int))
-    final, pitch = shapes[-1], 1.45 * max(shapes[-1]["widths"])
-    x = dict(zip(final["names"], _columns(final), strict=True))
-    ax = new_axes(ax, 11, 1.6 + 0.66 * len(chosen))
-    start, before = dict(zip(shapes[0]["names"], shapes[0]["widths"], strict=True)), {}
-    for row, number in enumerate(chosen):
-        shape, y = shapes[number], -row * pitch
-        now = dict(zip(shape["names"], shape["widths"], strict=True))
-        _pools(ax, shape, [x[name] for name in now], y)
-        for part, widths in (("new", now), ("grown", before or now), ("start", start)):
-            shown = [name for name in widths if name in now]
-            _bars(ax, [x[n] for n in shown], [widths[n] for n in shown], y, part, label=None)
-        fresh = [name for name in now if not row or now[name] != before.get(name)]
-        for name in fresh:
-            ax.text(x[name], y + now[name] / 2, str(now[name]), ha="center", va="bottom", fontsize=9)
-        before = now
-    for part, text in (("start", "width at task 1"), ("grown", "grown earlier"), ("new", "new since the row above")):
-        ax.bar([0], [0], color=PART_COLOURS[part], label=text)
-    ax.bar([0], [0], color=PART_COLOURS["pool"], label="pool, halves the map")
-    counts = [f"{shape_parameters(shapes[i]):,}" for i in chosen]
-    _frame(ax, final, [f"task {i + 1}" for i in chosen], counts, pitch)
-    ax.set_ylabel("block width (channels)")
-    ax.set_title("The collective network grows: numbers are channels; parameters at the right")
-    legend_below(ax, 4, points=58)
-    return ax
-
-
-def networks_side_by_side(
-    collective_shape: Shape, individual_shape: Shape, inherited: Sequence[str], *, ax: Axes | None = None
-) -> Axes:
-    """The collective above the individual rebuilt from it; inherited blocks blue in both and joined by lines.
-
-    Shapes as `ConvNet.shape`; inherited: names of blocks that both have, with equal widths (else ValueError).
-    """
-    shapes = (collective_shape, individual_shape)
-    widths = [dict(zip(shape["names"], shape["widths"], strict=True)) for shape in shapes]
-    if wrong := [name for name in inherited if widths[0].get(name, -1) != widths[1].get(name)]:
-        raise ValueError(f"{wrong[0]} is not a block of equal width in both networks")
-    pitch = 1.9 * max(*widths[0].values(), *widths[1].values())
-    ax = new_axes(ax, 11, 5.4)
-    columns = [_columns(shape) for shape in shapes]
-    columns[1] = columns[1] + (columns[0][-1] - columns[1][-1])  # both end at the head
-    for row, (shape, x) in enumerate(zip(shapes, columns, strict=True)):
-        y = -row * pitch
-        _pools(ax, shape, x, y)
-        for name, at, width in zip(shape["names"], x, shape["widths"], strict=True):
-            part = "inherited" if name in inherited else ("ancestor", "fresh")[row]
-            _bars(ax, [at], [width], y, part, label=None)
-            ax.text(at, y + width / 2, str(width), ha="center", va="bottom", fontsize=10)
-            ax.text(at, y - width / 2 - 0.03 * pitch, name, ha="center", va="top", fontsize=9)
-        at = x[-1] + 1.5
-        ax.bar([at], [shape["n_classes"]], 0.4, y - shape["n_classes"] / 2, color=PART_COLOURS["head"])
-        ax.text(at, y + shape["n_classes"] / 2, f"head\n{shape['n_classes']}", ha="center", va="bottom", fontsize=10)
     return ax

@@ -254,7 +254,7 @@ class Reconstruction:
             return None
         named = {f"blocks.{n}": f for n, f in self.gene.fisher.items()}
         fisher = stack.join([{n: f * arm.ewc for n, f in named.items()} if arm.ewc else {} for arm in arms])
-        return Penalty(stack, dict(stack.named_parameters()), fisher, 1.0, "penalty")
+        return Penalty(stack, dict(stack.named_parameters()), fisher, 1.0, self.cfg.ewc_form)
 
     def _row(
         self, arm: Arm, task: TargetTask, init: int, shots: int, accuracy: float, history: list[dict], i: int

@@ -41,7 +41,7 @@ def growth_schedule(cfg: Config) -> dict[int, list[tuple[str, int]]]:
 
 @dataclasses.dataclass(frozen=True)
 class WideningMap:
-    """How one widening changed the tensors, so that whatever belongs to weights can follow them (METHOD 3.1).
+    """How one widening changed the tensors, so that whatever belongs to weights can follow them.
 
     source: (C',) index of the old channel that each new channel copies (old channels copy themselves); share: (C',) the
     weight a_j that channel j's outgoing weights carry, summing to 1 over the copies of each old channel. In `zero-out` new

@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A plain convolutional network (METHOD 1.3; VGG-16 when fully grown).
+    """A plain convolutional network (the paper's; VGG-16 when fully grown).
 
     widths: output channels of the blocks `conv1`, `conv2`, ...; pools: 1-based numbers of the blocks with a pool behind
     them; n_classes: outputs of the head; image_size: side of the input; hidden: widths of the classifier's hidden layers.
@@ -129,7 +129,7 @@ class ConvNet(nn.Module):
         return self.classifier(self.features(x))
 
     def grow_head(self, n_new: int, *, generator: torch.Generator | None = None) -> None:
-        """Append `n_new` outputs: N(0, sd of the old rows), zero bias (METHOD 3.2). Old outputs do not change."""
+        """Append `n_new` outputs: N(0, sd of the old rows), zero bias. Old outputs do not change."""
         old = self.head
         weight = torch.randn(n_new, old.in_features, generator=generator).to(old.weight) * old.weight.detach().std()
         self.classifier[-1] = linear_of(

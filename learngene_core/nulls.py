@@ -68,5 +68,5 @@ def _look(
         images = prepare(picked)
         labels = among[torch.randint(len(among), (len(picked),), generator=g)].to(images.device)
         model.zero_grad(set_to_none=True)
-        task_loss(classes)(model(images), labels).backward()
+        task_loss(classes)(model(images), labels)[0].backward()
         recorder()

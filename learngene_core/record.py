@@ -8,6 +8,7 @@ above an edge is exact, strictly greater as in the released code, after the fact
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +103,41 @@ class Record:
     table: pd.DataFrame
     null_table: pd.DataFrame
 
+    @classmethod
+    def of_epochs(
+        cls,
+        layers: Sequence[str],
+        entries: Sequence[dict],
+        null_rows: list[dict],
+        null_counts: np.ndarray,
+        null_zeros: np.ndarray,
+    ) -> Record:
+        """Join what the recorder gave for each epoch: task, epoch, rows, counts and zeros of the layers there were."""
+        place = {n: i for i, n in enumerate(layers)}
+        counts = np.zeros((len(entries), len(layers), 2, N_BINS), np.int64)
+        zeros = np.zeros(counts.shape[:2], np.int64)
+        table = []
+        for r, entry in enumerate(entries):
+            rows = {row["layer"]: row for row in entry["rows"]}
+            at = [place[n] for n in rows]
+            counts[r, at], zeros[r, at] = entry["counts"], entry["zeros"]
+            table += [{"task": entry["task"], "epoch": entry["epoch"], "layer": n, **rows.get(n, {})} for n in layers]
+        return cls(
+            tuple(layers),
+            np.array([e["task"] for e in entries]),
+            np.array([e["epoch"] for e in entries]),
+            counts,
+            zeros,
+            null_counts,
+            null_zeros,
+            pd.DataFrame(table),
+            pd.DataFrame(null_rows),
+        )
+
     def fraction(self, threshold: float, sign: str = "positive") -> np.ndarray:
         """Share of gradient entries above the edge nearest to `threshold`, (r, l): entries > t, or |entries| > t.
 
-        With `positive` this is the released count (METHOD 1.4). Raises ValueError for a threshold out of range.
+        With `positive` this is the released count of Wang et al. 2022. Raises ValueError for a threshold out of range.
         """
         return share_above(self.counts, self.zeros, edge_index(threshold), sign)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .division import Division, SourceTask, TargetTask
     from .images import ImageSet
     from .learngene import Learngene
+    from .record import Record
 
 
 class Chain:
@@ -58,6 +59,13 @@ class Chain:
         from .collective import train_collective
 
         return train_collective(self.images, self.division, self.source, self.cfg, run=self.run)
+
+    @functools.cached_property
+    def record(self) -> Record:
+        """The gradient record; a finished run's is read from its tables, without torch."""
+        from .record import Record
+
+        return Record.load(self.run.path) if self.run.done("collective") else self.collective.record
 
     @functools.cached_property
     def learngene(self) -> Learngene:

@@ -13,13 +13,13 @@ from matplotlib.transforms import ScaledTranslation
 
 # Okabe-Ito and seaborn's "colorblind": told apart with any of the common colour vision deficiencies.
 METHOD_COLOURS: dict[str, str] = {
-    "scratch": "#7A7A7A",
+    "scratch": "#4F4F4F",
     "random": "#CC78BC",
     "learngene": "#0173B2",
     "learngene_ewc": "#56B4E9",
     "first": "#029E73",
     "full": "#D55E00",
-    "ncm": "#1A1A1A",
+    "ncm": "#000000",
 }
 METHOD_LABELS: dict[str, str] = {
     "scratch": "scratch",
@@ -31,7 +31,7 @@ METHOD_LABELS: dict[str, str] = {
     "ncm": "ncm (no training)",
 }
 FAMILY_LABELS: dict[str, str] = {"light": "light", "same_shape": "same shape", "none": "no training"}
-GROUP_COLOURS: dict[str, str] = {"base": "#0173B2", "open_world": "#ECA540", "novel": "#B04A5A"}
+GROUP_COLOURS: dict[str, str] = {"base": "#3F5873", "open_world": "#ECA540", "novel": "#B04A5A"}
 GROUP_LABELS: dict[str, str] = {"base": "base", "open_world": "open-world", "novel": "novel"}
 PART_COLOURS: dict[str, str] = {
     "start": "#3F5873",
@@ -40,7 +40,7 @@ PART_COLOURS: dict[str, str] = {
     "inherited": METHOD_COLOURS["learngene"],
     "ancestor": "#AEB9C6",
     "fresh": "#E6E3DC",
-    "pool": "#33333355",
+    "pool": "#8F8F8F",
     "head": "#6B6B6B",
 }
 SCORE_LABELS: dict[str, str] = {
@@ -118,4 +118,4 @@ def montage(pixels: np.ndarray, gap: int = 2) -> np.ndarray:
     rows, k, _, height, width = pixels.shape
     sheet = np.full((rows, height + gap, k, width + gap, 3), 255, dtype=np.uint8)
     sheet[:, :height, :, :width] = pixels.transpose(0, 3, 1, 4, 2)
-    return sheet.reshape(rows * (height + gap), k * (width + gap), 3)[:-gap or None, : -gap or None]
+    return sheet.reshape(rows * (height + gap), k * (width + gap), 3)[: -gap or None, : -gap or None]

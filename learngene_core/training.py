@@ -49,8 +49,8 @@ class Recipe:
         )
 
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits (n, k), labels (n,)) -> (); for a stack of m networks (m, n, k) -> (m,)."""
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(logits (n, k), labels (n,)) -> loss and share of hits, both (); for a stack of m networks (m, n, k) -> (m,)."""
 
 
 def fit(
@@ -86,7 +86,7 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             logits = model(normalise(augment(images[pick], shift, flip), recipe.mean, recipe.std))
-            value = loss(logits, labels[pick])
+            value, hit = loss(logits, labels[pick])
             optimiser.zero_grad(set_to_none=True)
             value.sum().backward()
             if watch is not None:
@@ -97,7 +97,7 @@ def fit(
             if penalty is not None:
                 penalty.pull(rate)
             values.append(value.detach())
-            hits.append((logits.detach().argmax(-1) == labels[pick]).float().mean(-1))
+            hits.append(hit)
         rows.append(_epoch_row(epoch, values, hits, penalties, where))  # the only wait for the device
         if on_epoch is not None:
             on_epoch(rows[-1])
@@ -152,20 +152,25 @@ def task_loss(classes: Tensor | None = None) -> Loss:
     Labels are global, into the whole head. Restricting the logits equals masking the others with minus infinity.
     """
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        if classes is None:
-            return nn.functional.cross_entropy(logits, labels)
-        local = (labels[:, None] == classes).to(torch.uint8).argmax(1)
-        return nn.functional.cross_entropy(logits[:, classes], local)
+    def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if classes is not None:
+            labels = (labels[:, None] == classes).to(torch.uint8).argmax(1)
+            logits = logits[:, classes]
+        return nn.functional.cross_entropy(logits, labels), _hits(logits, labels)
 
     return loss
 
 
-def stack_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each network of a stack: (m, n, k), (n,) -> (m,). Their sum has every network's own gradient."""
+def stack_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and hits of each network of a stack: (m, n, k), (n,) -> (m,), (m,). The losses' sum has every
+    network's own gradient."""
     m, n, k = logits.shape
     losses = nn.functional.cross_entropy(logits.reshape(m * n, k), labels.repeat(m), reduction="none")
-    return losses.view(m, n).mean(1)
+    return losses.view(m, n).mean(1), _hits(logits, labels)
+
+
+def _hits(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.detach().argmax(-1) == labels).float().mean(-1)
 
 
 @torch.no_grad()
@@ -237,7 +242,7 @@ def fisher_diagonal(
     """Diagonal of the Fisher information, parameter name -> tensor of its shape, averaged over `images` (n, 3, h, w).
 
     The true Fisher: labels are drawn from the model's own prediction (among `classes`), one per image, gradients are per
-    image, batch norm is in evaluation mode and its statistics do not move (METHOD 3.2).
+    image, batch norm is in evaluation mode and its statistics do not move.
     """
     was_training, _ = model.training, model.eval()
     parameters = {n: p.detach() for n, p in model.named_parameters()}

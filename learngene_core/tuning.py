@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pandas as pd
@@ -34,15 +35,15 @@ def tune(
         for rate in cfg.tune_rates
         for ewc in (cfg.tune_ewc if arm.ewc else (0.0,))
     ]
-    work = Reconstruction(gene, col, imgs, cfg.replace(n_inits=1), arms, run, "tune")
-    results = work.table(pseudo, ncm=False)
-    keys = ["family", "method", "rate", "ewc"]
-    table = results.groupby(keys, as_index=False, sort=False).agg(
-        accuracy=("accuracy", "mean"), sd=("accuracy", "std"), n=("accuracy", "size")
-    )
-    table["best"] = table["accuracy"] == table.groupby(["family", "method"])["accuracy"].transform("max")
-    if run is not None:
-        with run.computing("tune", ["tuning.csv"]):
+    with run.computing("tune", ["tuning.csv"]) if run is not None else contextlib.nullcontext():
+        work = Reconstruction(gene, col, imgs, cfg.replace(n_inits=1), arms, run, "tune")
+        results = work.table(pseudo, ncm=False)
+        keys = ["family", "method", "rate", "ewc"]
+        table = results.groupby(keys, as_index=False, sort=False).agg(
+            accuracy=("accuracy", "mean"), sd=("accuracy", "std"), n=("accuracy", "size")
+        )
+        table["best"] = table["accuracy"] == table.groupby(["family", "method"])["accuracy"].transform("max")
+        if run is not None:
             run.write_table("tuning.csv", table)
-        say(f"tune: {len(table)} settings tried on {len(pseudo)} pseudo-tasks of open-world classes, saved")
+    say(f"tune: {len(table)} settings tried on {len(pseudo)} pseudo-tasks of open-world classes")
     return table

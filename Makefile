@@ -1,0 +1,48 @@
+# `make study` and `make test` need python3 (3.11 or newer) and make; the first call sets up .venv, later ones start at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup study test test-all lab notebooks lint clean
+
+help:
+	@echo "make study      run the lecture study: notebooks, report, table (into runs/lecture)"
+	@echo "make test       the tests (at most 12 minutes)"
+	@echo "make test-all   the tests with the slow ones"
+	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make notebooks  execute the committed notebooks again and keep their outputs"
+	@echo "make lint       ruff over code and notebooks"
+
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once; PyTorch is large, this takes some minutes)"
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 study"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@touch $(READY)
+	@echo "set up"
+
+setup: $(READY)
+
+study: $(READY)
+	@$(BIN)/learngene study
+
+test: $(READY)
+	@$(BIN)/python -m pytest -m "not slow and not browser"
+
+test-all: $(READY)
+	@$(BIN)/python -m pytest
+
+lab: $(READY)
+	@$(BIN)/jupyter lab notebooks
+
+notebooks: $(READY)
+	@$(BIN)/python -m learngene_core.refresh
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check learngene_core tests
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,164 @@
+"""Drawings of networks: every block a column whose height is its width, in the units of the network itself (channels)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from .style import PART_COLOURS, legend_below, new_axes
+
+Shape = Mapping[str, Any]
+"""`ConvNet.shape`: names, widths, pools (1-based numbers of blocks), n_classes, image_size, hidden."""
+
+
+def shape_parameters(shape: Shape, blocks: Sequence[str] | None = None) -> int:
+    """Trainable parameters predicted from a shape: of the whole network, or of the named blocks only."""
+    widths = list(shape["widths"])
+    # a block: 9 weights per pair of channels, and per channel a bias and the two values of batch norm
+    counts = [9 * n_in * n_out + 3 * n_out for n_in, n_out in zip([3, *widths], widths, strict=False)]
+    if blocks is not None:
+        return sum(count for name, count in zip(shape["names"], counts, strict=True) if name in blocks)
+    side = shape["image_size"] >> len(set(shape["pools"]))
+    sizes = [widths[-1] * side**2, *shape.get("hidden", ()), shape["n_classes"]]
+    return sum(counts) + sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+def growth(shapes: Sequence[Shape], *, ax: Axes | None = None, most_rows: int = 8) -> Axes:
+    """The growing network: a row per task, a column per block whose height is its width in channels.
+
+    shapes: `ConvNet.shape` of the model of each task, from task 1 on. Of more than `most_rows` tasks, evenly spread ones
+    are shown. Dark: the width at task 1; pale: grown in rows above; orange: new since the row above.
+    """
+    chosen = np.unique(np.linspace(0, len(shapes) - 1, min(len(shapes), most_rows)).round().astype(int))
+    final, pitch = shapes[-1], 1.62 * max(shapes[-1]["widths"])
+    x = dict(zip(final["names"], columns(final), strict=True))
+    ax = new_axes(ax, 11, 1.7 + 0.66 * len(chosen))
+    start = before = widths_of(shapes[0])
+    for row, number in enumerate(chosen):
+        shape, y = shapes[number], -row * pitch
+        now = widths_of(shape)
+        draw_pools(ax, shape, [x[name] for name in now], y)
+        for part, widths in (("new", now if row else {}), ("grown", before), ("start", start)):
+            draw_blocks(ax, [x[n] for n in widths], list(widths.values()), y, part)
+        for name in now if row in (0, len(chosen) - 1) else [n for n in now if now[n] != before.get(n)]:
+            _note(ax, x[name], y + now[name] / 2, str(now[name]))
+        ax.text(x[final["names"][-1]] + 1.1, y, f"{shape_parameters(shape):,}", va="center", fontsize=11)
+        before = now
+    ax.text(x[final["names"][-1]] + 1.1, 0.72 * pitch, "parameters", va="center", fontsize=11)
+    ax.set_yticks(-np.arange(len(chosen)) * pitch, [f"task {i + 1}" for i in chosen])
+    ax.set_xticks(list(x.values()), [f"{n}\n{side} px" for n, side in zip(x, sides(final), strict=True)], fontsize=10)
+    ax.set(ylim=((0.4 - len(chosen)) * pitch, 0.95 * pitch), xlim=(-0.8, max(x.values()) + 2.6))
+    ax.set_xlabel("block, and the side of the map it works on")
+    ax.set_title("Width of every block in channels, task by task")
+    _bare(ax)
+    parts = {"start": "width at task 1", "grown": "grown earlier", "new": "new since the row above", "pool": "pool"}
+    legend_below(ax, 4, points=66, handles=[Patch(color=PART_COLOURS[k], label=text) for k, text in parts.items()])
+    return ax
+
+
+def networks_side_by_side(
+    collective_shape: Shape, individual_shape: Shape, inherited: Sequence[str], *, ax: Axes | None = None
+) -> Axes:
+    """The collective above the individual rebuilt from it; inherited blocks blue in both and joined by lines.
+
+    Shapes as `ConvNet.shape`; inherited: names of blocks that both have in equal width (else ValueError). The numbers are
+    widths in channels; both networks are drawn to one scale and end at the same place.
+    """
+    both = [widths_of(collective_shape), widths_of(individual_shape)]
+    if wrong := [name for name in inherited if both[0].get(name, -1) != both[1].get(name)]:
+        raise ValueError(f"{wrong[0]!r} is not a block of equal width in both networks")
+    tallest = max(*both[0].values(), *both[1].values())
+    x = [columns(collective_shape), columns(individual_shape)]
+    x[1] = x[1] + max(0, x[0][-1] - x[1][-1]) / 2
+    bottom = max(both[1].values()) / 2
+    ax, levels = new_axes(ax, 11, 5.6), (0.0, -1.5 * tallest - bottom)
+    for name in inherited:
+        ends = [x[i][list(both[i]).index(name)] for i in (0, 1)]
+        heights = [levels[0] - both[0][name] / 2, levels[1] + both[1][name] / 2]
+        ax.plot(ends, heights, color=PART_COLOURS["inherited"], linewidth=2, alpha=0.6, zorder=1)
+    for shape, at, y, rest in zip((collective_shape, individual_shape), x, levels, ("ancestor", "fresh"), strict=True):
+        _draw_network(ax, shape, at, y, inherited, rest, above=rest == "ancestor")
+    right = max(x[0][-1], x[1][-1])
+    ax.set(xlim=(-2.4, right + 2.6), ylim=(levels[1] - bottom - 0.55 * tallest, 1.1 * tallest))
+    ax.set_yticks(levels, ["collective", "individual"], weight="bold")
+    ax.set_xticks([])
+    _bare(ax)
+    total, light = shape_parameters(collective_shape), shape_parameters(individual_shape)
+    kept = shape_parameters(individual_shape, inherited)
+    ax.set_title(
+        f"{total:,} parameters in the collective, {light:,} in the individual,\n"
+        f"of which {kept:,} ({100 * kept / light:.0f} %) are inherited"
+    )
+    parts = {"ancestor": "stays behind", "inherited": "inherited", "fresh": "fresh", "pool": "pool", "head": "head"}
+    handles = [Patch(facecolor=PART_COLOURS[k], edgecolor="#888888", label=text) for k, text in parts.items()]
+    legend_below(ax, 5, points=12, handles=handles)
+    return ax
+
+
+def columns(shape: Shape) -> np.ndarray:
+    """Where the blocks stand, left to right (l,): one apart, and a little more behind a pool."""
+    behind = np.cumsum([0, *(i in shape["pools"] for i in range(1, len(shape["names"])))])
+    return np.arange(len(shape["names"])) + 0.42 * behind
+
+
+def sides(shape: Shape) -> list[int]:
+    """Side in pixels of the map that each block works on."""
+    return [shape["image_size"] >> sum(p < i for p in shape["pools"]) for i in range(1, len(shape["names"]) + 1)]
+
+
+def widths_of(shape: Shape) -> dict[str, int]:
+    """Block name -> width in channels."""
+    return dict(zip(shape["names"], shape["widths"], strict=True))
+
+
+def draw_blocks(ax: Axes, x: Sequence[float], widths: Sequence[int], y: float, part: str) -> None:
+    """Columns centred at height `y`, as tall as they are wide in channels."""
+    edge = {"edgecolor": "#888888"} if part == "fresh" else {"linewidth": 0}
+    bottom = y - np.array(widths, float) / 2
+    ax.bar(x, widths, 0.74, bottom, color=PART_COLOURS[part], zorder=3, label=f"_{part}", **edge)
+
+
+def draw_pools(ax: Axes, shape: Shape, x: Sequence[float], y: float) -> None:
+    """A slim slab behind every block with a pool, and the line along which the picture travels."""
+    ax.add_line(Line2D([x[0] - 0.6, x[-1] + 0.6], [y, y], color="#BBBBBB", linewidth=1.2, zorder=1))
+    at = [i - 1 for i in shape["pools"]]
+    heights = np.array([shape["widths"][i] for i in at], float)
+    ax.bar(
+        [x[i] + 0.5 for i in at], heights, 0.13, y - heights / 2, color=PART_COLOURS["pool"], zorder=3, label="_pool"
+    )
+
+
+def _draw_network(
+    ax: Axes, shape: Shape, x: np.ndarray, y: float, inherited: Sequence[str], rest: str, above: bool
+) -> None:
+    """One network with its picture at the left and its head at the right; names and widths above or below the blocks."""
+    draw_pools(ax, shape, x, y)
+    ax.add_line(Line2D([x[0] - 1.1, x[-1] + 1.4], [y, y], color="#BBBBBB", linewidth=1.2, zorder=1))
+    side = 1 if above else -1
+    for name, at, width in zip(shape["names"], x, shape["widths"], strict=True):
+        part = "inherited" if name in inherited else rest
+        draw_blocks(ax, [at], [width], y, part)
+        text = f"{name}\n{width}" if above else f"{width}\n{name}"
+        colour = PART_COLOURS["inherited"] if name in inherited else "#333333"
+        _note(ax, at, y + side * width / 2, text, side, colour)
+    outputs = shape["n_classes"]
+    draw_blocks(ax, [x[-1] + 1.4], [outputs], y, "head")
+    _note(ax, x[-1] + 1.4, y + side * outputs / 2, f"{outputs}\nclasses", side)
+    ax.text(x[0] - 1.2, y, f"image\n{shape['image_size']} px", ha="right", va="center", fontsize=10)
+
+
+def _note(ax: Axes, x: float, y: float, text: str, side: int = 1, colour: str = "#333333") -> None:
+    """Text a little above (side 1) or below (-1) a column's end."""
+    place = {"xytext": (0, 2 * side), "textcoords": "offset points", "va": "bottom" if side > 0 else "top"}
+    ax.annotate(text, (x, y), ha="center", fontsize=9, color=colour, **place)
+
+
+def _bare(ax: Axes) -> None:
+    """No frame and no tick marks: the drawing speaks for itself."""
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)

@@ -1,0 +1,208 @@
+"""The layer explorer: widgets over `figures`, on a gradient record that is read, never computed again.
+
+`draw_record` and `draw_criterion` draw one static figure each and need no widget; the explorers call them with what their
+sliders say. A threshold moves along the edges of the record's histograms, where counts are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from .config import Config
+from .criteria import CRITERIA, best_block, score
+from .figures import layer_task_heatmap, profile_with_null
+from .record import EDGES, Record
+from .style import METHOD_COLOURS, block_text, short, tidy
+
+NORMALISATIONS = ("share", "relative", "z")
+AGGREGATIONS = ("mean", "last")
+SIGNS = ("positive", "absolute")
+LABELS = {
+    "share": "share of entries",
+    "relative": "share / mean over layers",
+    "z": "z = (share - null) / null sd",
+}
+PROFILES = {"share": "share of entries", "relative": "share / mean over layers", "z": "z"}
+
+
+def layer_task_values(
+    record: Record,
+    *,
+    threshold: float = 5e-10,
+    sign: str = "positive",
+    normalisation: str = "share",
+    aggregation: str = "mean",
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """What the explorer draws: values (t, l) per task and layer, and their profile over tasks beside its null.
+
+    normalisation: "share" of entries above the threshold; "relative" to the mean over layers of the same task; "z" against
+    untrained networks. aggregation: "mean" of a task's epochs, or its "last" epoch. The profile has the columns of
+    `criteria.score` (criterion, layer, score, null, null_sd, inherit). Raises ValueError for an unknown choice.
+    """
+    for choice, known in ((normalisation, NORMALISATIONS), (aggregation, AGGREGATIONS), (sign, SIGNS)):
+        if choice not in known:
+            raise ValueError(f"unknown choice {choice!r}; there are {', '.join(known)}")
+    tasks = [np.flatnonzero(record.task == task) for task in np.unique(record.task)]
+    if aggregation == "last":
+        tasks = [rows[[record.epoch[rows].argmax()]] for rows in tasks]
+    shares, null = record.fraction(threshold, sign), record.null_fraction(threshold, sign)
+    values = np.stack([shares[rows].mean(0) for rows in tasks])  # (t, l)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if normalisation == "relative":
+            values, null = (a / np.nanmean(a, -1, keepdims=True) for a in (values, null))
+        networks = null.mean(1)  # (n, t', l) -> (n, l), as criteria.score has it
+        mean, sd = networks.mean(0), networks.std(0, ddof=1)
+        if normalisation == "z":
+            values, mean, sd = np.where(sd > 0, (values - mean) / sd, np.nan), 0 * mean, np.ones_like(sd)
+    profile = pd.Series(np.ma.masked_invalid(values).mean(0).filled(np.nan))
+    table = pd.DataFrame(
+        {"criterion": "released", "layer": record.layers, "score": profile, "null": mean, "null_sd": sd}
+    )
+    return values, table.assign(inherit="low")
+
+
+def draw_record(
+    record: Record,
+    *,
+    threshold: float = 5e-10,
+    sign: str = "positive",
+    normalisation: str = "share",
+    aggregation: str = "mean",
+    n_blocks: int = 3,
+) -> np.ndarray:
+    """Layers x tasks beside the profile with its null and the block of `n_blocks` that a lowest-mean rule chooses.
+
+    Options as in `layer_task_values`. Returns the two axes (2,); where nothing can be chosen the title says why.
+    """
+    options = {"threshold": threshold, "sign": sign, "normalisation": normalisation, "aggregation": aggregation}
+    values, table = layer_task_values(record, **options)
+    chosen, why = _block(table, n_blocks)
+    axes = _two_panels(1.25)
+    middle = {"share": None, "relative": 1.0, "z": 0.0}[normalisation]
+    layer_task_heatmap(values, record.layers, LABELS[normalisation], ax=axes[0], centre=middle, chosen=chosen)
+    profile_with_null(table, chosen=chosen, label=f"mean {PROFILES[normalisation]}", ax=axes[1], legend=False)
+    entries = "|entry|" if sign == "absolute" else "entry"
+    epochs = "all epochs" if aggregation == "mean" else "last epochs"
+    axes[0].set_title(f"{entries} > {threshold:.2g}, {epochs}")
+    _title(axes[1], "chosen: ", chosen, why)
+    _legend(axes[1])
+    return axes
+
+
+def draw_criterion(record: Record, cfg: Config, criterion: str = "released", *, n_blocks: int = 3) -> np.ndarray:
+    """One criterion per layer beside its null, and how far from the null it is in null sd; returns the two axes (2,).
+
+    The block chosen by the score is shaded on the left, the one that z would choose on the right. Threshold and sign are
+    those of `cfg`.
+    """
+    options = {"threshold": cfg.threshold, "sign": cfg.sign} if criterion.startswith("released") else {}
+    table = score(record, criterion, **options)
+    axes = _two_panels(1.0)
+    chosen, why = _block(table, n_blocks)
+    profile_with_null(table, chosen=chosen, ax=axes[0], legend=False)
+    _title(axes[0], f"{criterion}: ", chosen, why)
+    _legend(axes[0])
+    by_z, why = _block(table, n_blocks, "z")
+    x = np.arange(1, len(table) + 1)
+    colours = [METHOD_COLOURS["learngene"] if name in by_z else "#B5B5B5" for name in table["layer"]]
+    axes[1].bar(x, table["z"], color=colours)
+    axes[1].axhspan(-2, 2, color="#8C8C8C", alpha=0.25, linewidth=0, zorder=0)
+    axes[1].axhline(0, color="#333333", linewidth=1.2)
+    axes[1].set_xticks(x, short(list(table["layer"])))
+    axes[1].set(xlabel=axes[0].get_xlabel(), ylabel="z: (score - null) / null sd")
+    _title(axes[1], "by z: ", by_z, why)
+    tidy(axes[1], grid="y")
+    return axes
+
+
+def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox:
+    """Sliders over `draw_record`: threshold, sign, normalisation, aggregation over epochs, and the length of the block.
+
+    The box has `.controls`, option of `draw_record` -> widget, so that setting `controls["threshold"].value` redraws.
+    """
+    wide = {"continuous_update": False, "style": {"description_width": "initial"}}
+    edges = thresholds(record)
+    names = [(f"{edge:.1e}", edge) for edge in edges]
+    controls = {
+        "threshold": widgets.SelectionSlider(
+            options=names, value=5e-10, description="threshold", layout={"width": "560px"}, **wide
+        ),
+        "n_blocks": widgets.IntSlider(
+            min=1, max=len(record.layers), value=min(n_blocks, len(record.layers)), description="blocks", **wide
+        ),
+        "sign": widgets.ToggleButtons(
+            options=[("entry > t (as released)", "positive"), ("|entry| > t", "absolute")], description="sign"
+        ),
+        "normalisation": widgets.ToggleButtons(
+            options=[("share", "share"), ("relative to layers", "relative"), ("z against null", "z")],
+            description="show",
+        ),
+        "aggregation": widgets.ToggleButtons(
+            options=[("mean of epochs", "mean"), ("last epoch", "last")], description="epochs"
+        ),
+    }
+    return _explorer(controls, lambda **options: draw_record(record, **options))
+
+
+def criterion_explorer(record: Record, cfg: Config) -> widgets.VBox:
+    """A list of criteria and the length of the block over `draw_criterion`; `.controls`: criterion, n_blocks."""
+    controls = {
+        "criterion": widgets.Dropdown(options=list(CRITERIA), value=cfg.criterion, description="criterion"),
+        "n_blocks": widgets.IntSlider(
+            min=1, max=len(record.layers), value=cfg.n_blocks, description="blocks", continuous_update=False
+        ),
+    }
+    return _explorer(controls, lambda **options: draw_criterion(record, cfg, **options))
+
+
+def thresholds(record: Record) -> list[float]:
+    """The record's edges between its smallest and largest entry, and both released thresholds (5e-10 and 5e-4)."""
+    seen = record.counts.sum((0, 1, 2)) + record.null_counts.sum((0, 1, 2, 3))
+    filled = np.flatnonzero(seen)
+    inside = EDGES[max(1, filled[0]) : filled[-1] + 1] if len(filled) else EDGES[:0]
+    # six digits name an edge, which is a 32-bit float, without hiding that 5e-10 is one
+    return sorted({float(f"{edge:.6g}") for edge in inside} | {5e-10, 5e-4})
+
+
+def _explorer(controls: dict[str, widgets.Widget], draw: Callable[..., np.ndarray]) -> widgets.VBox:
+    """The controls above what `draw` draws; every change makes a new figure and lets go of the old one."""
+
+    def redraw(**options: object) -> None:
+        axes = draw(**options)
+        plt.show()
+        plt.close(axes[0].figure)
+
+    box = widgets.VBox([*controls.values(), widgets.interactive_output(redraw, controls)])
+    box.controls = controls
+    return box
+
+
+def _two_panels(left: float) -> np.ndarray:
+    """Two axes side by side, the first `left` times as wide; at fixed places, which draws twice as fast as a solver."""
+    place = {"left": 0.08, "right": 0.985, "bottom": 0.22, "top": 0.92, "wspace": 0.34}
+    return plt.subplots(1, 2, figsize=(11.5, 4.9), width_ratios=[left, 1], layout="none", gridspec_kw=place)[1]
+
+
+def _legend(ax: Axes) -> None:
+    """The legend of `ax` under the whole figure."""
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="lower center", ncols=3)
+
+
+def _block(table: pd.DataFrame, n_blocks: int, column: str = "score") -> tuple[tuple[str, ...], str]:
+    """The chosen block and "", or () and why nothing can be chosen."""
+    try:
+        return best_block(table, n_blocks, column), ""
+    except ValueError as error:
+        reason = str(error).removeprefix(f"criterion {table['criterion'].iloc[0]!r} ").partition(";")[0]
+        return (), f"no choice: {column} {reason}"
+
+
+def _title(ax: Axes, prefix: str, chosen: tuple[str, ...], why: str) -> None:
+    """The chosen block as a title, or in smaller letters why there is none."""
+    ax.set_title(f"{prefix}{block_text(chosen)}" if chosen else why, fontsize=None if chosen else 12)

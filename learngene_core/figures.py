@@ -1,0 +1,240 @@
+"""Figures of the collective's training and of the criteria: a table goes in, matplotlib Axes come out; no torch.
+
+Everything here takes a DataFrame, an array or a plain mapping, draws into `ax` (or a figure of its own) and returns the
+Axes. Pictures of the data, drawings of networks and the comparison of methods live in `drawings`, `diagrams` and
+`comparisons`; all of them can be called from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from .comparisons import comparison, paired_dots, training_curves
+from .diagrams import growth, networks_side_by_side, shape_parameters
+from .drawings import division_overview, episode, image_rows, task_table
+from .style import (
+    DIVERGING,
+    METHOD_COLOURS,
+    METHOD_LABELS,
+    SCORE_LABELS,
+    SEQUENTIAL,
+    block_text,
+    layer_colours,
+    legend_below,
+    new_axes,
+    short,
+    thin,
+    tidy,
+    use_style,
+)
+
+__all__ = [
+    "METHOD_COLOURS",
+    "METHOD_LABELS",
+    "accuracy_matrix",
+    "comparison",
+    "criteria_panel",
+    "division_overview",
+    "episode",
+    "growth",
+    "image_rows",
+    "layer_colours",
+    "layer_task_heatmap",
+    "learning_curves",
+    "networks_side_by_side",
+    "paired_dots",
+    "profile_with_null",
+    "shape_parameters",
+    "task_table",
+    "training_curves",
+    "use_style",
+]
+CURVE = "#0173B2"
+CHOSEN = "#F3C87A"
+
+
+def learning_curves(history: pd.DataFrame) -> np.ndarray:
+    """Training loss and accuracy along the task sequence; returns the two axes (2,), x = epochs counted over all tasks.
+
+    history: rows per task and epoch with phase "train" (loss, accuracy in percent); rows of phase "test" where `on_task`
+    equals `task` give the held-out accuracy on the task just learned, drawn at the end of its epochs.
+    """
+    train = history[history["phase"] == "train"].sort_values(["task", "epoch"])
+    x = pd.Series(np.arange(1, len(train) + 1), index=train.index)
+    spans = x.groupby(train["task"]).agg(["min", "max"])
+    own = history[(history["phase"] == "test") & (history["on_task"] == history["task"])].set_index("task")["accuracy"]
+    own = own[own.index.isin(spans.index)]
+    figure, axes = plt.subplots(2, 1, figsize=(10, 5.6), sharex=True, layout="constrained")
+    for ax, column in zip(axes, ("loss", "accuracy"), strict=True):
+        for i, (low, high) in enumerate(spans.to_numpy()):
+            ax.axvspan(low - 0.5, high + 0.5, color="#F2F2F2" if i % 2 == 0 else "white", zorder=0, linewidth=0)
+            ax.plot(x[x.between(low, high)], train.loc[x.between(low, high), column], color=CURVE, marker=".", ms=5)
+        tidy(ax)
+    axes[0].set(ylabel="training loss\n(cross-entropy, nats)", ylim=(0, None))
+    axes[1].set(ylabel="accuracy (%)", xlabel="epoch, counted over all tasks", ylim=(-4, 104))
+    axes[1].plot([], [], color=CURVE, marker=".", label="training images (as augmented)")
+    if len(own):
+        axes[1].scatter(
+            spans.loc[own.index, "max"], own, marker="D", s=44, color="#DE8F05", zorder=3, label="held-out, same task"
+        )
+    axes[0].set_xlim(0.5, len(train) + 0.5)
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    top = axes[0].secondary_xaxis("top")
+    top.set_xticks(spans.mean(axis=1), thin(list(spans.index)))
+    top.set_xlabel("source task")
+    top.tick_params(length=0)
+    legend_below(axes[1], 2)
+    return axes
+
+
+def accuracy_matrix(matrix: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Held-out accuracy in percent: after training task t (rows) on the classes of task s (columns), s <= t.
+
+    matrix: index = task, columns = on_task, as `collective.accuracy_matrix` gives it; NaN cells stay empty.
+    """
+    n = len(matrix)
+    ax = new_axes(ax, 8.4, 6) if n > 6 else new_axes(ax, 7, 4.6)
+    sns.heatmap(
+        matrix,
+        ax=ax,
+        mask=matrix.isna().to_numpy(),
+        vmin=0,
+        vmax=100,
+        cmap=SEQUENTIAL,
+        annot=n <= 15,
+        fmt=".0f",
+        annot_kws={"fontsize": 12 if n <= 10 else 9},
+        linewidths=1 if n <= 20 else 0,
+        cbar_kws={"label": "held-out accuracy (%)"},
+    )
+    ax.set_xticks(np.arange(matrix.shape[1]) + 0.5, thin(list(matrix.columns)))
+    ax.set_yticks(np.arange(n) + 0.5, thin(list(matrix.index)), rotation=0)
+    ax.set(xlabel="tested on the classes of task", ylabel="after training task")
+    ax.tick_params(length=0)
+    return ax
+
+
+def layer_task_heatmap(
+    values: np.ndarray,
+    layers: Sequence[str],
+    label: str,
+    *,
+    ax: Axes | None = None,
+    centre: float | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    chosen: Sequence[str] = (),
+) -> Axes:
+    """The appendix's picture: a quantity per layer (rows, the input at the top) and source task (columns, from 1).
+
+    values: (t, l), NaN (hatched) where there is none; label: name and unit for the colour bar. With `centre` the colours
+    diverge from that value. The block `chosen` is framed.
+    """
+    values = np.asarray(values, float)
+    n_tasks, n_layers = values.shape
+    ax = new_axes(ax, 9, 5)
+    seen = values[np.isfinite(values)]
+    low = vmin if vmin is not None else min(seen, default=0.0)
+    high = vmax if vmax is not None else max(seen, default=1.0)
+    half = 0.0 if centre is None else max(high - centre, centre - low)
+    norm = Normalize(low, high) if centre is None else Normalize(centre - half, centre + half)
+    mesh = ax.pcolormesh(np.ma.masked_invalid(values.T), cmap=SEQUENTIAL if centre is None else DIVERGING, norm=norm)
+    bar = ax.figure.colorbar(mesh, ax=ax, label=label, pad=0.02)
+    if high > low:
+        bar.ax.set_ylim(low, high)  # only what occurs, also where colours are symmetric about the centre
+    bar.outline.set_visible(False)
+    ax.patch.set(facecolor="#EDEDED", hatch="///", edgecolor="#BBBBBB")  # seen where there is no value
+    ax.spines[:].set_visible(False)
+    ax.invert_yaxis()
+    ax.set_xticks(np.arange(n_tasks) + 0.5, thin(range(1, n_tasks + 1)), rotation=0)
+    ax.set_yticks(np.arange(n_layers) + 0.5, list(layers), rotation=0)
+    ax.set(xlabel="source task", ylabel="layer (input at the top)")
+    ax.tick_params(length=0)
+    if chosen:
+        look = {"fill": False, "edgecolor": "#DE8F05", "linewidth": 4, "clip_on": False}
+        ax.add_patch(Rectangle((0, list(layers).index(chosen[0])), n_tasks, len(chosen), **look))
+    return ax
+
+
+def profile_with_null(
+    table: pd.DataFrame,
+    *,
+    chosen: Sequence[str] = (),
+    label: str | None = None,
+    ax: Axes | None = None,
+    legend: bool = True,
+) -> Axes:
+    """Score per layer beside its null, the mean of untrained networks +- 2 standard deviations; `chosen` is shaded.
+
+    table: of one criterion, as `criteria.score` gives it (layer, score, null, null_sd). Where all values are positive and
+    span more than a factor of ten, the axis is logarithmic and says so. More than one criterion: ValueError.
+    """
+    if table["layer"].duplicated().any():
+        raise ValueError("the table holds more than one criterion; choose one, or use criteria_panel")
+    layers, x = list(table["layer"]), np.arange(1, len(table) + 1)
+    score, null = table["score"].to_numpy(float), table["null"].to_numpy(float)
+    spread = 2 * table["null_sd"].to_numpy(float)
+    ax = new_axes(ax, 9, 4.6)
+    if chosen:
+        first = layers.index(chosen[0]) + 1
+        text = f"chosen: {block_text(chosen)}"
+        ax.axvspan(first - 0.5, first + len(chosen) - 0.5, color=CHOSEN, alpha=0.55, linewidth=0, label=text, zorder=0)
+    ax.fill_between(x, null - spread, null + spread, color="#8C8C8C", alpha=0.35, linewidth=0, zorder=1)
+    ax.plot(x, null, color="#6B6B6B", linestyle="--", linewidth=1.8, label="untrained networks, mean ± 2 sd")
+    ax.plot(x, score, color=CURVE, marker="o", markersize=6, label="collective", zorder=3)
+    name = str(table["criterion"].iloc[0]) if "criterion" in table else ""
+    label = label or SCORE_LABELS.get(name, name or "score")
+    label += _log_where_wide(ax, np.concatenate([score, null - spread, null + spread]))
+    ax.set_xticks(x, short(layers), rotation=45 if max(map(len, short(layers))) > 2 else 0)
+    numbered = short(layers) != layers
+    ax.set(xlabel="layer (conv number)" if numbered else "layer", ylabel=label, xlim=(0.5, len(x) + 0.5))
+    tidy(ax, grid="y")
+    if legend:
+        legend_below(ax)
+    return ax
+
+
+def _log_where_wide(ax: Axes, values: np.ndarray) -> str:
+    """A logarithmic axis for positive values over more than a factor of ten; what to add to its name."""
+    values = values[np.isfinite(values)]
+    if not values.size or values.min() <= 0 or values.max() <= 10 * values.min():
+        return ""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    return " (log)"
+
+
+def criteria_panel(scores: pd.DataFrame, chosen_by: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """Every criterion beside its null, one small panel each, with the block it would choose; returns the axes (n,).
+
+    scores: `criteria.score_all` (scores.csv); chosen_by: criterion -> layers it chooses (may lack some).
+    """
+    names = list(dict.fromkeys(scores["criterion"]))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(11, 3.2 * rows + 0.5), squeeze=False, layout="constrained")
+    for ax, name in zip(grid.flat, names, strict=False):
+        chosen = tuple(chosen_by.get(name, ()))
+        profile_with_null(scores[scores["criterion"] == name], chosen=chosen, ax=ax, legend=False)
+        ax.set_title(f"{name}\n{block_text(chosen)}", fontsize=13)
+        ax.tick_params(labelsize=10)
+        ax.set_ylabel(ax.get_ylabel(), fontsize=10.5)
+        ax.set_xlabel(ax.get_xlabel(), fontsize=10.5)
+    for ax in grid.flat[len(names) :]:
+        ax.set_visible(False)
+    lines = [h for h in grid.flat[0].get_lines() if not h.get_label().startswith("_")]
+    patch = Rectangle((0, 0), 1, 1, color=CHOSEN, alpha=0.55)
+    labels = [line.get_label() for line in lines] + ["the block it chooses"]
+    figure.legend([*lines, patch], labels, loc="outside lower center", ncols=3)
+    return grid.flat[: len(names)]

@@ -1,0 +1,90 @@
+"""Shared by all tests: one thread, one image cache, the glyphs, and one finished run of the `smoke` preset."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from learngene_core.config import Config
+from learngene_core.images import ImageSet, load_images
+from learngene_core.runs import Run
+from learngene_core.study import Chain
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """Decoded images go to a folder of this session, unless the caller has named one."""
+    mine = "LEARNGENE_CACHE" not in os.environ
+    if mine:
+        os.environ["LEARNGENE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if mine:
+        os.environ.pop("LEARNGENE_CACHE")
+
+
+@pytest.fixture(scope="session")
+def glyph_images() -> ImageSet:
+    """The embedded data."""
+    return load_images("glyphs")
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> Path:
+    """A finished run folder of preset `smoke`. Read only: a test that changes anything takes `smoke_copy`."""
+    run = Run.open(Config.preset("smoke"), tmp_path_factory.mktemp("smoke") / "run")
+    Chain(run).results  # noqa: B018 (computed when asked for)
+    return run.path
+
+
+@pytest.fixture
+def smoke_copy(smoke_run, tmp_path) -> Path:
+    """A copy of the finished run that a test may break."""
+    return Path(shutil.copytree(smoke_run, tmp_path / "copy"))
+
+
+def tiny_tree(
+    folder: Path, classes, n: int, size: int | tuple[int, int], suffix: str = ".png", test: int = 0
+) -> dict[Path, np.ndarray]:
+    """Write an image tree: `folder/<class>/*`, or with `test` > 0 `folder/train/<class>/*` and `folder/test/<class>/*`.
+
+    size: side of the images in pixels, or (height, width). Returns file -> its pixels (height, width, 3) uint8.
+    """
+    rng = np.random.default_rng(0)
+    shape = (size, size) if isinstance(size, int) else size
+    written = {}
+    for part, count in (("train", n), ("test", test)) if test else (("", n),):
+        for name in classes:
+            (folder / part / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                path = folder / part / name / f"{i:03d}{suffix}"
+                written[path] = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+                Image.fromarray(written[path]).save(path)
+    return written
+
+
+def blank_images(names, n: int, *, held_out: int = 0, data: str = "folder") -> ImageSet:
+    """An image set of one-pixel images: n training images per class, and `held_out` of an official test split."""
+    each = n + held_out
+    labels = torch.arange(len(names)).repeat_interleave(each)
+    held = (torch.arange(each) >= n).repeat(len(names)) if held_out else None
+    return ImageSet(data, torch.zeros(len(labels), 3, 1, 1, dtype=torch.uint8), labels, tuple(names), {}, held)
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file below `folder` that holds results -> its hash; two equal snapshots mean that nothing was lost."""
+    passing = {".lock", ".owner", "progress.json"}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in passing
+    }

@@ -1,0 +1,371 @@
+"""The command line: exit status, one line that says what is wrong, nothing lost, and help without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import snapshot, tiny_tree
+
+from learngene_core import cli
+from learngene_core.config import STAGES
+from learngene_core.files import StudyError
+from learngene_core.images import load_images
+from learngene_core.presets import PRESETS
+
+SMOKE = ("--preset", "smoke", "--set", "workers=1")
+COMMAND = Path(sys.executable).with_name("learngene")
+VERBS = [*cli.VERBS, "info"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Default run folders are made below the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Call the command line, which must refuse: returns the one line that it says."""
+
+    def call(*arguments) -> str:
+        capsys.readouterr()
+        status = cli.main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        assert status == 1
+        assert "Traceback" not in out + err
+        lines = err.splitlines()
+        assert len(lines) == 1, err
+        assert lines[0].startswith("learngene: ")
+        return lines[0]
+
+    return call
+
+
+# what can be known before anything is computed ----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["--preset", "smok"], ["'smok'", "did you mean 'smoke'", *PRESETS]),
+        (["--data", "cifar10"], ["'cifar10'", "did you mean 'cifar100'"]),
+        (["--set", "shotz=5"], ["'shotz'", "did you mean 'shots'"]),
+        (["--set", "shots"], ["NAME=VALUE", "'shots'"]),
+        (["--set", "shots=[5"], ["shots", "[5"]),
+        (["--set", "shots=[[5]]"], ["shots"]),
+        (["--set", "flip=maybe"], ["flip", "bool"]),
+        (["--set", "n_way=1.5"], ["n_way", "1.5"]),
+        (["--set", "learning_rate=-1"], ["learning_rate", "out of range"]),
+        (["--set", "learning_rate=nan"], ["learning_rate"]),
+        (["--set", "layers=conv11"], ["layers", "list"]),
+        (["--set", "methods=[scratch,ful]"], ["'ful'", "did you mean 'full'"]),
+        (["--set", "seed={a: 1}"], ["seed"]),
+        (["--set", "=5"], ["unknown parameter"]),
+        (["--seed", "-1"], ["seed", "at least 0"]),
+    ],
+)
+def test_bad_arguments_are_refused_and_no_folder_is_made(refused, tmp_path, arguments, texts):
+    line = refused("collective", *arguments)
+    assert all(text in line for text in texts), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_are_read_as_a_person_means_them():
+    options = cli.parser().parse_args(
+        ["divide", "--preset", "smoke", "--seed", "3", "--data", "cifar100", "--data-path", "1e5"]
+        + [
+            f"--set={v}"
+            for v in (
+                "threshold=5e-4",
+                "shots=[2,4]",
+                "flip=true",
+                "layers=[conv1, conv2]",
+                "split=",
+                "epochs=2",
+                "tune_rates=[1e-2,0.5]",
+                "seed=9",
+            )
+        ]  # fmt: skip
+    )
+    cfg = cli.configuration(options)
+    assert (cfg.threshold, cfg.shots, cfg.flip, cfg.layers) == (5e-4, (2, 4), True, ("conv1", "conv2"))
+    assert (cfg.split, cfg.epochs, cfg.tune_rates) == ("", 2, (0.01, 0.5))
+    assert (cfg.preset_name, cfg.data, cfg.data_path) == ("smoke", "cifar100", "1e5")
+    assert cfg.seed == 3  # the option of that name wins
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_takes_the_options_of_the_design(verb):
+    given = [
+        "--preset",
+        "smoke",
+        "--data",
+        "folder",
+        "--data-path",
+        "p",
+        "--out",
+        "o",
+        "--seed",
+        "4",
+        "--set",
+        "epochs=1",
+    ]
+    options = cli.parser().parse_args([verb, *given, "--redo", "criteria", "--debug"])
+    cfg = cli.configuration(options)
+    assert (cfg.preset_name, cfg.data, cfg.data_path, cfg.seed, cfg.epochs) == ("smoke", "folder", "p", 4, 1)
+    assert (options.out, options.redo, options.debug) == ("o", ["criteria"], True)
+
+
+# data ---------------------------------------------------------------------------------------------------------------
+def test_data_folders_that_cannot_be_read_are_refused(refused, tmp_path, capsys):
+    (tmp_path / "empty" / "class").mkdir(parents=True)
+    divide = ("divide", *SMOKE, "--data", "folder", "--out", tmp_path / "run")
+    assert "--data-path" in refused(*divide)
+    assert "does not exist" in refused(*divide, "--data-path", tmp_path / "missing")
+    assert "no images" in refused(*divide, "--data-path", tmp_path / "empty")
+    assert "too few" in refused(*divide, "--data-path", tiny_tree_of(tmp_path / "few", 4))
+    thin = refused(*divide[:-1], tmp_path / "other", "--data-path", tiny_tree_of(tmp_path / "thin", 30))
+    assert "class" in thin
+    assert "images" in thin
+    # and the same folder is good once the data are
+    good = [*divide, "--data-path", tiny_tree_of(tmp_path / "good", 30, 8)]
+    for change in ("source_images=4", "held_out_images=4", "support_pool=4", "query_images=4", "shots=3"):
+        good += ["--set", change]
+    capsys.readouterr()
+    assert cli.main([str(a) for a in good]) == 0
+    assert "novel" in capsys.readouterr().out
+
+
+def test_an_unreadable_image_is_refused_in_one_line(refused, tmp_path):
+    """Also in a log file: no progress bar where nobody watches."""
+    tiny_tree(tmp_path / "text", ["a", "b"], 2, 32)
+    (tmp_path / "text" / "b" / "note.png").write_text("this is text")
+    line = refused("divide", *SMOKE, "--data", "folder", "--data-path", tmp_path / "text", "--out", tmp_path / "run")
+    assert "note.png" in line
+
+
+def tiny_tree_of(folder, n_classes, n=2):
+    tiny_tree(folder, [f"class{i:02d}" for i in range(n_classes)], n, 32)
+    load_images("folder", folder)  # decoded here, so that no call shows the bar of decoding
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("verb", "change", "text"),
+    [
+        ("reconstruct", "shots=[41]", "shots = 41"),
+        ("reconstruct", "n_way=51", "n_way = 51"),
+        ("reconstruct", "query_images=100", "100"),
+        ("tune", "n_way=17", "n_way = 17"),
+        ("collective", "source_way=65", "source_way = 65"),
+        ("collective", "n_source_tasks=17", "17 disjoint source tasks"),
+        ("divide", "image_size=64", "image_size = 64"),
+        ("divide", "split=nowhere.json", "nowhere.json"),
+        ("criteria", "layers=[convX]", "convX"),
+        ("criteria", "criterion=lerngene", "lerngene"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_training(refused, tmp_path, verb, change, text):
+    assert text in refused(verb, *SMOKE, "--out", tmp_path / "run", "--set", change)
+    assert not (tmp_path / "run" / "collective").exists()
+
+
+# run folders --------------------------------------------------------------------------------------------------------
+SAID = {
+    "divide": "base (64)",
+    "collective": "average accuracy",
+    "criteria": "learngene: conv",
+    "reconstruct": "gain over scratch",
+}
+
+
+def test_the_verbs_load_a_finished_run_and_end_with_status_0(smoke_copy, capsys):
+    before = snapshot(smoke_copy)
+    for verb, text in SAID.items():
+        assert cli.main([verb, *SMOKE, "--out", str(smoke_copy)]) == 0
+        out, err = capsys.readouterr()
+        assert text in out
+        assert str(smoke_copy) in out
+        assert err == ""
+    assert {n: h for n, h in snapshot(smoke_copy).items() if n != "config.json"} == {
+        n: h for n, h in before.items() if n != "config.json"
+    }
+
+
+def test_another_configuration_is_refused_and_loses_nothing(refused, smoke_copy):
+    before = snapshot(smoke_copy)
+    for arguments in (["--seed", "1"], ["--seed", "1", "--redo", "collective"]):
+        line = refused("collective", *SMOKE, "--out", smoke_copy, *arguments)
+        assert "seed: 0 there, 1 asked for" in line
+        assert "--out" in line
+        assert snapshot(smoke_copy) == before
+
+
+def test_unknown_or_scattered_layers_are_refused_and_can_be_mended(refused, smoke_copy, capsys):
+    criteria = ["criteria", *SMOKE, "--out", str(smoke_copy)]
+    assert "layers" in refused(*criteria, "--set", "layers=[convX]")  # the finished stage has others
+    line = refused(*criteria, "--redo", "criteria", "--set", "layers=[convX]")
+    assert "unknown layer 'convX'" in line
+    assert "conv13" in line
+    assert "contiguous" in refused(*criteria, "--set", "layers=[conv1, conv3]")
+    assert "contiguous" in refused(*criteria, "--set", "layers=[conv2, conv1]")
+    assert "lerngene" in refused(*criteria, "--set", "criterion=lerngene")
+    assert cli.main([*criteria, "--set", "layers=[conv2, conv3]"]) == 0
+    assert "learngene: conv2, conv3" in capsys.readouterr().out
+
+
+def test_damaged_learngene_is_refused_and_rebuilt_by_what_the_line_says(refused, smoke_copy, capsys):
+    path = smoke_copy / "learngene.safetensors"
+    whole = path.read_bytes()
+    reconstruct = ["reconstruct", *SMOKE, "--out", str(smoke_copy)]
+    for data in (whole[: len(whole) // 2], b"", whole[:-4] + bytes([whole[-4] ^ 1]) + whole[-3:]):
+        path.write_bytes(data)
+        line = refused(*reconstruct)
+        assert "learngene.safetensors" in line
+        assert "--redo criteria" in line
+    assert cli.main(["criteria", *SMOKE, "--out", str(smoke_copy), "--redo", "criteria"]) == 0
+    assert path.read_bytes() == whole
+
+
+def test_a_folder_that_is_none_is_refused(refused, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.tex").write_text("x")
+    assert "is a file" in refused("divide", *SMOKE, "--out", tmp_path / "file")
+    assert "no run folder" in refused("divide", *SMOKE, "--out", tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "a.tex").read_text() == "x"
+
+
+# info ---------------------------------------------------------------------------------------------------------------
+def test_info_says_whole_or_damaged_to_people_and_machines(smoke_copy, capsys):
+    assert cli.main(["info", str(smoke_copy)]) == 0
+    assert capsys.readouterr().out.count(": whole\n") == 4
+    assert cli.main(["info", str(smoke_copy), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["whole"] is True
+    assert (facts["preset"], facts["data"], facts["seed"]) == ("smoke", "glyphs", 0)
+    (smoke_copy / "scores.csv").unlink()
+    (smoke_copy / "history.csv").write_text("task\n")
+    assert cli.main(["info", str(smoke_copy)]) == 1
+    out = capsys.readouterr().out
+    assert "scores.csv missing (rebuild with --redo criteria)" in out
+    assert "history.csv damaged (rebuild with --redo collective)" in out
+    assert cli.main(["info", str(smoke_copy), "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["whole"] is False
+    states = {n: state for s in facts["stages"].values() for n, state in s["files"].items() if state != "whole"}
+    assert states == {"scores.csv": "missing", "history.csv": "damaged"}
+
+
+def test_info_sees_a_configuration_that_was_edited_by_hand(smoke_copy, capsys):
+    path = smoke_copy / "config.json"
+    path.write_text(path.read_text().replace('"n_blocks": 3', '"n_blocks": 2'))
+    assert cli.main(["info", str(smoke_copy), "--json"]) == 1
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    another = {s for s, facts in stages.items() if facts["configuration"] == "another"}
+    assert another == {"criteria", "reconstruct"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+@pytest.mark.parametrize("text", ["", "[]", '{"x": 1}'])
+def test_info_on_damaged_bookkeeping_is_one_line(refused, smoke_copy, name, text):
+    (smoke_copy / name).write_text(text)
+    assert name in refused("info", smoke_copy)
+
+
+def test_info_on_no_run_folder(refused, tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        assert "no run folder" in refused("info", path)
+
+
+# errors in general --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "error",
+    [StudyError("boom\nin two lines"), ValueError("boom"), KeyError("boom"), RuntimeError("CUDA out of memory: boom"),
+     EOFError("boom"), TypeError("boom"), MemoryError("boom"), AssertionError("boom")],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+def test_any_error_is_one_line_and_a_traceback_only_with_debug(refused, monkeypatch, error):
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fails)
+    assert "boom" in refused("divide")
+    with pytest.raises(type(error)):
+        cli.main(["divide", "--debug"])
+
+
+def test_an_error_of_the_system_names_its_file(refused, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "_run", lambda _: (tmp_path / "nothing.csv").read_text())
+    assert "nothing.csv" in refused("divide")
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def stops(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", stops)
+    assert cli.main(["divide"]) == 130
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+
+
+# help and the real command ------------------------------------------------------------------------------------------
+def test_help_of_every_verb_names_its_options(capsys):
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as end:
+            cli.main([verb, "--help"])
+        assert end.value.code == 0
+        out = "".join(capsys.readouterr().out.split())  # lines are broken anywhere
+        wanted = (
+            ["--json"]
+            if verb == "info"
+            else ["--preset", "--data", "--data-path", "--out", "--seed", "--set", "--redo"]
+        )
+        assert all(option in out for option in wanted), verb
+        assert verb == "info" or all(name in out for name in [*PRESETS, *STAGES])
+
+
+def command(*arguments, **options):
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.fixture(scope="module")
+def installed():
+    if not COMMAND.exists():
+        pytest.skip("the command `learngene` is not installed beside this Python")
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_installed_command_ends_with_its_status(tmp_path, smoke_run):
+    done = command("--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(verb in done.stdout for verb in VERBS)
+    bad = command("reconstruct", "--preset", "smok", cwd=tmp_path)
+    assert (bad.returncode, bad.stdout, len(bad.stderr.splitlines())) == (1, "", 1)
+    nothing = command("reconstruct", *SMOKE, "--data", "folder", "--data-path", tmp_path / "none", cwd=tmp_path)
+    assert (nothing.returncode, len(nothing.stderr.splitlines())) == (1, 1)
+    assert "Traceback" not in bad.stderr + nothing.stderr
+    whole = command("info", smoke_run, "--json", cwd=tmp_path)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert json.loads(whole.stdout)["whole"] is True
+    assert command("divid", cwd=tmp_path).returncode not in (0, 1)
+
+
+def test_help_and_refusals_do_not_wait_for_torch():
+    code = f"""
+import sys, contextlib, io
+import learngene_core
+from learngene_core.cli import main
+for verb in {VERBS!r}:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main([verb, "--help"])
+main(["study", "--preset", "smok"])
+main(["info", "nowhere"])
+learngene_core.Config.preset("paper").stage_hash("reconstruct")
+print(*sorted({{"torch", "torchvision", "matplotlib", "papermill"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "\n"
+    assert len(done.stderr.splitlines()) == 2

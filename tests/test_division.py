@@ -1,0 +1,388 @@
+"""Classes and images are kept apart where they must be, draws are seeded and nested, and the manifests are the published ones."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import blank_images, tiny_tree
+
+from learngene_core.config import Config
+from learngene_core.division import MANIFESTS, Division, describe, divide, parts, source_tasks, target_tasks
+from learngene_core.files import StudyError
+from learngene_core.images import load_images
+from learngene_core.presets import PRESETS
+from learngene_core.runs import Run
+
+GROUPS = ("base", "open_world", "novel")
+
+
+def names(n):
+    return tuple(f"class{i:03d}" for i in range(n))
+
+
+def manifest(name):
+    return json.loads((MANIFESTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def glyph_division(glyph_images):
+    return divide(glyph_images, Config())
+
+
+# manifests ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "counts"), [("cifar100", (64, 16, 20)), ("imagenet100", (64, 16, 20)), ("cub200", (100, 50, 50))]
+)
+def test_packaged_manifest_has_the_published_counts_and_is_disjoint(name, counts):
+    groups = [manifest(name)[g] for g in GROUPS]
+    assert tuple(map(len, groups)) == counts
+    assert len(set().union(*groups)) == sum(counts)
+    assert all(isinstance(n, str) and n.strip() == n and n for g in groups for n in g)
+
+
+def test_cattle_which_the_paper_lists_twice_is_open_world_only():
+    assert [g for g in GROUPS if "cattle" in manifest("cifar100")[g]] == ["open_world"]
+
+
+def test_superclasses_of_cifar100_are_20_groups_of_5():
+    values = manifest("cifar100")
+    classes = {n for g in GROUPS for n in values[g]}
+    assert set(values["superclasses"]) == classes
+    sizes = {s: list(values["superclasses"].values()).count(s) for s in values["superclasses"].values()}
+    assert len(sizes) == 20
+    assert set(sizes.values()) == {5}
+    # three of the official groups (Krizhevsky 2009), so that no class was shifted against its group
+    for group, members in {
+        "people": {"baby", "boy", "girl", "man", "woman"},
+        "trees": {"maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"},
+        "fish": {"aquarium_fish", "flatfish", "ray", "shark", "trout"},
+    }.items():
+        assert {n for n, s in values["superclasses"].items() if s == group} == members
+
+
+# division -----------------------------------------------------------------------------------------------------------
+def test_glyphs_are_divided_64_16_20_by_seed(glyph_images, glyph_division):
+    div = glyph_division
+    assert (len(div.base), len(div.open_world), len(div.novel)) == (64, 16, 20)
+    assert {*div.base, *div.open_world, *div.novel} == set(glyph_images.class_names)
+    assert divide(glyph_images, Config(epochs=1, n_source_tasks=2)) == div
+    other = divide(glyph_images, Config(seed=1))
+    assert set(other.novel) != set(div.novel)
+    assert len({*other.base, *other.open_world, *other.novel}) == 100
+
+
+@pytest.mark.parametrize("n", [11, 15, 24, 37, 200])
+def test_any_number_of_classes_is_divided_without_loss(n):
+    imgs = blank_images(names(n), 1)
+    div = divide(imgs, Config(source_way=2))
+    groups = [getattr(div, g) for g in GROUPS]
+    assert sorted(c for g in groups for c in g) == list(imgs.class_names)
+    assert all(groups)
+    assert len(div.novel) >= 5
+    assert len(div.novel) == max(5, round(0.2 * n))
+
+
+def test_too_few_classes_are_refused():
+    with pytest.raises(StudyError, match="10 classes are too few"):
+        divide(blank_images(names(10), 1), Config())
+    with pytest.raises(StudyError, match="source_way = 8"):
+        divide(blank_images(names(12), 1), Config())
+    with pytest.raises(StudyError, match="n_way = 21"):
+        cifar = manifest("cifar100")
+        divide(blank_images(sorted(sum((cifar[g] for g in GROUPS), [])), 1, data="cifar100"), Config(n_way=21))
+
+
+def test_equal_division_hashes_mean_equal_divisions():
+    """A run folder is reused by its stage hash, so nothing else may move what it stands for."""
+    imgs = blank_images(names(20), 1)
+    one, two = Config(n_way=3, source_way=2), Config(n_way=6, source_way=2)
+    assert one.stage_hash("division") != two.stage_hash("division") or divide(imgs, one) == divide(imgs, two)
+
+
+@pytest.mark.parametrize("groups", [(["a", "b"], ["b"], ["c"]), (["a", "a"], ["b"], ["c"]), (["a"], ["b"], ["c", "a"])])
+def test_a_class_that_stands_twice_is_refused_by_name(groups):
+    with pytest.raises(StudyError, match=r"'[ab]' stands in"):
+        Division(*map(tuple, groups))
+
+
+def test_cifar100_uses_its_manifest_and_the_seed_only_when_asked(tmp_path):
+    values = manifest("cifar100")
+    tiny_tree(tmp_path, [n for g in GROUPS for n in values[g]], 1, 8, test=1)
+    imgs = load_images("cifar100", tmp_path, image_size=8)
+    cfg = Config(data="cifar100", image_size=8)
+    div = divide(imgs, cfg)
+    assert [list(getattr(div, g)) for g in GROUPS] == [values[g] for g in GROUPS]
+    assert divide(imgs, cfg.replace(seed=5)) == div
+    assert set(divide(imgs, cfg.replace(split="seed")).novel) != set(div.novel)
+    for part in ("train", "test"):
+        shutil.rmtree(tmp_path / part / "wolf")
+    with pytest.raises(StudyError, match="wolf"):
+        divide(load_images("cifar100", tmp_path, image_size=8), cfg)
+
+
+def own_split(path, **groups):
+    path.write_text(
+        json.dumps({"base": list(names(9)), "open_world": ["class009"], "novel": list(names(16)[10:])} | groups)
+    )
+    return Config(split=str(path), source_way=3)
+
+
+def test_a_division_of_the_users_own(tmp_path):
+    imgs = blank_images(names(16), 1)
+    div = divide(imgs, own_split(tmp_path / "mine.json"))
+    assert (div.base, div.open_world, div.novel) == (names(9), ("class009",), names(16)[10:])
+    assert describe(div).splitlines()[1].split() == ["base", "(9):", *", ".join(names(9)).split()]
+
+
+@pytest.mark.parametrize(
+    ("groups", "text"),
+    [
+        ({"novel": ["class010", "classX", "class012", "class013", "class014"]}, "classX"),
+        ({"novel": [*names(16)[11:], "class003"]}, "class003"),
+        ({"novel": ["class010"]}, "n_way = 5"),
+        ({"base": ["class000"]}, "source_way = 3"),
+        ({"novel": 3}, "no division"),
+        ({"novel": [1, 2, 3, 4, 5]}, "class names are strings"),
+    ],
+)
+def test_a_bad_division_of_the_users_own_is_refused(tmp_path, groups, text):
+    with pytest.raises(StudyError, match=text):
+        divide(blank_images(names(16), 1), own_split(tmp_path / "mine.json", **groups))
+
+
+def test_a_division_file_that_is_missing_or_no_json_is_named(tmp_path):
+    imgs = blank_images(names(16), 1)
+    (tmp_path / "text.json").write_text("base: a")
+    (tmp_path / "list.json").write_text("[1]")
+    for name in ("none.json", "text.json", "list.json"):
+        with pytest.raises(StudyError, match=name):
+            divide(imgs, Config(split=str(tmp_path / name)))
+
+
+# images of a class --------------------------------------------------------------------------------------------------
+def test_training_and_held_out_images_of_a_class_never_meet():
+    imgs = blank_images(names(4), 50)
+    for n_train, n_held in ((30, 20), (10, 5), (0, 0), (0, 12)):
+        train, held = parts(imgs, "class002", n_train, n_held, Config())
+        assert not set(train) & set(held)
+        assert {*train, *held} <= set(imgs.of_class("class002"))
+        assert len(held) == (n_held or 50 // 6)
+        assert len(train) == (n_train or 50 - len(held))
+    assert set(parts(imgs, "class002", 30, 20, Config())[0]) >= set(parts(imgs, "class002", 10, 20, Config())[0])
+
+
+def test_official_split_is_respected_unless_pooled():
+    imgs = blank_images(names(3), 20, held_out=8)
+    official = imgs.held_out.numpy()
+    for counts in ((0, 0), (15, 6)):
+        train, held = parts(imgs, "class001", *counts, Config())
+        assert not official[train].any()
+        assert official[held].all()
+        assert (len(train), len(held)) == (counts[0] or 20, counts[1] or 8)
+    train, held = parts(imgs, "class001", 0, 0, Config(official_split=False))
+    assert len(train) + len(held) == 28
+    assert not set(train) & set(held)
+    assert official[train].any()
+
+
+def test_draws_depend_on_seed_and_class_alone():
+    imgs, more = blank_images(names(3), 40), blank_images(names(5), 40)
+    at = parts(imgs, "class001", 10, 10, Config())
+    assert all(np.array_equal(a, b) for a, b in zip(at, parts(more, "class001", 10, 10, Config(epochs=1)), strict=True))
+    assert set(at[0]) != set(parts(imgs, "class001", 10, 10, Config(seed=1))[0])
+    assert set(at[0] - 40) != set(parts(imgs, "class000", 10, 10, Config())[0])
+
+
+@pytest.mark.parametrize(("n_train", "n_held"), [(41, 10), (10, 60), (30, 21)])
+def test_more_images_than_a_class_has_are_refused_with_its_name(n_train, n_held):
+    with pytest.raises(StudyError, match=r"class001.*images"):
+        parts(blank_images(names(3), 50), "class001", n_train, n_held, Config())
+    with pytest.raises(StudyError, match=r"class001.*images"):
+        parts(blank_images(names(3), 40, held_out=9), "class001", n_train, n_held, Config())
+
+
+# source tasks -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("draw", ["disjoint", "overlap"])
+def test_source_tasks_hold_base_images_and_keep_three_parts_apart(glyph_images, glyph_division, draw):
+    cfg = Config(source_draw=draw, n_source_tasks=7)
+    tasks = source_tasks(glyph_images, glyph_division, cfg)
+    label = glyph_images.labels.numpy()
+    assert [t.number for t in tasks] == list(range(1, 8))
+    for task in tasks:
+        wanted = [glyph_images.class_names.index(n) for n in task.classes]
+        assert len(set(task.classes)) == 8
+        assert set(task.classes) <= set(glyph_division.base)
+        for part, count in ((task.train, 100), (task.validation, 10), (task.test, 10)):
+            assert np.array_equal(np.unique(label[part], return_counts=True), [sorted(wanted), [count] * 8])
+            assert len(np.unique(part)) == len(part)
+    train, validation, test = (
+        set(np.concatenate([getattr(t, p) for t in tasks])) for p in ("train", "validation", "test")
+    )
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+    counts = np.unique([n for t in tasks for n in t.classes], return_counts=True)[1]
+    assert (counts.max() == 1) == (draw == "disjoint")
+
+
+def test_source_tasks_repeat_by_seed_and_more_tasks_keep_the_first_ones(glyph_images, glyph_division):
+    for draw in ("disjoint", "overlap"):
+        few, again, many, other = (
+            [(t.classes, t.train.tolist(), t.validation.tolist(), t.test.tolist())
+             for t in source_tasks(glyph_images, glyph_division, Config(source_draw=draw, n_source_tasks=n, seed=seed))]
+            for n, seed in ((3, 0), (3, 0), (6, 0), (3, 1))
+        )  # fmt: skip
+        assert few == again == many[:3]
+        assert few[0][0] != other[0][0]
+
+
+def test_more_disjoint_tasks_than_classes_are_refused(glyph_images, glyph_division):
+    with pytest.raises(StudyError, match=r"9 disjoint.*64 base classes"):
+        source_tasks(glyph_images, glyph_division, Config(n_source_tasks=9))
+    assert len(source_tasks(glyph_images, glyph_division, Config(n_source_tasks=9, source_draw="overlap"))) == 9
+
+
+def test_overlapping_tasks_wider_than_the_base_classes_are_refused(glyph_images, glyph_division):
+    """A finished division is loaded without looking at source_way, so this is where it is found."""
+    with pytest.raises(StudyError, match="source_way"):
+        source_tasks(glyph_images, glyph_division, Config(source_draw="overlap", source_way=65))
+
+
+@pytest.mark.parametrize("held_out", [1, 2, 3])
+def test_validation_and_test_of_a_source_task_are_never_empty(held_out):
+    """A task without test images has the accuracy of nothing: NaN."""
+    imgs, cfg = (
+        blank_images(names(16), 20),
+        Config(source_way=2, n_source_tasks=2, source_images=0, held_out_images=held_out),
+    )
+    try:
+        tasks = source_tasks(imgs, divide(imgs, cfg), cfg)
+    except StudyError as refusal:
+        assert held_out == 1
+        assert "held" in str(refusal)
+    else:
+        assert all(len(t.validation) and len(t.test) for t in tasks)
+
+
+# target tasks -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("group", ["novel", "open_world"])
+def test_target_tasks_hold_their_groups_images_with_queries_apart(glyph_images, glyph_division, group):
+    cfg = Config(shots=(5, 20))
+    tasks = target_tasks(glyph_images, glyph_division, cfg, group=group, n_tasks=30)
+    label = glyph_images.labels.numpy()
+    assert [t.number for t in tasks] == list(range(1, 31))
+    for task in tasks:
+        assert len(set(task.classes)) == 5
+        assert set(task.classes) <= set(getattr(glyph_division, group))
+        assert (task.support.shape, task.query.shape) == ((5, 20), (5, 60))
+        for row, name in enumerate(task.classes):
+            assert (label[task.support[row]] == glyph_images.class_names.index(name)).all()
+            assert (label[task.query[row]] == glyph_images.class_names.index(name)).all()
+            assert len({*task.support[row], *task.query[row]}) == 80
+    support, query = (np.concatenate([getattr(t, p).ravel() for t in tasks]) for p in ("support", "query"))
+    assert not set(support) & set(query), "a support image of one task is a query image of another"
+    assert len({t.classes for t in tasks}) > 25
+    assert {n for t in tasks for n in t.classes} == set(getattr(glyph_division, group))
+
+
+def test_smaller_supports_are_prefixes_also_across_configurations(glyph_images, glyph_division):
+    draws = {s: target_tasks(glyph_images, glyph_division, Config(shots=s)) for s in ((5,), (5, 10), (20,), (1, 60))}
+    for tasks in zip(*draws.values(), strict=True):
+        assert len({t.classes for t in tasks}) == 1
+        for task in tasks:
+            assert np.array_equal(task.support, tasks[-1].support[:, : task.support.shape[1]])
+            assert np.array_equal(task.query, tasks[-1].query)
+    assert [t[0].support.shape[1] for t in draws.values()] == [5, 10, 20, 60]
+
+
+def test_target_tasks_repeat_by_seed_and_more_tasks_keep_the_first_ones(glyph_images, glyph_division):
+    few, again, many, other = (
+        [(t.classes, t.support.tolist(), t.query.tolist())
+         for t in target_tasks(glyph_images, glyph_division, Config(n_target_tasks=n, seed=seed, epochs=e))]
+        for n, seed, e in ((4, 0, 6), (4, 0, 1), (9, 0, 6), (4, 1, 6))
+    )  # fmt: skip
+    assert few == again == many[:4]
+    assert few[0] != other[0]
+    assert len({str(t) for t in many}) == 9
+
+
+def test_supports_of_a_class_differ_between_tasks(glyph_images, glyph_division):
+    cfg = Config(n_way=20, n_target_tasks=2)
+    one, two = (
+        {n: set(t.support[i]) for i, n in enumerate(t.classes)} for t in target_tasks(glyph_images, glyph_division, cfg)
+    )
+    assert set(one) == set(two)
+    assert not any(one[n] == two[n] for n in one)
+
+
+def test_classes_of_unequal_size_give_whole_tasks(tmp_path):
+    for i, name in enumerate(names(12)):
+        tiny_tree(tmp_path, [name], 12 + i, 8)
+    imgs = load_images("folder", tmp_path, image_size=8)
+    cfg = Config(data="folder", source_way=2, shots=(4,), support_pool=0, query_images=0)
+    for task in target_tasks(imgs, divide(imgs, cfg), cfg):
+        assert task.support.shape == (5, 4)
+        smallest = min(len(imgs.of_class(n)) for n in task.classes)
+        assert task.query.shape == (5, smallest // 6)
+
+
+def test_too_few_images_or_classes_for_a_target_task_are_refused(glyph_images, glyph_division):
+    for changes, text in (
+        ({"shots": (10, 61)}, "shots = 61"),
+        ({"shots": (5,), "support_pool": 4}, "shots = 5"),
+        ({"n_way": 21}, "n_way = 21"),
+        ({"support_pool": 70}, "70"),
+        ({"query_images": 61}, "61"),
+    ):
+        with pytest.raises(StudyError, match=text):
+            target_tasks(glyph_images, glyph_division, Config(**changes))
+    with pytest.raises(StudyError, match="n_way = 17"):
+        target_tasks(glyph_images, glyph_division, Config(n_way=17), group="open_world")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_asks_for_no_more_than_its_data_has(glyph_images, preset):
+    cfg = Config.preset(preset)
+    if cfg.data == "glyphs":
+        imgs = glyph_images
+    else:
+        classes = sorted(n for g in GROUPS for n in manifest(cfg.data)[g])
+        counts = {"cifar100": (500, 100), "imagenet100": (600, 0)}[cfg.data]
+        imgs = blank_images(classes, counts[0], held_out=counts[1], data=cfg.data)
+    div = divide(imgs, cfg)
+    assert len(source_tasks(imgs, div, cfg)) == cfg.n_source_tasks
+    assert len(target_tasks(imgs, div, cfg)) == cfg.n_target_tasks
+    pseudo = target_tasks(imgs, div, cfg, group="open_world", n_tasks=cfg.tune_tasks)
+    assert [t.support.shape for t in pseudo] == [(cfg.n_way, max(cfg.shots))] * cfg.tune_tasks
+
+
+# in a run folder ----------------------------------------------------------------------------------------------------
+def test_division_json_is_readable_and_loaded_back(tmp_path, glyph_images, glyph_division, capsys):
+    cfg = Config.preset("smoke")
+    assert divide(glyph_images, cfg, Run.open(cfg, tmp_path / "run")) == glyph_division
+    text = (tmp_path / "run" / "division.json").read_text(encoding="utf-8")
+    values = json.loads(text)
+    assert tuple(values["novel"]) == glyph_division.novel
+    assert values["images"] == glyph_images.fingerprint
+    assert len(text.splitlines()) > 100, "one class a line"
+    assert str(tmp_path) not in text
+    capsys.readouterr()
+    assert divide(glyph_images, cfg, Run.open(cfg, tmp_path / "run")) == glyph_division
+    assert "loaded" in capsys.readouterr().out
+    divide(glyph_images, cfg, Run.open(cfg, tmp_path / "other"))
+    assert (tmp_path / "other" / "division.json").read_text(encoding="utf-8") == text
+
+
+def test_a_run_made_from_other_images_is_refused(tmp_path):
+    cfg = Config(data="folder", image_size=8, source_way=2)
+    written = tiny_tree(tmp_path / "tree", names(12), 2, 8)
+    divide(load_images("folder", tmp_path / "tree", image_size=8), cfg, Run.open(cfg, tmp_path / "run"))
+    next(iter(written)).unlink()
+    imgs = load_images("folder", tmp_path / "tree", image_size=8)
+    with pytest.raises(StudyError, match=r"other images.*--redo division"):
+        divide(imgs, cfg, Run.open(cfg, tmp_path / "run"))
+    redone = divide(imgs, cfg, Run.open(cfg, tmp_path / "run", redo=["division"]))
+    stored = json.loads((tmp_path / "run" / "division.json").read_text())
+    assert stored["images"] == imgs.fingerprint
+    assert tuple(stored["base"]) == redone.base

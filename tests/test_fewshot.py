@@ -1,0 +1,377 @@
+"""Few-shot reconstruction: fair comparisons (same weights, same batches), no leak between tasks, equal files for equal runs."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toys import states_equal, tables_equal, toy_config, toy_images
+
+from learngene_core import fewshot, tuning
+from learngene_core.collective import cut_learngene, train_collective
+from learngene_core.division import divide, source_tasks, target_tasks
+from learngene_core.fewshot import arms_of, evaluate_few_shot
+from learngene_core.files import StudyError
+from learngene_core.images import normalise
+from learngene_core.learngene import Learngene
+from learngene_core.network import ConvNet
+from learngene_core.presets import METHODS
+from learngene_core.runs import Run
+
+LAYERS = ("conv11", "conv12", "conv13")
+
+
+@dataclasses.dataclass
+class World:
+    """Everything that `evaluate_few_shot` takes."""
+
+    cfg: object
+    images: object
+    div: object
+    col: object
+    gene: Learngene
+
+    def evaluate(self, tgt=None, **changes):
+        """The results of a fresh evaluation, with changes to the configuration."""
+        options = {k: changes.pop(k) for k in ("methods", "run", "gene") if k in changes}
+        cfg = self.cfg.replace(**changes)
+        gene = options.pop("gene", self.gene)
+        return evaluate_few_shot(gene, self.col, self.images, self.targets(cfg) if tgt is None else tgt, cfg, **options)
+
+    def targets(self, cfg=None, **options):
+        return target_tasks(self.images, self.div, cfg or self.cfg, **options)
+
+
+@pytest.fixture(scope="module")
+def world():
+    cfg, images = toy_config(layers=LAYERS), toy_images()
+    div = divide(images, cfg)
+    col = train_collective(images, div, source_tasks(images, div, cfg), cfg)
+    return World(cfg, images, div, col, cut_learngene(col, cfg))
+
+
+@pytest.fixture(scope="module")
+def results(world):
+    return world.evaluate()
+
+
+def of_task(table, number):
+    return table[table["target_task"] == number].reset_index(drop=True)
+
+
+# the table --------------------------------------------------------------------------------------------------------------
+def test_every_method_meets_every_task_once(world, results):
+    table = world.evaluate(n_inits=2, shots=(2, 4))
+    wanted = {(f, m, s, t, i) for f, ms in METHODS.items() for m in ms for s in (2, 4) for t in (1, 2) for i in (1, 2)}
+    wanted -= {key for key in wanted if key[1] == "ncm" and key[4] == 2}  # without training there is nothing to draw
+    keys = list(map(tuple, table[["family", "method", "shots", "target_task", "init"]].to_numpy().tolist()))
+    assert set(keys) == wanted and len(keys) == len(wanted)
+    assert np.isfinite(table.select_dtypes("number").drop(columns="final_loss").to_numpy()).all()
+    per_class = world.cfg.query_images
+    hits = table["accuracy"] * 2 * per_class / 100
+    assert table["accuracy"].between(0, 100).all() and np.allclose(hits, hits.round())
+    sizes = results.groupby(["family", "method"])["inherited_parameters"].first()
+    assert sizes["light", "scratch"] == sizes["same_shape", "scratch"] == 0
+    assert sizes["light", "learngene"] == sizes["same_shape", "learngene"] == world.gene.n_parameters
+    assert sizes["same_shape", "full"] == sum(p.numel() for p in world.col.model.blocks.parameters())
+
+
+def test_tables_of_several_calls_can_be_joined(results, world):
+    """As anyone does who compares seeds or shots in a notebook."""
+    other = world.evaluate(methods=("scratch",), individual_epochs=1)
+    assert len(pd.concat([results, other])) == len(results) + len(other)
+
+
+def test_training_individuals_learns(world):
+    table = world.evaluate(methods=("scratch", "full"), individual_epochs=25, individual_rate=0.05, shots=(10,))
+    assert table[table["method"] == "full"]["accuracy"].mean() > 80  # chance: 50
+    curves = table.attrs.get("curves")
+    if curves is not None:
+        losses = curves.groupby(["family", "method"])["loss"].agg(["first", "last"])
+        assert (losses["last"] < 0.7 * losses["first"]).all()
+
+
+@pytest.mark.parametrize("methods", [("nonsense",), ("scratch", "learngen")])
+def test_an_unknown_method_is_refused(world, methods):
+    with pytest.raises(ValueError, match=methods[-1]):
+        world.evaluate(methods=methods)
+
+
+# no leak ----------------------------------------------------------------------------------------------------------------
+def test_each_target_task_starts_from_its_own_fresh_copy(world, results):
+    first, second = world.targets()
+    alone = world.evaluate([second])
+    turned = world.evaluate([second, first])
+    assert tables_equal(alone, of_task(results, 2))
+    assert tables_equal(turned, results)
+    assert not np.allclose(of_task(results, 1)["final_loss"].dropna(), of_task(results, 2)["final_loss"].dropna())
+
+
+def test_equal_seeds_give_equal_tables_whatever_the_workers_and_the_global_state(world, results):
+    for workers, state in ((1, 5), (2, 6)):
+        torch.manual_seed(state)
+        assert tables_equal(world.evaluate(workers=workers), results), workers
+    other = world.evaluate(seed=1, methods=("scratch",))
+    assert not tables_equal(other, results[results["method"] == "scratch"].reset_index(drop=True))
+
+
+def test_nothing_that_is_handed_in_is_changed(world):
+    model = {n: t.clone() for n, t in world.col.model.state_dict().items()}
+    tensors = {n: t.clone() for n, t in world.gene.tensors.items()}
+    fisher = {n: t.clone() for n, t in world.gene.fisher.items()}
+    pixels, threads = world.images.images.clone(), torch.get_num_threads()
+    world.evaluate()
+    assert states_equal(model, dict(world.col.model.state_dict()))
+    assert states_equal(tensors, world.gene.tensors) and states_equal(fisher, world.gene.fisher)
+    assert torch.equal(pixels, world.images.images) and torch.get_num_threads() == threads
+
+
+def test_query_images_do_not_train(world, results):
+    """Other pixels in the queries: other accuracies, the same training."""
+    images = world.images.images.clone()
+    for task in world.targets():
+        images[task.query.ravel()] = 255 - images[task.query.ravel()]
+    changed = evaluate_few_shot(
+        world.gene, world.col, dataclasses.replace(world.images, images=images), world.targets(), world.cfg
+    )
+    assert changed["final_loss"].tolist() == pytest.approx(results["final_loss"].tolist(), rel=0, abs=0, nan_ok=True)
+    assert changed["accuracy"].tolist() != results["accuracy"].tolist()
+
+
+def test_larger_support_sets_change_nothing_for_smaller_ones(world):
+    small, both = world.evaluate(shots=(3,)), world.evaluate(shots=(6, 3))
+    assert tables_equal(small, both[both["shots"] == 3].reset_index(drop=True))
+    assert not tables_equal(small.assign(shots=6), both[both["shots"] == 6].reset_index(drop=True))
+
+
+def test_more_initial_weights_change_nothing_for_the_first(world, results):
+    more = world.evaluate(n_inits=2)
+    assert tables_equal(results, more[more["init"] == 1].reset_index(drop=True))
+    trained = more[more["method"] != "ncm"]
+    first, second = (trained[trained["init"] == i]["final_loss"].to_numpy() for i in (1, 2))
+    assert (first != second).all()
+
+
+def test_a_methods_results_do_not_depend_on_the_others(world, results):
+    for method in ("scratch", "learngene", "learngene_ewc"):
+        alone = world.evaluate(methods=(method,))
+        among = results[results["method"] == method].reset_index(drop=True)
+        assert alone[["family", "target_task"]].equals(among[["family", "target_task"]])
+        assert alone["final_loss"].tolist() == pytest.approx(among["final_loss"].tolist(), rel=1e-4)
+
+
+# fair starts ------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def watched(monkeypatch):
+    """Per call of `fit`: the networks of the stack before training, and the batches' streams."""
+    calls, fit = [], fewshot.fit
+
+    def watching(stack, images, labels, *rest, stream, where, **options):
+        before = [{n: t.clone() for n, t in stack.network(i).state_dict().items()} for i in range(stack.size)]
+        draws = [stream(epoch).initial_seed() for epoch in (1, 2)]
+        calls.append({"networks": before, "images": images.clone(), "draws": draws, "where": where})
+        return fit(stack, images, labels, *rest, stream=stream, where=where, **options)
+
+    monkeypatch.setattr(fewshot, "fit", watching)
+    return calls
+
+
+@pytest.mark.parametrize("rates", [(), ("light:learngene=0.05", "same_shape:full=0.01")])
+def test_methods_of_a_family_start_alike_but_for_what_they_inherit(world, watched, rates):
+    """Also when they train at different rates, in different stacks."""
+    world.evaluate([world.targets()[0]], individual_rates=rates)
+    arms = arms_of(world.cfg.replace(individual_rates=rates), world.cfg.methods)
+    names = world.col.model.block_names
+    inherited = {
+        "scratch": (),
+        "learngene": LAYERS,
+        "learngene_ewc": LAYERS,
+        "random": LAYERS,
+        "first": names[:3],
+        "full": names,
+    }
+    collective = world.col.model.state_dict()
+    for family in ("light", "same_shape"):
+        stacks = [c for c in watched if family in c["where"]]
+        assert all(torch.equal(c["images"], stacks[0]["images"]) and c["draws"] == stacks[0]["draws"] for c in stacks)
+        groups = {}
+        for arm in arms:
+            if arm.family == family:
+                groups.setdefault(arm.rate, []).append(arm.method)
+        assert len(stacks) == len(groups)
+        starts = {}
+        for call, methods in zip(stacks, groups.values(), strict=True):
+            starts.update(zip(methods, call["networks"], strict=True))
+        assert set(starts) == set(METHODS[family])
+        for method, state in starts.items():
+            for name, tensor in state.items():
+                if "num_batches" in name:
+                    continue
+                mine = name.startswith("blocks.") and name.split(".")[1] in inherited[method]
+                if not mine:
+                    assert torch.equal(tensor, starts["scratch"][name]), (method, name)
+                elif method != "random":
+                    assert torch.equal(tensor, collective[name]), (method, name)
+                elif name.endswith("conv.weight"):
+                    assert not torch.equal(tensor, collective[name]) and not torch.equal(
+                        tensor, starts["scratch"][name]
+                    )
+
+
+def test_random_inherits_from_a_network_that_never_learned(world, watched):
+    world.evaluate(methods=("random",), n_inits=2)
+    blocks = [{n: t for n, t in c["networks"][0].items() if n.split(".")[1] in LAYERS} for c in watched]
+    assert len(blocks) == 4 and all(states_equal(blocks[0], b) for b in blocks)
+    weight = blocks[0]["blocks.conv12.conv.weight"]
+    assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.1)
+    assert not blocks[0]["blocks.conv12.norm.running_mean"].any()
+
+
+def test_individuals_are_normalised_as_the_learngene_was_trained(world, results):
+    gene = dataclasses.replace(world.gene, mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0))
+    other = world.evaluate(gene=gene, methods=("scratch",))
+    among = results[results["method"] == "scratch"].reset_index(drop=True)
+    assert not np.allclose(other["final_loss"], among["final_loss"], rtol=1e-3)
+
+
+# EWC --------------------------------------------------------------------------------------------------------------------
+def test_ewc_without_fisher_is_refused_and_the_rest_is_not(world):
+    gene = dataclasses.replace(world.gene, fisher=None)
+    with pytest.raises(StudyError, match="Fisher") as error:
+        world.evaluate(gene=gene)
+    assert "\n" not in str(error.value)
+    assert len(world.evaluate(gene=gene, methods=("learngene",))) == 4
+
+
+def test_ewc_pulls_towards_the_inherited_weights(world, monkeypatch):
+    away, fit = {}, fewshot.fit
+    inherited = dict(world.gene.tensors)
+
+    def watching(stack, *rest, **options):
+        rows = fit(stack, *rest, **options)
+        state = stack.network(0).state_dict()
+        distance = sum(
+            (world.gene.fisher[n] * (state[f"blocks.{n}"] - inherited[n]) ** 2).sum().item() for n in world.gene.fisher
+        )
+        away.setdefault(strength, []).append(distance)
+        return rows
+
+    monkeypatch.setattr(fewshot, "fit", watching)
+    shares = {}
+    for strength in (0.0, 30.0, 300.0):
+        table = world.evaluate(methods=("learngene_ewc",), individual_ewc=strength, individual_epochs=4)
+        shares[strength] = table["ewc_share"].tolist()
+    assert shares[0.0] == [0, 0] and all(0 < s < 100 for s in shares[30.0] + shares[300.0])
+    assert sum(away[300.0]) < 0.8 * sum(away[30.0]) < 0.8 * sum(away[0.0])
+    monkeypatch.undo()
+    plain = world.evaluate(methods=("learngene", "learngene_ewc"), individual_ewc=0.0)
+    light = plain[plain["family"] == "light"].groupby("method")["final_loss"].apply(list)
+    assert light["learngene_ewc"] == pytest.approx(light["learngene"], rel=1e-5)
+
+
+# baselines --------------------------------------------------------------------------------------------------------------
+def test_nearest_class_mean_is_a_loop_over_queries(world, results):
+    model = world.col.model.eval()
+
+    def feature(index):
+        with torch.no_grad():
+            f = (
+                model.features(normalise(world.images.images[[index]], world.col.mean, world.col.std))[0]
+                .double()
+                .numpy()
+            )
+        return f / np.linalg.norm(f)
+
+    for task in world.targets():
+        means = [np.mean([feature(i) for i in task.support[k, :4]], axis=0) for k in range(2)]
+        hits = 0
+        for k in range(2):
+            for i in task.query[k]:
+                cosines = [feature(i) @ m / np.linalg.norm(m) for m in means]
+                hits += int(np.argmax(cosines) == k)
+        rows = results[(results["method"] == "ncm") & (results["target_task"] == task.number)]
+        assert rows["accuracy"].tolist() == pytest.approx([100 * hits / task.query.size])
+        assert rows["family"].tolist() == ["none"]
+
+
+def test_nearest_class_mean_alone_trains_nothing(world, results, watched):
+    alone = world.evaluate(methods=("ncm",))
+    assert not watched
+    among = results[results["method"] == "ncm"].reset_index(drop=True)
+    pd.testing.assert_series_equal(alone["accuracy"], among["accuracy"])
+
+
+# the run folder, tuning -------------------------------------------------------------------------------------------------
+def test_results_are_written_once_and_loaded_equal(world, results, tmp_path, monkeypatch):
+    run = Run.open(world.cfg, tmp_path / "run")
+    written = world.evaluate(run=run)
+    text = (tmp_path / "run" / "results.csv").read_text()
+    assert tables_equal(written, results)
+    monkeypatch.setattr(fewshot.Reconstruction, "table", None)
+    loaded = world.evaluate(run=Run.open(world.cfg, tmp_path / "run"))
+    assert (tmp_path / "run" / "results.csv").read_text() == text
+    assert loaded["accuracy"].tolist() == written["accuracy"].tolist()
+    assert loaded["final_loss"].tolist() == pytest.approx(written["final_loss"].tolist(), rel=0, abs=0, nan_ok=True)
+    curves = pd.read_csv(tmp_path / "run" / "curves.csv")
+    assert set(curves["epoch"]) == {1, 2} and set(curves["n_tasks"]) == {2}
+
+
+def test_a_failing_task_stops_the_run_and_writes_nothing(world, tmp_path, monkeypatch):
+    run = Run.open(world.cfg, tmp_path / "run")
+    fit = fewshot.fit
+
+    def failing(*rest, where, **options):
+        if "target task 2" in where:
+            raise SystemExit(3)  # vanishes silently in a thread that nobody asks
+        return fit(*rest, where=where, **options)
+
+    monkeypatch.setattr(fewshot, "fit", failing)
+    with pytest.raises(SystemExit):
+        world.evaluate(run=run, workers=2)
+    assert not (run.path / "results.csv").exists() and not run.done("reconstruct")
+
+
+def test_tuning_sees_open_world_classes_and_nothing_else(world, tmp_path, monkeypatch):
+    cfg = world.cfg.replace(tune_rates=(0.01, 0.1), tune_ewc=(0.5, 2.0), tune_tasks=2, individual_epochs=1, n_inits=2)
+    shown, seen = set(), fewshot.fit
+
+    def watching(stack, images, *rest, **options):
+        shown.update(map(bytes, images.numpy()))
+        return seen(stack, images, *rest, **options)
+
+    monkeypatch.setattr(fewshot, "fit", watching)
+    run = Run.open(cfg, tmp_path / "run")
+    table = tuning.tune(world.gene, world.col, world.images, world.div, cfg, run)
+    names = [world.images.class_names[k] for k in world.images.labels]
+    of = dict(zip(map(bytes, world.images.images.numpy()), names, strict=True))
+    assert {of[b] for b in shown} <= set(world.div.open_world) and shown
+    settings = table.groupby(["family", "method"]).size().to_dict()
+    assert settings == {
+        (f, m): 4 if m == "learngene_ewc" else 2 for f, ms in METHODS.items() if f != "none" for m in ms
+    }
+    best = table[table["best"]].groupby(["family", "method"])["accuracy"].max()
+    assert (best == table.groupby(["family", "method"])["accuracy"].max()).all() and set(table["n"]) == {2}
+    # other pixels in the novel and base classes: the same choice
+    images = world.images.images.clone()
+    others = torch.tensor([world.images.class_names[k] not in world.div.open_world for k in world.images.labels])
+    images[others] = 255 - images[others]
+    again = tuning.tune(world.gene, world.col, dataclasses.replace(world.images, images=images), world.div, cfg)
+    assert tables_equal(table, again) and (run.path / "tuning.csv").exists()
+
+
+def test_a_learngene_that_does_not_fit_is_one_clear_line(world):
+    other = ConvNet((4, 4, 9, 9), (2,), 3, 32)
+    with pytest.raises(StudyError) as error:
+        world.evaluate(gene=Learngene.from_model(other, ("conv3", "conv4")), methods=("learngene",))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_individuals_train_on_a_gpu(world, results):
+    table = world.evaluate(device="cuda")
+    keys = ["family", "method", "target_task"]
+    assert table[keys].equals(results[keys])
+    ours, wanted = (t[t["method"] != "ncm"]["final_loss"].tolist() for t in (table, results))
+    assert ours == pytest.approx(wanted, rel=0.2)
+    assert world.col.model.head.weight.device.type == "cpu"

@@ -1,0 +1,199 @@
+"""The notebooks as a lecturer, a reader of the repository and a runner meet them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from learngene_core import notebooks
+from learngene_core.config import FIELDS, RUN_NAMES, Config
+from learngene_core.files import StudyError
+from learngene_core.study import run_study
+
+PATHS = notebooks.numbered()
+every = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+
+
+def code_cells(nb):
+    return [c for c in nb.cells if c.cell_type == "code"]
+
+
+def small(tmp_path, *sources, tags=("parameters",)):
+    """A notebook of code cells, the first ones tagged in turn."""
+    cells = [nbformat.v4.new_code_cell(s) for s in sources]
+    for cell, tag in zip(cells, tags, strict=False):
+        cell.metadata["tags"] = [tag] if tag else []
+    path = tmp_path / "small.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+# what is committed --------------------------------------------------------------------------------------------------
+def test_the_first_four_are_there():
+    assert [p.name[:2] for p in PATHS][:4] == ["01", "02", "03", "04"]
+
+
+@every
+def test_parameters_cell_is_flat_and_holds_only_fields(path):
+    cells = [c for c in code_cells(notebooks.read(path)) if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    body = ast.parse(cells[0].source).body
+    lines = cells[0].source.splitlines()
+    assert len(body) == len(lines)
+    for node, line in zip(body, lines, strict=True):
+        assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant), f"not a flat typed value: {line}"
+        assert node.target.id in FIELDS or node.target.id in RUN_NAMES, f"{node.target.id} is no field"
+        assert "  # " in line, f"no comment: {line}"
+
+
+@every
+def test_committed_outputs_belong_to_the_committed_code(path):
+    nb = notebooks.read(path)
+    assert nb.metadata["learngene"]["executed"] == notebooks.source_hash(nb), "code changed: run `make notebooks`"
+    assert [c.execution_count for c in code_cells(nb)] == list(range(1, len(code_cells(nb)) + 1))
+    assert not [o for c in code_cells(nb) for o in c.outputs if o.output_type == "error"]
+    assert nb.metadata["kernelspec"]["name"] == notebooks.KERNEL
+
+
+@every
+def test_committed_notebook_carries_no_noise(path):
+    nb = notebooks.read(path)
+    assert set(nb.metadata) == {"kernelspec", "language_info", "learngene"}
+    for cell in nb.cells:
+        assert set(cell.metadata) <= {"tags"}
+        assert "injected-parameters" not in cell.metadata.get("tags", [])
+    text = path.read_text(encoding="utf-8")
+    for noise in ("papermill", "/home/", "/root/", "/tmp/", "\\Users\\"):
+        assert noise not in text.replace("`papermill 01_data_division.ipynb out.ipynb -p seed 1`", "").replace(
+            "papermill 01_data_division", ""
+        ), noise
+
+
+@every
+def test_half_words_and_short_cells(path):
+    nb = notebooks.read(path)
+    words = sum(len(c.source.split()) for c in nb.cells if c.cell_type == "markdown")
+    longest = max(len(c.source.splitlines()) for c in code_cells(nb))
+    share = sum(c.cell_type == "markdown" for c in nb.cells) / len(nb.cells)
+    assert words >= 500 and longest <= 25 and 0.35 <= share <= 0.7
+
+
+@every
+def test_a_static_figure_stands_before_every_widget(path):
+    cells = code_cells(notebooks.read(path))
+    for before, cell in zip(cells, cells[1:], strict=False):
+        if "_explorer(" in cell.source:
+            assert any("image/png" in o.get("data", {}) or o.get("name") for o in before.outputs)
+
+
+# the strict wrapper -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("parameters", "names"),
+    [({"sead": 1}, "seed"), ({"flip": "false"}, "flip"), ({"shots": "[1, 2]"}, "shots"), ({"out": 3}, "out"), ({"n_way": 1}, "n_way")],
+)
+def test_bad_parameters_are_refused_before_a_kernel_starts(parameters, names, tmp_path):
+    with pytest.raises(ValueError, match=names):
+        notebooks.execute(PATHS[0], tmp_path / "out.ipynb", {"preset": "smoke", **parameters})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("tags", [(), ("parameters", "parameters")])
+def test_exactly_one_parameters_cell(tags, tmp_path):
+    path = small(tmp_path, "seed = 0", "shots = None", tags=tags)
+    with pytest.raises(StudyError, match=f"{len(tags)} parameters cells"):
+        notebooks.checked_parameters(path, {"seed": 1})
+
+
+def test_values_reach_the_notebook_as_they_are(tmp_path):
+    nasty = "a \"quote\" 'n\\ \n%%bash\necho gone"
+    path = small(tmp_path, "data_path: str = ''\nshots: list = None\nseed: int = 0", "print(repr(data_path), shots, seed)")
+    notebooks.execute(path, tmp_path / "out.ipynb", {"data_path": nasty, "shots": (1, np.int64(2)), "seed": np.int64(7)})
+    printed = notebooks.read(tmp_path / "out.ipynb").cells[-1].outputs[0].text
+    assert printed == f"{nasty!r} [1, 2] 7\n"
+
+
+def test_a_failing_cell_is_named_in_one_line_and_its_copy_is_kept(tmp_path):
+    path = small(tmp_path, "seed: int = 0", "1 / 0")
+    with pytest.raises(StudyError, match=r"small\.ipynb, cell \d+: ZeroDivisionError: division by zero") as caught:
+        notebooks.execute(path, tmp_path / "out.ipynb", {"seed": 1})
+    assert "\n" not in str(caught.value)
+    assert notebooks.read(tmp_path / "out.ipynb").cells[-1].outputs[-1].ename == "ZeroDivisionError"
+
+
+@pytest.mark.parametrize(("arguments", "names"), [(["-p", "sead", "1"], "sead"), (["-p", "n_way", "five"], "n_way")])
+def test_plain_papermill_is_refused_by_the_set_up_cell(arguments, names, tmp_path):
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "-p", "preset", "smoke",
+               "-p", "out", str(tmp_path / "run"), *arguments, str(PATHS[0]), str(tmp_path / "out.ipynb")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "ValueError" in done.stderr and names in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_parameters_of_gives_back_the_configuration(tmp_path):
+    cfg = Config.preset("cifar-cpu", seed=3, shots=(1, 5), layers=("conv1", "conv2"))
+    given = notebooks.parameters_of(cfg, tmp_path)
+    namespace = {**given, "_hidden": 1}
+    assert Config.from_notebook(namespace) == cfg
+
+
+# the runs -----------------------------------------------------------------------------------------------------------
+@every
+def test_each_notebook_runs_alone(path, tmp_path):
+    parameters = {"preset": "smoke", "n_target_tasks": 2, "out": str(tmp_path / "run")}
+    notebooks.execute(path, tmp_path / "out.ipynb", parameters)
+    nb = notebooks.read(tmp_path / "out.ipynb")
+    assert nb.metadata.papermill.exception is None
+    assert all(c.execution_count for c in code_cells(nb))
+    assert (tmp_path / "run" / "division.json").exists()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return run_study(Config.preset("smoke"), tmp_path_factory.mktemp("study") / "run")
+
+
+def test_the_chain_leaves_a_whole_run_folder(study):
+    expected = ["config.json", "machine.json", "division.json", "history.csv", "gradients.csv", "histograms.npz", "scores.csv",
+                "learngene.safetensors", "results.csv", "timings.csv", "report.html"]  # fmt: skip
+    assert [name for name in expected if not (study.path / name).exists()] == []
+    assert {p.name for p in (study.path / "notebooks").glob("*.ipynb")} == {p.name for p in PATHS}
+    assert all(study.done(stage) for stage in ("division", "collective", "criteria", "reconstruct"))
+
+
+def test_the_chain_gives_what_the_verbs_give(study, smoke_run):
+    for name in ("history.csv", "scores.csv", "results.csv", "learngene.safetensors", "histograms.npz"):
+        assert (study.path / name).read_bytes() == (smoke_run / name).read_bytes(), name
+
+
+def test_results_have_a_row_per_individual(study):
+    cfg, table = study.cfg, pd.read_csv(study.path / "results.csv")
+    assert set(table.columns) >= {"family", "method", "shots", "target_task", "init", "accuracy"}
+    trained = table[table["family"] != "none"]
+    assert len(trained) == 8 * cfg.n_target_tasks * cfg.n_inits * len(cfg.shots)
+    assert not table.duplicated(["family", "method", "shots", "target_task", "init"]).any()
+    assert table["accuracy"].between(0, 100).all()
+
+
+def test_a_second_study_reuses_the_first(study, capsys):
+    before = {p: p.stat().st_mtime_ns for p in study.path.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    run_study(study.cfg, study.path)
+    assert "reused" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_the_report_is_one_self_contained_page(study):
+    import re
+
+    page = (study.path / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="https?://', page)
+    assert page.count("data:image/png;base64") >= 10
+    for text in ("Data division", "The collective model grows", "Gradient criteria", "Few-shot reconstruction", "gain over scratch"):
+        assert text in page
+    assert "from learngene_core import" not in page
