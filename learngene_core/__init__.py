@@ -41,7 +41,19 @@ _EXPORTS = {
     "study": ("run_study",),
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = ("checkpoints", "comparisons", "criteria", "diagrams", "drawings", "explore", "figures", "notebooks", "power", "ranks", "style")
+_MODULES = (
+    "checkpoints",
+    "comparisons",
+    "criteria",
+    "diagrams",
+    "drawings",
+    "explore",
+    "figures",
+    "notebooks",
+    "power",
+    "ranks",
+    "style",
+)
 __all__ = [*_WHERE, *_EXPORTS, *_MODULES]
 
 

@@ -29,10 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return _run(options)
-    except (StudyError, ValueError, OSError) as error:
+    except Exception as error:
         if options.debug:
             raise
-        print(f"learngene: {_one_line(error)}", file=sys.stderr)
+        known = isinstance(error, StudyError | ValueError | OSError)
+        text = _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)} (--debug shows where)"
+        print(f"learngene: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("learngene: stopped; the same command goes on from the last finished task", file=sys.stderr)
@@ -157,7 +159,7 @@ def _criteria(chain: Chain) -> None:
 
 
 def _reconstruct(chain: Chain) -> None:
-    from .study import summary_text
+    from .summary import summary_text
 
     chain.results  # noqa: B018 (computed or loaded when asked for)
     say(summary_text(chain.run))

@@ -7,7 +7,6 @@ run folder and stands in `machine.json` (see `runs.Machine`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from .checking import checked, nearest
 from .presets import ALL_METHODS, METHODS, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
 
 STAGES: dict[str, tuple[str, ...]] = {
@@ -24,19 +24,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "criteria": ("collective",),
     "targets": ("division",),
     "reconstruct": ("criteria", "targets"),
-    "tune": ("collective", "targets"),
-}
-
-_CHOICES = {
-    "data": ("glyphs", "cifar100", "imagenet100", "cub200", "folder"),
-    "source_draw": ("disjoint", "overlap"),
-    "growth": ("zero-out", "uneven", "net2net", "none"),
-    "loss": ("task-incremental", "class-incremental"),
-    "schedule": ("one-cycle", "cosine", "constant"),
-    "individual_schedule": ("one-cycle", "cosine", "constant"),
-    "ewc_form": ("penalty", "proximal"),
-    "new_columns": ("imputed", "zero"),
-    "sign": ("positive", "absolute"),
+    "tune": ("criteria", "targets"),
 }
 
 
@@ -46,7 +34,8 @@ def _field(default: Any, stage: str, text: str, low: float = -math.inf, high: fl
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """All parameters of a run. The defaults are the `lecture` preset; `Config.preset(name)` gives the others.
+    """All parameters of a run. The defaults are those of the `lecture` preset, but for its tuned learning
+    rates; `Config.preset(name)` gives a preset.
 
     Raises `ValueError` naming the field for an unknown name, a wrong type or a value out of range.
     """
@@ -74,7 +63,7 @@ class Config:
     min_width: int = _field(4, "collective", "no block is narrower than this many channels", 1)
     hidden: tuple[int, ...] = _field((), "collective", "widths of the classifier's hidden layers (released: 1024, 1024)", 1)
     dropout: float = _field(0.0, "collective", "dropout in the collective's classifier (released: 0.5)", 0, 0.95)
-    growth: str = _field("zero-out", "collective", "how blocks widen: zero-out, uneven, net2net; none: final widths at once")
+    growth: str = _field("zero-out", "collective", "how blocks widen: zero-out, uneven, net2net, none (final widths at once)")
     growth_start: int = _field(2, "collective", "the first widening happens before this task (released: 1)", 1)
     deepen_before: tuple[int, ...] = _field((), "collective", "tasks before which an identity block is inserted (off)", 1)
     loss: str = _field("task-incremental", "collective", "softmax over the task's classes, or over all classes seen so far")
@@ -89,7 +78,7 @@ class Config:
     shift: int = _field(3, "collective", "augmentation: random shift by up to this many pixels", 0, 64)
     flip: bool = _field(False, "collective", "augmentation: random left-right flip (not for characters)")
     ewc_lambda: float = _field(0.0, "collective", "strength of EWC in the sequence; 0: off (Kirkpatrick 2017)", 0)
-    ewc_form: str = _field("penalty", "collective", "EWC as a penalty in the gradient, or as a proximal step, which cannot diverge")
+    ewc_form: str = _field("penalty", "collective", "EWC as a penalty on the loss, or as a proximal step (cannot diverge)")
     ewc_decay: float = _field(1.0, "collective", "share of the earlier tasks' Fisher that is kept (online EWC)", 0, 1)
     new_columns: str = _field("imputed", "collective", "earlier tasks' Fisher of the input columns born by zero-out widening")
     fisher_images: int = _field(200, "collective", "images per task for the diagonal Fisher information", 1)
@@ -115,7 +104,7 @@ class Config:
     individual_rates: tuple[str, ...] = _field((), "targets", "exceptions, each 'family:method=rate', from `learngene tune`")
     individual_schedule: str = _field("cosine", "targets", "learning rate over an individual's training")
     individual_hidden: tuple[int, ...] = _field((), "targets", "hidden layers of a light individual's classifier", 1)
-    methods: tuple[str, ...] = _field(ALL_METHODS, "reconstruct", "methods that are compared")
+    methods: tuple[str, ...] = _field(ALL_METHODS, "targets", "methods that are compared")
     individual_ewc: float = _field(1.0, "reconstruct", "strength of EWC towards the inherited weights (learngene_ewc)", 0)
 
     # pseudo-tasks of the open-world classes, for tuning only
@@ -131,21 +120,21 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+            object.__setattr__(self, field.name, checked(field, _TYPES[field.name], getattr(self, field.name)))
         _check_together(self)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Config:
         """The named preset with `changes`. Raises ValueError for an unknown preset, name or bad value."""
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}{_nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
         return cls(preset_name=name).replace(**{**PRESETS[name], **changes})
 
     def replace(self, **changes: Any) -> Config:
         """A copy with `changes`; unknown names and bad values raise ValueError."""
         for name in changes:
             if name not in FIELDS:
-                raise ValueError(f"unknown parameter {name!r}{_nearest(name, FIELDS)}")
+                raise ValueError(f"unknown parameter {name!r}{nearest(name, FIELDS)}")
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -169,7 +158,13 @@ class Config:
         known = namespace.setdefault("_learngene_parameters", set(plain))
         for name in plain:
             if name in known and name not in FIELDS and name not in RUN_NAMES:
-                raise ValueError(f"unknown parameter {name!r}{_nearest(name, [*FIELDS, *RUN_NAMES])}")
+                raise ValueError(
+                    f"unknown parameter {name!r}{nearest(name, [*FIELDS, *RUN_NAMES])}; "
+                    f"in a live kernel, `del {name}` (or restart) after mending it"
+                )
+        for name in RUN_NAMES:
+            if not isinstance(plain.get(name) or "", str):
+                raise ValueError(f"{name} takes str, not {plain[name]!r}")
         changes = {name: value for name, value in plain.items() if name in FIELDS and value is not None}
         return cls.preset(plain.get("preset") or "lecture", **changes)
 
@@ -222,56 +217,11 @@ _TYPES = typing.get_type_hints(Config)
 RUN_NAMES = ("preset", "out")  # what a parameter cell may hold beside fields: the preset and the run folder
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """`value` as the field's type, or a ValueError that names the field."""
-    kind, name = _TYPES[field.name], field.name
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        if not isinstance(value, list | tuple):
-            # One number is the common case `shots=20`; a string is what `papermill -p layers '[..]'` passes.
-            if item is str or isinstance(value, str):
-                raise ValueError(f"{name} takes a list, not {value!r} (with papermill: -y '{{{name}: [...]}}')")
-            value = (value,)
-        if name in ("shots", "methods", "layers") and len(set(value)) != len(value):
-            raise ValueError(f"{name} holds {value!r}: each value once")
-        return tuple(_scalar(field, item, v) for v in value)
-    return _scalar(field, kind, value)
-
-
-def _scalar(field: dataclasses.Field, kind: type, value: Any) -> Any:
-    name = field.name
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is int and type(value) is float and value.is_integer():
-        value = int(value)
-    if type(value) is not kind:
-        hint = " (with papermill write True or False)" if kind is bool else ""
-        raise ValueError(f"{name} takes {kind.__name__}, not {value!r} of type {type(value).__name__}{hint}")
-    if kind in (int, float):
-        low, high = field.metadata["low"], field.metadata["high"]
-        if not (low <= value <= high) or math.isinf(value):
-            raise ValueError(f"{name} = {value} is out of range: {_range(low, high)}")
-    if name in _CHOICES and value not in _CHOICES[name]:
-        raise ValueError(
-            f"unknown {name} {value!r}{_nearest(value, _CHOICES[name])}; there are {', '.join(_CHOICES[name])}"
-        )
-    return value
-
-
-def _range(low: float, high: float) -> str:
-    return f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
-
-
 def _check_together(cfg: Config) -> None:
     """Rules between fields. Raises ValueError."""
     if cfg.preset_name not in PRESETS:
         raise ValueError(
-            f"unknown preset {cfg.preset_name!r}{_nearest(cfg.preset_name, PRESETS)}; there are {', '.join(PRESETS)}"
+            f"unknown preset {cfg.preset_name!r}{nearest(cfg.preset_name, PRESETS)}; there are {', '.join(PRESETS)}"
         )
     for name in ("shots", "methods", "tune_rates"):
         if not getattr(cfg, name):
@@ -280,18 +230,20 @@ def _check_together(cfg: Config) -> None:
     for method in cfg.methods:
         if method not in known:
             raise ValueError(
-                f"unknown method {method!r} in methods{_nearest(method, known)}; there are {', '.join(sorted(known))}"
+                f"unknown method {method!r} in methods{nearest(method, known)}; there are {', '.join(sorted(known))}"
             )
     for entry in cfg.individual_rates:
         family, _, rest = entry.partition(":")
         method, _, value = rest.partition("=")
         try:
-            good = method in METHODS.get(family, ()) and float(value) > 0
+            good = method in METHODS.get(family, ()) and 1e-8 <= float(value) <= 10
         except ValueError:
             good = False
         if not good:
             raise ValueError(
                 f"individual_rates holds {entry!r}: each entry reads 'family:method=rate', e.g. 'light:scratch=0.02'"
             )
+    if cfg.held_out_images == 1:
+        raise ValueError("held_out_images = 1 cannot be halved into validation and test; use 2 or more, or 0 for all")
     if cfg.n_blocks > len(PAPER_WIDTHS):
         raise ValueError(f"n_blocks = {cfg.n_blocks}: the collective has {len(PAPER_WIDTHS)} blocks")

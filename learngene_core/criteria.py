@@ -6,8 +6,10 @@ Its null is the same statistic on untrained networks with random labels: what de
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,15 +70,24 @@ def _over_tasks(per_task: Profile, reduce: Callable[[np.ndarray], np.ndarray]) -
     return reduce(values), reduce(null)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A layer that was inserted late has no value in early tasks: not a number, without a warning."""
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
 def _mean(g: np.ndarray) -> np.ndarray:
-    return np.nanmean(g, -2)
+    with _quiet():
+        return np.nanmean(g, -2)
 
 
 def _variation(g: np.ndarray) -> np.ndarray:
     """Coefficient of variation: standard deviation over tasks, relative to the mean."""
     if g.shape[-2] < 2:
         return np.full(g[..., 0, :].shape, np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with _quiet():
         return np.nanstd(g, -2, ddof=1) / np.nanmean(g, -2)
 
 
@@ -84,7 +95,8 @@ def _total_variation(g: np.ndarray) -> np.ndarray:
     """Mean absolute change from one task to the next."""
     if g.shape[-2] < 2:
         return np.full(g[..., 0, :].shape, np.nan)
-    return np.nanmean(np.abs(np.diff(g, axis=-2)), -2)
+    with _quiet():
+        return np.nanmean(np.abs(np.diff(g, axis=-2)), -2)
 
 
 @criterion(
@@ -152,6 +164,9 @@ def score(source: Any, name: str, **options: Any) -> pd.DataFrame:
     """
     if name not in CRITERIA:
         raise ValueError(f"unknown criterion {name!r}; there are {', '.join(CRITERIA)}")
+    strange = set(options) - {"threshold", "sign"}
+    if strange:
+        raise ValueError(f"unknown option {sorted(strange)[0]!r} of a criterion; there are threshold and sign")
     record: Record = getattr(source, "record", source)
     values, null = CRITERIA[name].compute(record, **options)
     mean, sd = null.mean(0), null.std(0, ddof=1)
@@ -191,7 +206,7 @@ def best_block(table: pd.DataFrame, n_blocks: int, column: str = "score") -> tup
     means = np.convolve(values, np.ones(n_blocks) / n_blocks, "valid") * (
         1 if table["inherit"].iloc[0] == "low" else -1
     )
-    start = len(means) - 1 - int(np.argmin(means[::-1].round(12)))
+    start = len(means) - 1 - int(np.argmin((means[::-1] / np.abs(values).max()).round(12)))
     return tuple(table["layer"].iloc[start : start + n_blocks])
 
 
@@ -204,19 +219,28 @@ def score_all(record: Record, cfg: Config) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def check_choice(cfg: Config, names: Sequence[str]) -> None:
+    """Before hours of training: does `cfg` name a known criterion, and neighbouring layers among `names`?
+
+    Raises StudyError for an unknown criterion, an unknown layer, or layers that are not neighbours.
+    """
+    if cfg.criterion not in CRITERIA:
+        raise StudyError(f"unknown criterion {cfg.criterion!r}; there are {', '.join(CRITERIA)}")
+    unknown = [n for n in cfg.layers if n not in names]
+    if unknown:
+        raise StudyError(f"unknown layer {unknown[0]!r}; there are {', '.join(names)}")
+    first = names.index(cfg.layers[0]) if cfg.layers else 0
+    if cfg.layers != tuple(names[first : first + len(cfg.layers)]):
+        raise StudyError(f"layers {', '.join(cfg.layers)} are not one contiguous block in order")
+
+
 def choose(record: Record, cfg: Config) -> tuple[str, ...]:
     """The blocks to inherit: `cfg.layers` if given, else by `cfg.criterion` and `cfg.n_blocks`.
 
     Raises StudyError for an unknown layer, for layers that are not neighbours, or a criterion that cannot choose.
     """
-    names = record.layers
+    check_choice(cfg, record.layers)
     if cfg.layers:
-        unknown = [n for n in cfg.layers if n not in names]
-        if unknown:
-            raise StudyError(f"unknown layer {unknown[0]!r}; there are {', '.join(names)}")
-        first = names.index(cfg.layers[0])
-        if cfg.layers != names[first : first + len(cfg.layers)]:
-            raise StudyError(f"layers {', '.join(cfg.layers)} are not one contiguous block in order")
         return cfg.layers
     options = {"threshold": cfg.threshold, "sign": cfg.sign} if cfg.criterion.startswith("released") else {}
     try:

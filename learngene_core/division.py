@@ -7,7 +7,6 @@ them twice; without the double entry it is 64.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ import numpy as np
 from .config import Config
 from .files import StudyError, read_json, say, write_json
 from .images import ImageSet
+from .manifests import FOLDER as MANIFESTS
+from .manifests import GROUPS, named, read_division
 from .runs import Run
 from .streams import numpy_generator
-
-MANIFESTS = Path(__file__).with_name("splits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +75,12 @@ def divide(imgs: ImageSet, cfg: Config, run: Run | None = None) -> Division:
                 f"{run.path} was made from other images than these; choose another --out or --redo division"
             )
         say("division: found in the run folder, loaded")
-        return Division(*(tuple(stored[k]) for k in ("base", "open_world", "novel")), name=stored["name"])
+        return Division(*(tuple(stored[group]) for group in GROUPS), name=stored["name"])
     manifest = MANIFESTS / f"{imgs.name}.json"
     if cfg.split and cfg.split != "seed":
-        div = _from_json(Path(cfg.split).expanduser())
+        div = Division(*read_division(Path(cfg.split).expanduser()))
     elif manifest.exists() and not cfg.split:
-        div = _from_json(manifest)
+        div = _without_absent_open_world(Division(*read_division(manifest)), imgs)
     else:
         div = _by_seed(imgs.class_names, cfg)
     _check(div, imgs, cfg)
@@ -94,34 +93,30 @@ def divide(imgs: ImageSet, cfg: Config, run: Run | None = None) -> Division:
                     "data": imgs.name,
                     "images": imgs.fingerprint,
                     "seed": cfg.seed,
-                    "base": list(div.base),
-                    "open_world": list(div.open_world),
-                    "novel": list(div.novel),
+                    **{group: list(getattr(div, group)) for group in GROUPS},
                 },
             )
         say("division: made and saved")
     return div
 
 
-def _from_json(path: Path) -> Division:
-    values = read_json(path)
-    try:
-        groups = [tuple(values[k]) for k in ("base", "open_world", "novel")]
-    except (KeyError, TypeError):
-        raise StudyError(f"{path} is no division: it needs the lists base, open_world and novel") from None
-    if not all(isinstance(name, str) for group in groups for name in group):
-        raise StudyError(f"{path} is no division: class names are strings")
-    return Division(*groups, name=str(values.get("standard_name") or values.get("name") or path.name))
+def _without_absent_open_world(div: Division, imgs: ImageSet) -> Division:
+    """The division, its open-world list empty (and said) where the images hold none: the released layout has none.
+
+    What needs open-world classes then refuses by itself; a list of which only some are there is an error of `_check`.
+    """
+    if set(div.open_world) & set(imgs.class_names) or not set(div.base) & set(imgs.class_names):
+        return div
+    say("division: the images hold no open-world class; tuning and open-world recognition cannot run on them")
+    return dataclasses.replace(div, open_world=(), name=f"{div.name} The open-world classes are absent.")
 
 
 def _by_seed(names: tuple[str, ...], cfg: Config) -> Division:
-    """64 : 16 : 20 by a seeded permutation, with at least n_way novel classes."""
-    if len(names) < 2 * cfg.n_way + 1:
-        raise StudyError(
-            f"{len(names)} classes are too few to divide: {2 * cfg.n_way + 1} are needed for n_way = {cfg.n_way}"
-        )
+    """64 : 16 : 20 by a seeded permutation, with at least five novel classes (the paper's 5-way tasks)."""
+    if len(names) < 11:
+        raise StudyError(f"{len(names)} classes are too few to divide by seed: 11 are needed, 5 of them novel")
     order = numpy_generator(cfg.seed, "division").permutation(len(names))
-    n_novel = max(cfg.n_way, round(0.20 * len(names)))
+    n_novel = max(5, round(0.20 * len(names)))
     n_open = max(1, round(0.16 * len(names)))
     n_base = len(names) - n_open - n_novel
     parts = np.split(order, [n_base, n_base + n_open])
@@ -147,12 +142,14 @@ def _check(div: Division, imgs: ImageSet, cfg: Config) -> None:
 def parts(imgs: ImageSet, name: str, n_train: int, n_held_out: int, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
     """Training and held-out image indices of one class, in a seeded order; 0 asks for all there are.
 
-    An official test split stays held out (unless `official_split` is False); without one the seed parts the images.
+    An official test split stays held out (unless `official_split` is False); a class without official test images (the
+    base classes of the released layout have none) is parted by the seed.
 
     Raises StudyError when the class has too few images.
     """
     rng = numpy_generator(cfg.seed, "images", name)
-    if imgs.held_out is not None and cfg.official_split:
+    official = imgs.held_out is not None and cfg.official_split
+    if official and len(imgs.of_class(name, held_out=True)):
         train, held = (rng.permutation(imgs.of_class(name, held_out=flag)) for flag in (False, True))
         n_train, n_held_out = n_train or len(train), n_held_out or len(held)
     else:
@@ -163,7 +160,7 @@ def parts(imgs: ImageSet, name: str, n_train: int, n_held_out: int, cfg: Config)
     if len(train) < n_train or len(held) < n_held_out or n_train < 1 or n_held_out < 1:
         raise StudyError(
             f"class {name!r} has {len(train)} training and {len(held)} held-out images; "
-            f"{max(n_train, 1)} and {max(n_held_out, 1)} are asked for"
+            f"{max(n_train, 1)} and {max(n_held_out, 1)} are asked for (ask for fewer, 0 for all, or divide without it)"
         )
     return train[:n_train], held[:n_held_out]
 
@@ -184,6 +181,8 @@ def source_tasks(imgs: ImageSet, div: Division, cfg: Config) -> list[SourceTask]
             )
         order = rng.permutation(len(div.base))[: cfg.n_source_tasks * cfg.source_way]
         draws = order.reshape(cfg.n_source_tasks, cfg.source_way)
+    elif cfg.source_way > len(div.base):
+        raise StudyError(f"source_way = {cfg.source_way}, but the division has {len(div.base)} base classes")
     else:
         draws = np.stack([rng.choice(len(div.base), cfg.source_way, replace=False) for _ in range(cfg.n_source_tasks)])
     tasks = []
@@ -218,9 +217,11 @@ def target_tasks(
         rng = numpy_generator(cfg.seed, "target task", group, number)
         chosen = tuple(classes[i] for i in rng.choice(len(classes), cfg.n_way, replace=False))
         pairs = [parts(imgs, name, cfg.support_pool, cfg.query_images, cfg) for name in chosen]
-        smallest = min(len(pool) for pool, _ in pairs)
+        smallest, name = min((len(pool), name) for (pool, _), name in zip(pairs, chosen, strict=True))
         if max(cfg.shots) > smallest:
-            raise StudyError(f"shots = {max(cfg.shots)}, but a {group} class has a support pool of {smallest} images")
+            raise StudyError(
+                f"shots = {max(cfg.shots)}, but {group} class {name!r} has a support pool of {smallest} images"
+            )
         support = np.stack([rng.permutation(pool)[: max(cfg.shots)] for pool, _ in pairs])
         n_query = min(len(query) for _, query in pairs)
         tasks.append(TargetTask(number, chosen, support, np.stack([query[:n_query] for _, query in pairs])))
@@ -228,11 +229,13 @@ def target_tasks(
 
 
 def describe(div: Division) -> str:
-    """The division as a person reads it."""
+    """The division as a person reads it: its standard name and source, then the classes (WordNet ids with their words)."""
+    known = named(div.name)
+    words = known.get("class_labels", {})
     lines = [f"division: {div.name}"]
-    lines += [
-        f"{group:>10} ({len(names)}): {', '.join(names)}"
-        for group, names in json.loads(json.dumps(dataclasses.asdict(div))).items()
-        if group != "name"
-    ]
+    for group in GROUPS:
+        names = [f"{n} ({words[n]})" if n in words else n for n in getattr(div, group)]
+        lines.append(f"{group:>10} ({len(names)}): {', '.join(names)}")
+    if known:
+        lines += [f"    source: {known['source']}", f"      note: {known['notes']}"]
     return "\n".join(lines)

@@ -7,7 +7,6 @@ of the initial weights that belong to its task and number; nothing passes from o
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,13 +15,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .arms import Arm, arms_of, family_shape, inherited
 from .baselines import nearest_class_mean
 from .checkpoints import Collective
 from .config import Config
 from .division import TargetTask
 from .files import StudyError, say
 from .images import ImageSet
-from .learngene import Learngene, light_shape
+from .learngene import Learngene
 from .machine import Machine
 from .network import ConvNet
 from .presets import METHODS
@@ -30,55 +30,6 @@ from .runs import Run
 from .stack import Stack
 from .streams import generator
 from .training import Penalty, Recipe, evaluate, fit, stack_loss
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One way to make an individual: family, method, learning rate, EWC strength (0: none)."""
-
-    family: str
-    method: str
-    rate: float
-    ewc: float = 0.0
-
-
-def arms_of(cfg: Config, methods: Sequence[str]) -> list[Arm]:
-    """Every family's arms among `methods`, in the order of `config.METHODS`. Raises ValueError for an unknown method."""
-    unknown = set(methods) - {m for known in METHODS.values() for m in known}
-    if unknown:
-        raise ValueError(
-            f"unknown method {sorted(unknown)[0]!r}; there are {', '.join(m for k in METHODS.values() for m in k)}"
-        )
-    return [
-        Arm(family, method, cfg.rate(family, method), cfg.individual_ewc if method == "learngene_ewc" else 0.0)
-        for family, known in METHODS.items()
-        if family != "none"
-        for method in known
-        if method in methods
-    ]
-
-
-def inherited(family: str, method: str, gene: Learngene, col: Collective, cfg: Config) -> Learngene | None:
-    """What an arm inherits, cut (copied) from its ancestor; None for `scratch`.
-
-    `random`: the learngene's blocks from an untrained collective; `first`: as many blocks from the first on; `full`: all.
-    """
-    names = col.model.block_names
-    if method in ("learngene", "learngene_ewc"):
-        return gene
-    if method == "random":
-        untrained = ConvNet.from_shape(col.model.shape, generator=generator(cfg.seed, "untrained collective"))
-        return Learngene.from_model(untrained, gene.layers)
-    if method in ("first", "full"):
-        return Learngene.from_model(col.model, names[: len(gene.layers)] if method == "first" else names)
-    return None
-
-
-def family_shape(family: str, gene: Learngene, col: Collective, cfg: Config) -> dict:
-    """Shape of a family's individuals."""
-    if family == "light":
-        return light_shape(gene, cfg.n_way, cfg)
-    return {**col.model.shape, "n_classes": cfg.n_way, "dropout": 0.0}
 
 
 def evaluate_few_shot(
@@ -107,7 +58,7 @@ def evaluate_few_shot(
     with run.computing("reconstruct", ["results.csv", "curves.csv"]):
         results = work.table(tgt, "ncm" in methods)
         run.write_table("results.csv", results)
-        run.write_table("curves.csv", results.attrs["curves"])
+        run.write_table("curves.csv", work.curves)
     say(f"reconstruct: {len(results)} individuals trained and tested on {len(tgt)} target tasks, saved")
     return results
 
@@ -171,7 +122,7 @@ class Reconstruction:
         order = {m: i for i, m in enumerate(names)}
         keys = ["family", "method", "rate", "ewc", "shots", "target_task", "init"]
         table = table.sort_values(keys, key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True)
-        table.attrs["curves"] = _mean_curves(pd.DataFrame(curves))
+        self.curves = _mean_curves(pd.DataFrame(curves))
         return table
 
     def _job(self, task: TargetTask, init: int) -> tuple[list[dict], list[dict]]:

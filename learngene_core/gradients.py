@@ -59,7 +59,7 @@ class Recorder:
     def _bins(self, values: Tensor) -> Tensor:
         """(p,) float32 -> (p,) int32 index into the counts: layer, sign, raw bin."""
         bits = values.view(torch.int32)
-        size = bits & 0x7FFFFFFF
+        size = (bits & 0x7FFFFFFF).clamp_(max=0x7F800000)  # not-a-number counts as infinite
         index = size + OFFSETS[0]
         for before, offset, pivot in zip(OFFSETS, OFFSETS[1:], PIVOTS[1:], strict=False):
             # subtracting puts the sign bit where size < pivot: -1 there after the shift, 0 elsewhere
@@ -76,7 +76,7 @@ class Recorder:
         if not self._seen:
             raise ValueError("no step was recorded: record_every is larger than the number of steps")
         raw = self._counts.view(len(self.weights), 2, N_RAW).cpu().numpy()
-        norm, square, product, weight_norm, relative = (self._sums / self._seen).cpu().numpy()
+        norm, square, product, weight_norm, relative = (self._sums / self._seen).cpu().double().numpy()
         counts, zeros = fold(raw)
         rows = [
             {

@@ -105,6 +105,7 @@ def widen(
     calibration: Tensor | None,
     noise: float,
 ) -> WideningMap:
+    """See `ConvNet.widen`."""
     _known(net, name)
     block, old_width = net.blocks[name], net.blocks[name].conv.out_channels
     if mode not in WIDEN_MODES:
@@ -142,6 +143,7 @@ def widen(
     ):
         target.copy_(state[key])
     wide.norm.num_batches_tracked.copy_(block.norm.num_batches_tracked)
+    wide.to(memory_format=_format(block.conv.weight))
     net.blocks[name] = wide.train(net.training)
     _replace_following(net, following, mapping, old[following])
     if mode == "zero-out" and calibration is not None:
@@ -196,7 +198,8 @@ def deepen(net: ConvNet, after: str, calibration: Tensor | None) -> str:
     """See `ConvNet.deepen`."""
     _known(net, after)
     width = net.blocks[after].conv.out_channels
-    block = Block(width, width, pool=False).to(net.head.weight)
+    block = Block(width, width, pool=False).to(net.head.weight).train(net.training)
+    block.to(memory_format=_format(net.blocks[after].conv.weight))
     nn.init.dirac_(block.conv.weight)
     nn.init.zeros_(block.conv.bias)
     if calibration is not None:

@@ -6,9 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,10 @@ import torch
 from torch import Tensor
 
 from . import glyphs
-from .files import StudyError, atomic, write_json
+from .cache import RowWriter, cached
+from .files import StudyError
+
+SOURCES = ("glyphs", "cifar100", "imagenet100", "cub200", "folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,69 +54,40 @@ class ImageSet:
         return np.flatnonzero(mask)
 
 
-def load_images(data: str, data_path: str | Path = "", *, image_size: int = 32, seed: int = 0) -> ImageSet:
-    """The images of a source: "glyphs" (embedded) or a tree of class folders ("cifar100", "folder", ...).
+def load_images(
+    data: str, data_path: str | Path = "", *, image_size: int = 32, seed: int = 0, skip_corrupt: bool = False
+) -> ImageSet:
+    """The images of a source: "glyphs" (embedded), "cifar100", "imagenet100", "cub200", or any "folder" of class folders.
 
-    Decoded once and kept in a cache of memory-mapped uint8. `seed` redraws the glyphs; `image_size` is the side in pixels.
+    Decoded once and kept in a cache of memory-mapped uint8. `data_path`: the folder or zip archive with the images (for
+    cifar100 also "download"). `image_size`: side in pixels; an image of another size becomes its middle square, resized.
+    `seed` redraws the glyphs; `skip_corrupt` leaves unreadable images out instead of refusing them.
 
     Raises StudyError when the folder is missing, empty or holds an unreadable image; ValueError for an unknown source.
     """
-    if data == "glyphs":
-        if image_size != glyphs.SIZE:
-            raise StudyError(f"glyphs are {glyphs.SIZE} px; image_size = {image_size} needs another data source")
-        names, families = glyphs.class_names()
-        images, labels, _ = _cached(
-            {"data": data, **glyphs.RECIPE, "seed": seed},
-            lambda: (*glyphs.render(seed=seed), np.zeros(0, bool)),
-            "drawing the glyphs",
-        )
-        return ImageSet(data, images, labels, names, families)
-    from . import sources
+    if data not in SOURCES:
+        raise ValueError(f"unknown data {data!r}; there are {', '.join(SOURCES)}")
+    if data != "glyphs":
+        from . import sources
 
-    return sources.load(data, data_path, image_size)
+        return sources.load(data, data_path, image_size, skip_corrupt=skip_corrupt)
+    if image_size != glyphs.SIZE:
+        raise StudyError(f"glyphs are {glyphs.SIZE} px; image_size = {image_size} needs another data source")
+    names, families = glyphs.class_names()
 
+    def make(writer: RowWriter) -> tuple[np.ndarray, np.ndarray, dict]:
+        images, labels = glyphs.render(seed=seed)
+        writer.append(images)
+        return labels, np.zeros(0, bool), {}
 
-def cache_folder() -> Path:
-    """Where decoded images are kept: $LEARNGENE_CACHE, or the system's place for caches."""
-    import platformdirs
-
-    return Path(os.environ.get("LEARNGENE_CACHE") or platformdirs.user_cache_dir("learngene", appauthor=False))
-
-
-def _cached(recipe: dict, make: Callable[[], tuple[np.ndarray, ...]], text: str) -> tuple[Tensor, ...]:
-    """The arrays (images, labels, held_out) of `make`, from the cache when `recipe` was made before.
-
-    The entry appears only when it is whole, so processes that start together each find it absent or complete.
-    """
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{recipe['data']}-{key}"
-    if not (folder / "recipe.json").exists():
-        print(f"{text} (once; kept in the cache)", flush=True)
-        try:
-            for name, array in zip(("images", "labels", "held_out"), make(), strict=True):
-                with atomic(folder / f"{name}.npy") as path, open(path, "wb") as file:
-                    np.save(file, array)
-            write_json(folder / "recipe.json", recipe)
-        except OSError as error:
-            raise StudyError(
-                f"cannot write the image cache {folder}: {error.strerror}; set LEARNGENE_CACHE to a folder with space"
-            ) from None
-    try:
-        # "c": pages are read when needed and shared; writing, which nobody does, would copy
-        arrays = [
-            np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
-            for name in ("images", "labels", "held_out")
-        ]
-    except (OSError, ValueError) as error:
-        raise StudyError(f"the image cache {folder} is damaged ({error}); delete that folder") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tuple(torch.from_numpy(a) for a in arrays)
+    images, labels, _, _ = cached({"data": data, **glyphs.RECIPE, "seed": seed}, make, "drawing the glyphs")
+    return ImageSet(data, torch.from_numpy(images), torch.from_numpy(labels), names, families)
 
 
 # batched preparation, on whatever device the images are --------------------------------------------------------------
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 images (n, 3, h, w) to float32 with zero mean and unit variance per channel; mean, std (3,) in 0..1."""
+    std = torch.where(std > 0, std, 1.0)  # a constant channel stays at zero
     scale = 1 / (255 * std)
     x = images.to(torch.float32, memory_format=torch.channels_last)
     return x.mul_(scale[:, None, None]).sub_((mean / std)[:, None, None])
@@ -147,4 +118,4 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()  # (3, 256)
     value = torch.arange(256, dtype=torch.float64) / 255
     mean = counts @ value / pixels
-    return mean.float(), (counts @ value**2 / pixels - mean**2).sqrt().float()
+    return mean.float(), (counts @ value**2 / pixels - mean**2).clamp_min(0).sqrt().float()

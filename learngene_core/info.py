@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .config import Config
 from .files import StudyError, file_hash, read_json, say
+from .runs import checked_manifest
 
 
 def inspect(path: Path) -> dict:
@@ -20,7 +21,7 @@ def inspect(path: Path) -> dict:
         cfg = Config.from_dict(read_json(path / "config.json"))
     except (ValueError, TypeError, AttributeError) as error:
         raise StudyError(f"{path / 'config.json'} is no configuration of this version: {error}") from None
-    manifest = read_json(path / "manifest.json") if (path / "manifest.json").exists() else {}
+    manifest = checked_manifest(path / "manifest.json") if (path / "manifest.json").exists() else {}
     stages = {}
     for stage, entry in manifest.items():
         files = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,16 @@ class Learngene:
                 {n[7:]: t for n, t in tensors.items() if n.startswith("fisher/")} or None,
                 dict(about["notes"]),
             )
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise StudyError(f"{path} is no whole learngene file: {str(error) or type(error).__name__}") from None
 
     def inherit_into(self, model: ConvNet) -> ConvNet:
@@ -167,8 +177,9 @@ class Learngene:
                     f"the learngene does not fit: {name} is {tuple(tensor.shape)}, the individual's "
                     f"{tuple(target.shape)}"
                 )
-            with torch.no_grad():
-                target.copy_(tensor)
+        with torch.no_grad():  # only now: a misfit leaves the model as it was
+            for name, tensor in self.tensors.items():
+                state[f"blocks.{name}"].copy_(tensor)
         return model
 
 
@@ -180,6 +191,16 @@ def _expected(about: dict) -> dict[str, tuple[int, ...]]:
     sizes = [about["input_width"], *widths]
     if not layers or len(widths) != len(layers) or not all(isinstance(w, int) and 0 < w <= 65536 for w in sizes):
         raise ValueError("its layers and widths do not agree")
+    if not set(about["pools"]) <= set(layers) or not isinstance(about["image_size"], int) or about["image_size"] < 1:
+        raise ValueError("its pools or image size cannot be")
+    numbers = [*about["mean"], *about["std"]]
+    if (
+        len(about["mean"]) != 3
+        or len(about["std"]) != 3
+        or not all(math.isfinite(v) for v in numbers)
+        or min(about["std"]) <= 0
+    ):
+        raise ValueError("its mean and std are not three finite numbers each")
     shapes: dict[str, tuple[int, ...]] = {}
     for name, n_in, n_out in zip(layers, sizes, widths, strict=False):
         shapes[f"{name}.conv.weight"] = (n_out, n_in, 3, 3)

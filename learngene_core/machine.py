@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+from pathlib import Path
 
 from .config import Config
-from .files import StudyError
+from .files import StudyError, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Machine:
             system=f"{platform.system()} {platform.machine()}",
             processors=processors,
         )
+
+    @classmethod
+    def stored(cls, path: Path) -> Machine:
+        """The machine noted in `machine.json`. Raises StudyError when it is damaged."""
+        try:
+            return cls(**read_json(path))
+        except TypeError:
+            raise StudyError(f"{path} is damaged: it is no machine.json of this version") from None
 
     def use(self) -> None:
         """Apply the thread count to this process."""

@@ -8,6 +8,7 @@ above an edge is exact, strictly greater as in the released code, after the fact
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -175,10 +176,15 @@ class Record:
             if not np.array_equal(values.pop("edges"), EDGES):
                 raise ValueError("its bins are not this version's")
             values["layers"] = tuple(str(n) for n in values["layers"])
-            return cls(**values, table=groups["collective"], null_table=groups["untrained"])
+            record = cls(**values, table=groups["collective"], null_table=groups["untrained"])
+            if len(record.table) != record.zeros.size or len(record.null_table) != record.null_zeros.size:
+                raise ValueError("gradients.csv has not one row per epoch and layer")
+            if not all(pd.api.types.is_numeric_dtype(table[c]) for c in table if c not in ("layer", "network")):
+                raise ValueError("gradients.csv holds what is no number")
+            return record
         except FileNotFoundError as error:
             raise StudyError(f"{error.filename} does not exist; run `learngene collective` first") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise StudyError(
                 f"the gradient record in {folder} is damaged ({error}); rebuild it with --redo collective"
             ) from None
@@ -186,6 +192,8 @@ class Record:
 
 def share_above(counts: np.ndarray, zeros: np.ndarray, edge: int, sign: str) -> np.ndarray:
     """(..., l, 2, N_BINS), (..., l) -> (..., l): share of all entries that lie above edge number `edge`."""
+    if sign not in ("positive", "absolute"):
+        raise ValueError(f"unknown sign {sign!r}; there are positive and absolute")
     total = counts.sum((-1, -2)) + zeros
     above = counts[..., 0, edge:].sum(-1)
     if sign == "absolute":

@@ -8,7 +8,9 @@ from pathlib import Path
 from . import notebooks
 from .config import Config
 from .files import say
+from .runs import Run
 from .study import run_study
+from .summary import summary_markdown
 
 
 def refresh() -> None:
@@ -21,6 +23,30 @@ def refresh() -> None:
         for path in notebooks.numbered():
             notebooks.write(notebooks.clean(notebooks.read(run.path / "notebooks" / path.name)), path)
             say(f"{path.name}: executed again")
+        _pictures(run)
+
+
+def _pictures(run: Run) -> None:
+    """The README's pictures, drawn from the same run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from . import figures
+    from .checkpoints import task_states
+    from .learngene import Learngene, light_shape
+    from .statistics import paired_table
+
+    figures.use_style()
+    gene = Learngene.load(run.path / "learngene.safetensors")
+    shapes = task_states(run)[-1]["shape"], light_shape(gene, run.cfg.n_way, run.cfg)
+    target = notebooks.folder() / "images"
+    target.mkdir(exist_ok=True)
+    figures.networks_side_by_side(*shapes, gene.layers).figure.savefig(
+        target / "networks.png", dpi=80, bbox_inches="tight"
+    )
+    axes = figures.comparison(paired_table(run.read_table("results.csv")), n_way=run.cfg.n_way)
+    axes.flat[0].figure.savefig(target / "comparison.png", dpi=80, bbox_inches="tight")
+    (target / "lecture.md").write_text(summary_markdown(run) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

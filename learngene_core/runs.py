@@ -21,6 +21,8 @@ from .config import STAGES, Config
 from .files import StudyError, atomic, file_hash, read_json, write_json
 from .machine import Machine
 
+HELD = "LEARNGENE_LOCKED"  # run folders locked by this process and the kernels that it starts
+
 
 class Run:
     """One run folder, opened for one configuration."""
@@ -47,11 +49,16 @@ class Run:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StudyError(f"cannot make the run folder {run.path}: {error.strerror}") from None
+        redo = [*redo]
         for stage in redo:
-            run.forget(stage)
-        run._refuse_other()
-        if not (run.path / "config.json").exists() or read_json(run.path / "config.json") != cfg.to_dict():
-            write_json(run.path / "config.json", cfg.to_dict())
+            _following(stage)  # an unknown stage is noticed before anything changes
+        run._refuse_other(except_for={s for stage in redo for s in _following(stage)})
+        path = run.path / "config.json"
+        if redo or not path.exists() or read_json(path) != cfg.to_dict():
+            with run.lock():
+                for stage in redo:
+                    run.forget(stage)
+                write_json(path, cfg.to_dict())
         return run
 
     # stages ---------------------------------------------------------------------------------------------------------
@@ -59,7 +66,7 @@ class Run:
     def manifest(self) -> dict[str, dict[str, Any]]:
         """Stage -> hash, fields and files (name -> bytes, sha256) of every finished stage."""
         path = self.path / "manifest.json"
-        return read_json(path) if path.exists() else {}
+        return checked_manifest(path) if path.exists() else {}
 
     def done(self, stage: str) -> bool:
         """Whether the stage is finished for this configuration; its files are checked against the manifest.
@@ -99,11 +106,7 @@ class Run:
 
     def forget(self, stage: str) -> None:
         """Strike a stage and everything that reads it from the manifest, and delete its unfinished state."""
-        if stage not in STAGES:
-            raise StudyError(f"unknown stage {stage!r}; there are {', '.join(STAGES)}")
-        gone = {stage}
-        while more := {s for s, before in STAGES.items() if gone & set(before)} - gone:
-            gone |= more
+        gone = _following(stage)
         if "collective" in gone and (self.path / "collective").exists():
             import shutil
 
@@ -111,9 +114,9 @@ class Run:
         if self.path.joinpath("manifest.json").exists():
             write_json(self.path / "manifest.json", {s: e for s, e in self.manifest.items() if s not in gone})
 
-    def _refuse_other(self) -> None:
+    def _refuse_other(self, except_for: set[str]) -> None:
         for stage, entry in self.manifest.items():
-            if entry["hash"] == self.cfg.stage_hash(stage):
+            if stage in except_for or entry["hash"] == self.cfg.stage_hash(stage):
                 continue
             mine = self.cfg.fields_of(stage)
             names = [n for n in sorted({*mine, *entry["fields"]}) if mine.get(n) != entry["fields"].get(n)]
@@ -170,7 +173,7 @@ class Run:
             path = self.path / "machine.json"
             here = Machine.resolve(self.cfg)
             if path.exists():
-                stored = Machine(**read_json(path))
+                stored = Machine.stored(path)
                 if self.cfg.device not in ("auto", stored.device) or stored.device != here.device:
                     raise StudyError(
                         f"{self.path} was made on device {stored.device!r}, now it would be {here.device!r}; "
@@ -190,7 +193,8 @@ class Run:
         """
         import filelock
 
-        if os.environ.get("LEARNGENE_LOCKED") == str(self.path):
+        held = [p for p in os.environ.get(HELD, "").split(os.pathsep) if p]
+        if str(self.path) in held:
             yield
             return
         owner = self.path / ".owner"
@@ -202,12 +206,48 @@ class Run:
             raise StudyError(f"{self.path} is in use by {who}; wait for it, or choose another --out") from None
         try:
             owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-            os.environ["LEARNGENE_LOCKED"] = str(self.path)
+            os.environ[HELD] = os.pathsep.join([*held, str(self.path)])
             yield
         finally:
-            os.environ.pop("LEARNGENE_LOCKED", None)
+            os.environ[HELD] = os.pathsep.join(held)
             owner.unlink(missing_ok=True)
             guard.release()
+
+
+def checked_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """The manifest in `path`. Raises StudyError when it is not what this version writes."""
+    manifest = read_json(path)
+    try:
+        good = all(
+            stage in STAGES
+            and isinstance(entry["hash"], str)
+            and isinstance(entry["fields"], dict)
+            and all(
+                isinstance(f["bytes"], int)
+                and isinstance(f["sha256"], str)
+                and not Path(n).is_absolute()
+                and ".." not in Path(n).parts
+                for n, f in entry["files"].items()
+            )
+            for stage, entry in manifest.items()
+        )
+    except (AttributeError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise StudyError(
+            f"{path} is damaged: it is no manifest of this version; delete the run folder or restore the file"
+        )
+    return manifest
+
+
+def _following(stage: str) -> set[str]:
+    """A stage and all that read its results. Raises StudyError for an unknown stage."""
+    if stage not in STAGES:
+        raise StudyError(f"unknown stage {stage!r}; there are {', '.join(STAGES)}")
+    gone = {stage}
+    while more := {s for s, before in STAGES.items() if gone & set(before)} - gone:
+        gone |= more
+    return gone
 
 
 def default_folder(cfg: Config) -> Path:

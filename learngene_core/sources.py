@@ -1,97 +1,150 @@
-"""Trees of class folders, decoded once: `root/<class>/*.png`, or `root/train/<class>/*` with `root/test/<class>/*`."""
+"""Real images: CIFAR-100, ImageNet-100, CUB-200-2011, or any folder of class folders, decoded once into the cache.
+
+The layouts (`layouts`): `<class>/*`; `train/<class>/*` with `test/` or `val/`; `base/<class>/*`, `novel/train/<class>/*`,
+`novel/test/<class>/*` as the released scripts have them; CIFAR-100 also in torchvision's format (`cifar`). An image of
+another size than `image_size` becomes its middle square, resized (shorter side to 84 px and centre crop in ImageNet-100).
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from tqdm.auto import tqdm
+import torch
 
-from .files import StudyError
-from .images import ImageSet, _cached
+from . import cifar
+from .cache import RowWriter, cached
+from .decoding import decode_all
+from .files import StudyError, say
+from .images import ImageSet
+from .layouts import ImageFile, Layout, find_layout, list_images, other_classes
+from .manifests import GROUPS, packaged
+from .trees import Tree, open_tree, shown
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"}
-SPLITS = Path(__file__).with_name("splits")
+HINTS = {  # where below the data path an archive or a well-known tool puts the class folders
+    "cifar100": ("cifar100",),
+    "imagenet100": ("imagenet100", "ILSVRC/Data/CLS-LOC"),
+    # the archive's train_test_split.txt divides images of known species; few-shot work divides the species instead
+    "cub200": ("images", "CUB_200_2011/images"),
+}
+VERSION = 2  # of the pixels: raised when decoding changes
 
 
-def load(data: str, data_path: str | Path, image_size: int) -> ImageSet:
-    """The image set of a tree of class folders. Raises StudyError when it is missing, empty or unreadable."""
-    if not data_path:
-        raise StudyError(f"data {data!r} needs --data-path, the folder that holds its images")
-    root = Path(data_path).expanduser()
-    files = list_tree(root)
-    names = tuple(sorted({name for name, _, _ in files}))
-    facts = [
-        (name, held, path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
-        for name, held, path in files
-    ]
-    labels = np.array([names.index(name) for name, _, _ in files])
-    held_out = np.array([held for _, held, _ in files]) if any(held for _, held, _ in files) else np.zeros(0, bool)
-    images, labels, held_out = _cached(
-        {"data": data, "image_size": image_size, "files": _digest(facts)},
-        lambda: (_decode([p for _, _, p in files], image_size), labels, held_out),
-        f"reading {len(files):,} images of {len(names)} classes",
-    )
-    manifest = SPLITS / f"{data}.json"
-    known = json.loads(manifest.read_text(encoding="utf-8"))["superclasses"] if manifest.exists() else {}
+def load(data: str, data_path: str | Path, image_size: int, *, skip_corrupt: bool = False) -> ImageSet:
+    """The image set of `data` in the folder (or zip archives) `data_path`; its layout is found and said.
+
+    cifar100, imagenet100 and cub200 keep to the classes of their manifests; other folders beside them are not read.
+
+    Raises StudyError when images are missing or unreadable (the first is named; `skip_corrupt` leaves them out).
+    """
+    manifest = packaged(data)
+    if str(data_path) == cifar.DOWNLOAD and data == "cifar100":
+        images, labels, held_out, notes = cifar.load(None, image_size)
+        names = tuple(notes["class_names"])
+    elif not data_path:
+        download = f", or `--data-path {cifar.DOWNLOAD}` to fetch it" if data == "cifar100" else ""
+        raise StudyError(f"data {data!r} needs --data-path, the folder that holds its images{download}")
+    elif data == "cifar100" and (root := cifar.root_of(Path(data_path).expanduser())):
+        images, labels, held_out, notes = cifar.load(root, image_size)
+        names = tuple(notes["class_names"])
+    else:
+        wanted = frozenset(n for group in GROUPS for n in manifest.get(group, ()))
+        tree = open_tree(Path(data_path).expanduser())
+        files = _files(data, tree, wanted)
+        names = tuple(sorted({f.class_name for f in files}))
+        images, labels, held_out, notes = _pixels(data, tree, files, names, image_size, skip_corrupt)
+    known = manifest.get("superclasses", {})
     return ImageSet(
-        data, images, labels, names, {n: known[n] for n in names if n in known}, held_out if len(held_out) else None
+        data,
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
+        names,
+        {n: known[n] for n in names if n in known},
+        torch.from_numpy(held_out) if len(held_out) else None,
     )
 
 
-def list_tree(root: Path) -> list[tuple[str, bool, Path]]:
-    """(class, held out, file) of every image below `root`, sorted. Raises StudyError where there is none."""
-    if not root.is_dir():
-        raise StudyError(f"the data folder {root} does not exist")
-    try:
-        if (root / "train").is_dir():
-            files = [*_classes(root / "train", False), *_classes(root / "test", True)]
-        else:
-            files = list(_classes(root, False))
-    except OSError as error:
-        raise StudyError(f"cannot read the data folder {root}: {error.strerror}") from None
-    if not files:
-        raise StudyError(
-            f"the data folder {root} holds no images in class folders (expected {root}/<class>/*.png "
-            f"or {root}/train/<class>/*.png)"
+def _files(data: str, tree: Tree, wanted: frozenset[str]) -> list[ImageFile]:
+    """The images of a tree, after saying what was found and what was not. Raises StudyError where there is none."""
+    layout = find_layout(tree, HINTS.get(data, ()), wanted)
+    if layout is None:
+        raise StudyError(_nothing_found(data, tree, wanted))
+    files = list_images(tree, layout, wanted)
+    names = {f.class_name for f in files}
+    held = sum(f.held_out for f in files)
+    say(
+        f"{data}: {layout.text}; {len(files):,} images of {len(names)} classes"
+        + (f", {held:,} of them official test images" if held else ", no official test split")
+    )
+    for line in _remarks(data, tree, layout, files, wanted):
+        say(f"{data}: {line}")
+    return files
+
+
+def _nothing_found(data: str, tree: Tree, wanted: frozenset[str]) -> str:
+    other = find_layout(tree, HINTS.get(data, ())) if wanted else None
+    if other:
+        return (
+            f"{tree.where} holds classes ({_few(other_classes(tree, other, ()))}), but none of the {len(wanted)} of "
+            f"{data} ({_few(sorted(wanted))}); for other images use --data folder"
         )
-    return sorted(files)
+    return (
+        f"{tree.where} holds no images in class folders; expected <class>/*.png, or train/<class>/*.png with "
+        f"test/<class>/*.png, or base/<class>, novel/train/<class> and novel/test/<class>"
+    )
 
 
-def _classes(root: Path, held_out: bool) -> Iterator[tuple[str, bool, Path]]:
-    if not root.is_dir():
-        return
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        for path in folder.iterdir():
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield folder.name, held_out, path
+def _remarks(data: str, tree: Tree, layout: Layout, files: Sequence[ImageFile], wanted: frozenset[str]) -> list[str]:
+    names = {f.class_name for f in files}
+    lines = []
+    if missing := sorted(wanted - names):
+        lines.append(f"{len(missing)} of its {len(wanted)} classes are not in {tree.where}: {_few(missing)}")
+    if others := other_classes(tree, layout, wanted or names):
+        why = "are none of its classes" if wanted else "directly hold no image"
+        lines.append(f"{len(others)} folders that {why} are not read: {_few(others)}")
+    if layout.unread:
+        lines.append(f"{layout.unread} has no class folders and is not read")
+    tested = {f.class_name for f in files if f.held_out}
+    if tested and len(tested) < len(names):
+        lines.append(f"{len(names - tested)} classes have no official test images; theirs are set apart by the seed")
+    return lines
 
 
-def _digest(facts: list) -> str:
-    import hashlib
+def _pixels(
+    data: str, tree: Tree, files: Sequence[ImageFile], names: Sequence[str], size: int, skip_corrupt: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """Images, labels, held-out flags and notes, from the cache where the same files were decoded before."""
 
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    def make(writer: RowWriter) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        good, converted, skipped = decode_all(tree, files, size, writer, skip_corrupt=skip_corrupt)
+        if not good.any():
+            raise StudyError(f"none of the {len(files):,} images in {tree.where} can be read: {_few(skipped, 1)}")
+        if converted:
+            say(f"{data}: converted " + ", ".join(f"{n:,} {kind}" for kind, n in sorted(converted.items())))
+        place = {name: i for i, name in enumerate(names)}
+        labels = np.array([place[f.class_name] for f in files], np.int64)[good]
+        held_out = np.array([f.held_out for f in files])[good]
+        return labels, held_out if held_out.any() else held_out[:0], {"converted": converted, "skipped": skipped}
+
+    recipe = {"data": data, "version": VERSION, "image_size": size, "files": _digest(files)}
+    entry = cached(recipe, make, f"reading {len(files):,} images")
+    if skipped := entry[3]["skipped"]:
+        if not skip_corrupt:  # another run has left them out; this one was not asked to
+            raise StudyError(f"cannot read the image {tree.where}/{skipped[0]}")
+        say(f"{data}: {len(skipped)} unreadable images are left out: {_few(skipped)}")
+    return entry
 
 
-def _decode(paths: list[Path], size: int) -> np.ndarray:
-    """(n, 3, size, size) uint8: RGB, the shorter side resized to `size` where it differs, centre-cropped."""
-    images = np.empty((len(paths), 3, size, size), np.uint8)
-    for i, path in enumerate(tqdm(paths, desc="decoding", unit="image", mininterval=1, leave=False)):
-        try:
-            with Image.open(path) as image:
-                images[i] = _square(image.convert("RGB"), size).transpose(2, 0, 1)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise StudyError(f"cannot read the image {path}: {error}") from None
-    return images
+def _digest(files: Sequence[ImageFile]) -> str:
+    digest = hashlib.sha256()
+    for f in files:
+        digest.update(f"{f.held_out:d} {f.path}\0{f.size} {f.stamp}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    if image.size != (size, size):
-        scale = size / min(image.size)
-        image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
+def _few(names: Sequence[str], n: int = 5) -> str:
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(map(shown, names[:n])) + more

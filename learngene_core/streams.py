@@ -7,8 +7,12 @@ a stream is made anew from its name.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(seed: int, *names: object) -> int:
@@ -22,7 +26,7 @@ def numpy_generator(seed: int, *names: object) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *names))
 
 
-def generator(seed: int, *names: object):
+def generator(seed: int, *names: object) -> torch.Generator:
     """torch CPU generator of a named stream (draws are made on the CPU, so they are the same for every device)."""
     import torch
 

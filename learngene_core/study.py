@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from . import notebooks
 from .config import Config
 from .files import StudyError, read_json, say, write_json
 from .runs import Run
+from .summary import summary_markdown, summary_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +73,10 @@ class Chain:
     def learngene(self) -> Learngene:
         """The learngene (scores.csv, learngene.safetensors)."""
         from .collective import cut_learngene
+        from .criteria import check_choice
+
+        if not self.cfg.deepen_before:  # the names of inserted blocks are known only afterwards
+            check_choice(self.cfg, [f"conv{i}" for i in range(1, len(self.cfg.final_widths) + 1)])
 
         return cut_learngene(self.collective, self.cfg, self.run)
 
@@ -92,7 +98,9 @@ class Chain:
     @functools.cached_property
     def tuning(self) -> pd.DataFrame:
         """Learning rates on pseudo-tasks (tuning.csv)."""
-        from .tuning import tune
+        from .tuning import pseudo_tasks, tune
+
+        pseudo_tasks(self.images, self.division, self.cfg)  # too few classes are said before hours of training
 
         return tune(self.learngene, self.collective, self.images, self.division, self.cfg, self.run)
 
@@ -166,7 +174,7 @@ def _bar(run: Run, expected: dict[str, float], n_notebooks: int) -> Iterator:
     from tqdm import tqdm
 
     total = sum(expected.values()) + KERNEL_SECONDS * n_notebooks
-    state = {"notebooks": 0, "stop": False}
+    state, stop = {"notebooks": 0}, threading.Event()
 
     def position() -> tuple[float, str]:
         path = run.path / "progress.json"
@@ -185,14 +193,14 @@ def _bar(run: Run, expected: dict[str, float], n_notebooks: int) -> Iterator:
     ) as bar:
 
         def watch() -> None:
-            while not state["stop"]:
+            while not stop.is_set():
                 try:
                     at, text = position()
                 except (OSError, ValueError, StudyError):
                     at, text = bar.n, ""
                 bar.n = max(bar.n, min(round(at), bar.total - 1))
                 bar.set_postfix_str(text)
-                time.sleep(0.5)
+                stop.wait(0.5 if sys.stderr.isatty() else 10)  # a log file gets a line every ten seconds
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -200,68 +208,6 @@ def _bar(run: Run, expected: dict[str, float], n_notebooks: int) -> Iterator:
             yield lambda: state.update(notebooks=state["notebooks"] + 1)
             bar.n = bar.total
         finally:
-            state["stop"] = True
+            stop.set()
             thread.join()
             bar.refresh()
-
-
-def summary_table(run: Run) -> pd.DataFrame:
-    """Accuracy and paired gain with 95 % intervals of every family and method, from `results.csv`."""
-    from .statistics import paired_table
-
-    return paired_table(run.read_table("results.csv"))
-
-
-def summary_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The summary as text cells; the first row is the header."""
-    rows = [
-        (
-            "family",
-            "method",
-            "shots",
-            "accuracy %",
-            "95 % interval",
-            "gain over scratch",
-            "95 % interval",
-            "tasks x inits",
-        )
-    ]
-    for r in table.itertuples():
-        none = r.family == "none" or r.method == "scratch"
-        rows.append(
-            (
-                r.family,
-                r.method,
-                str(r.shots),
-                f"{r.accuracy:.1f}",
-                f"{r.accuracy_low:.1f} to {r.accuracy_high:.1f}",
-                "" if none else f"{r.gain:+.1f}",
-                "" if none else f"{r.gain_low:+.1f} to {r.gain_high:+.1f}",
-                f"{r.n_tasks} x {r.n_inits}",
-            )
-        )
-    return rows
-
-
-def summary_text(run: Run) -> str:
-    """The summary for a terminal."""
-    rows = summary_rows(summary_table(run))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def summary_markdown(run: Run) -> str:
-    """The summary for the report: settings, chosen layers, table."""
-    from .learngene import Learngene
-
-    cfg, gene = run.cfg, Learngene.load(run.path / "learngene.safetensors")
-    rows = summary_rows(summary_table(run))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    about = (
-        f"Preset `{cfg.preset_name}`, data `{cfg.data}`, seed {cfg.seed}, {cfg.n_source_tasks} source tasks, "
-        f"{cfg.n_target_tasks} target tasks of {cfg.n_way} novel classes. Learngene: {gene.layers[0]} to {gene.layers[-1]} "
-        f"({gene.n_parameters:,} parameters), chosen by {gene.notes.get('chosen_by')}. Gains are paired on identical tasks, "
-        "initial weights and batches, within one family; intervals are over target tasks of this one collective."
-    )
-    return about + "\n\n" + "\n".join(lines)

@@ -77,9 +77,12 @@ def fit(
     Raises StudyError naming `where`, epoch and step when the loss stops being finite.
     """
     optimiser = optimiser or recipe.optimiser(model)
+    drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
     rows, per_epoch = [], len(batch_sizes(len(images), recipe.batch_size))
     for epoch in range(first_epoch, recipe.epochs + 1):
         model.train()
+        if drops:  # dropout is the one draw that torch takes from its global state
+            torch.manual_seed(stream(epoch).initial_seed())
         values, hits, penalties = [], [], []
         for step, (pick, shift, flip) in enumerate(draw_epoch(len(images), recipe, stream(epoch), images.device)):
             rate = recipe.rate_at((epoch - 1) * per_epoch + step, recipe.epochs * per_epoch)
@@ -194,7 +197,7 @@ def evaluate(
     if classes is not None:
         outside = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device).index_fill_(0, classes, False)
         logits = logits.masked_fill(outside, -math.inf)
-    return (logits.argmax(-1) == labels).double().mean(-1) * 100
+    return (logits.argmax(-1) == labels).float().mean(-1).cpu().double() * 100
 
 
 class Penalty:

@@ -9,12 +9,17 @@ import pandas as pd
 
 from .checkpoints import Collective
 from .config import Config
-from .division import Division, target_tasks
+from .division import Division, TargetTask, target_tasks
 from .fewshot import Reconstruction, arms_of
-from .files import say
+from .files import StudyError, say
 from .images import ImageSet
 from .learngene import Learngene
 from .runs import Run
+
+
+def pseudo_tasks(imgs: ImageSet, div: Division, cfg: Config) -> list[TargetTask]:
+    """Target tasks of the open-world classes. Raises StudyError when there are too few."""
+    return target_tasks(imgs, div, cfg, group="open_world", n_tasks=cfg.tune_tasks)
 
 
 def tune(
@@ -28,7 +33,9 @@ def tune(
     if run is not None and run.done("tune"):
         say("tune: found in the run folder, loaded")
         return run.read_table("tuning.csv")
-    pseudo = target_tasks(imgs, div, cfg, group="open_world", n_tasks=cfg.tune_tasks)
+    pseudo = pseudo_tasks(imgs, div, cfg)
+    if not arms_of(cfg, cfg.methods):
+        raise StudyError("there is nothing to tune: no method in methods is trained")
     arms = [
         dataclasses.replace(arm, rate=rate, ewc=ewc)
         for arm in arms_of(cfg, [m for m in cfg.methods if m != "ncm"])

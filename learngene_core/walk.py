@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .belongings import Belongings
-from .checkpoints import Collective, load_state, save_state
+from .checkpoints import Collective, load_counts, load_state, save_state
 from .config import Config
 from .division import SourceTask
-from .files import atomic, read_json, say, write_json
+from .files import StudyError, atomic, read_json, say, write_json
 from .gradients import Recorder, block_weights
 from .growth import growth_schedule
 from .images import ImageSet, channel_statistics, normalise
@@ -202,6 +202,7 @@ class Walk:
         write_json(
             folder / "about.json",
             {  # written last: a folder with it is whole
+                "stage_hash": self.cfg.stage_hash("collective"),
                 "shape": self.model.shape,
                 "class_names": self.class_names,
                 "mean": self.mean.tolist(),
@@ -217,9 +218,13 @@ class Walk:
         while self.run is not None and done < len(self.src) and (self._folder(done + 1) / "about.json").exists():
             done += 1
             about = read_json(self._folder(done) / "about.json")
+            if about["stage_hash"] != self.cfg.stage_hash("collective"):
+                raise StudyError(
+                    f"{self._folder(done)} was begun with another configuration; choose another --out, "
+                    "or start it again with --redo collective"
+                )
             self.history += about["history"]
-            with np.load(self._folder(done) / "record.npz", allow_pickle=False) as arrays:
-                counts, zeros = arrays["counts"], arrays["zeros"]
+            counts, zeros = load_counts(self._folder(done))
             self.entries += [
                 {"task": done, **e, "counts": counts[i], "zeros": zeros[i]} for i, e in enumerate(about["record"])
             ]

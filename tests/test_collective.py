@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from toys import states_equal, tables_equal, toy_config, toy_images
 
+from learngene_core import nulls
 from learngene_core import walk as walk_module
 from learngene_core.checkpoints import load_collective
 from learngene_core.collective import accuracy_matrix, cut_learngene, sequence_summary, train_collective
 from learngene_core.criteria import CRITERIA, score, score_all
 from learngene_core.division import divide, source_tasks
 from learngene_core.files import StudyError
-from learngene_core.growth import growth_schedule
 from learngene_core.learngene import Learngene
 from learngene_core.network import ConvNet
 from learngene_core.record import Record
@@ -200,18 +200,17 @@ def test_new_outgoing_weights_have_a_past_where_it_is_imputed(images):
         for task in src[:2]:
             walk._grow(task)
             walk._train(task)
+        old = walk.model.widths[-1]
         walk._grow(src[2])  # Fisher of task 1 (taken before task 2), widened once more
         fishers[columns] = walk.owned.fisher
-    name, width = growth_schedule(cfg)[3][-1]
-    assert name == "conv13"
-    after = fishers["imputed"]["classifier.0.weight"]
-    row_means = fishers["zero"]["classifier.0.weight"]
-    grown = [i for i in range(width) if not row_means[:, i].any()]
-    assert grown and all(after[:3, i].all() for i in grown)
-    old = [i for i in range(width) if i not in grown]
-    assert torch.allclose(after[:3, grown[0]], row_means[:3, old].mean(1)) and not after[3:].any(1)[3:].any()
-    rows = fishers["imputed"][f"blocks.{name}.conv.weight"]
-    assert not rows[grown].any() and rows[old].flatten(1).any(1).all()
+    assert old < walk.model.widths[-1]
+    imputed, zero = (fishers[columns]["classifier.0.weight"] for columns in ("imputed", "zero"))
+    assert torch.equal(imputed[:, :old], zero[:, :old]) and not zero[:, old:].any()
+    wanted = zero[:, :old].mean(1, keepdim=True).expand_as(imputed[:, old:])
+    assert torch.allclose(imputed[:, old:], wanted) and wanted[:3].all()
+    assert not imputed[6:].any()  # classes of task 3: nothing depends on them yet
+    rows = fishers["imputed"]["blocks.conv13.conv.weight"]
+    assert rows[:old].any() and not rows[old:].any()  # what nobody reads yet, nobody depends on
 
 
 @pytest.mark.parametrize("form", ["penalty", "proximal"])
@@ -231,6 +230,71 @@ def test_ewc_holds_from_the_second_task_on(images, form):
         penalties = pd.DataFrame(walk.history).groupby("task")["penalty"].mean()
         assert penalties[1] == 0 and (penalties[2] > 0) == (strength > 0)
     assert moved[3.0] < moved[0.0]
+
+
+def test_fisher_information_adds_up_over_the_tasks(images):
+    cfg = toy_config(ewc_lambda=1.0, ewc_decay=0.25, growth="none")
+    _, src = tasks_of(images, cfg)
+    walk, taken = Walk(images, src, cfg, None), []
+    fisher_of = walk._fisher
+    walk._fisher = lambda task, n: taken.append((task.number, n, fisher_of(task, n))) or taken[-1][2]
+    col = walk.finish(walk.through())
+    assert [entry[:2] for entry in taken] == [(1, 12), (2, 12), (1, 4), (2, 4), (3, 4)]
+    one, two, *last = (entry[2] for entry in taken)
+    for name in one:
+        old = torch.zeros_like(two[name])
+        old[: len(one[name])] = one[name]  # the head grew in between
+        assert torch.allclose(walk.owned.fisher[name], 0.25 * old + two[name]), name
+        assert torch.allclose(col.fisher[name], sum(f[name] for f in last) / 3), name
+
+
+def test_new_channels_get_their_statistics_from_the_next_tasks_images(images):
+    cfg = toy_config()
+    _, src = tasks_of(images, cfg)
+    walk = Walk(images, src, cfg, None)
+    walk._grow(src[0])
+    walk._train(src[0])
+    old = walk.model.widths
+    walk._grow(src[1])
+    grown = [
+        n
+        for n, width in zip(walk.model.block_names, old, strict=True)
+        if walk.model.blocks[n].conv.out_channels > width
+    ]
+    assert grown
+    batch = walk._prepared(src[1].train[: cfg.batch_size])
+    last = grown[-1]  # nothing below it changed afterwards
+    reached = walk.model.output_of(last, batch, before_norm=True)[:, old[walk.model.block_names.index(last)] :]
+    norm = walk.model.blocks[last].norm
+    assert torch.allclose(norm.running_mean[-reached.shape[1] :], reached.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
+    assert torch.allclose(norm.running_var[-reached.shape[1] :], reached.var((0, 2, 3)), rtol=1e-3)
+
+
+def test_momentum_goes_on_into_the_next_task_where_it_is_asked_for(images):
+    """Under a loss without gradient, what moves in task 2 is what was carried over."""
+    moved = {}
+    for carry in (False, True):
+        cfg = toy_config(carry_momentum=carry, growth="none", weight_decay=0.0)
+        _, src = tasks_of(images, cfg)
+        walk = Walk(images, src, cfg, None)
+        walk._grow(src[0])
+        walk._train(src[0])
+        walk._grow(src[1])
+        start = walk.model.blocks["conv5"].conv.weight.detach().clone()
+        buffer = walk.owned.momentum.get("blocks.conv5.conv.weight")
+        rates = [walk_module.recipe_of(cfg, 1, *walk.normal).rate_at(k, 3) for k in range(3)]
+
+        def silent(model, pixels, labels, loss, *rest, fit=walk_module.fit, **options):
+            return fit(model, pixels, labels, lambda z, y: (loss(z, y)[0] * 0, loss(z, y)[1]), *rest, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(walk_module, "fit", silent)
+            walk._train(src[1])
+        moved[carry] = start - walk.model.blocks["conv5"].conv.weight.detach()
+        if carry:
+            wanted = buffer * sum(rate * 0.9 ** (k + 1) for k, rate in enumerate(rates))
+            assert torch.allclose(moved[carry], wanted, rtol=1e-3, atol=1e-7) and wanted.abs().max() > 1e-4
+    assert not moved[False].any()
 
 
 def test_an_inserted_block_appears_in_the_record_when_it_is_born(images):
@@ -270,6 +334,31 @@ def test_every_entry_of_every_step_is_in_the_record(trained):
 
 def _pairs(widths):
     return np.array([a * b for a, b in zip([3, *widths[:-1]], widths, strict=True)])
+
+
+@pytest.mark.parametrize("loss", ["task-incremental", "class-incremental"])
+def test_the_null_is_several_untrained_networks_with_random_labels(images, monkeypatch, loss):
+    cfg = toy_config(null_networks=3, null_steps=4, growth="none", loss=loss)
+    _, src = tasks_of(images, cfg)
+    walk = Walk(images, src, cfg, None)
+    model = walk.through()
+    shown, loss_of = [], nulls.task_loss
+
+    def watching(classes):
+        return lambda logits, labels: shown.append((classes, labels)) or loss_of(classes)(logits, labels)
+
+    monkeypatch.setattr(nulls, "task_loss", watching)
+    table = walk.finish(model).record.null_table
+    sizes = table.pivot(index="epoch", columns=["layer", "task"], values="weight_norm")
+    assert len(sizes) == 3 and all(sizes[n].nunique(axis=1).eq(1).all() for n in model.block_names)  # never trained
+    assert all(sizes[n, 1].nunique() == 3 for n in model.block_names)  # and three of them
+    among = [labels for classes, labels in shown if (classes is None) == (loss == "class-incremental")]
+    assert len(among) == len(shown) == 3 * 3 * 4
+    per_task = [torch.cat([labels for _, labels in shown[4 * k : 4 * k + 4]]) for k in range(9)]
+    for k, labels in enumerate(per_task):
+        outputs = range(9) if loss == "class-incremental" else range(3 * (k % 3), 3 * (k % 3) + 3)
+        assert set(labels.tolist()) == set(outputs)
+    assert len({tuple(labels.tolist()) for labels in per_task}) == 9
 
 
 def test_every_kth_step_is_recorded_and_training_is_the_same(images, trained):
@@ -424,7 +513,11 @@ def test_a_loss_that_is_not_finite_names_the_task_and_loses_nothing(images, tmp_
     loss_of = walk_module.task_loss
 
     def failing(classes):
-        return lambda logits, labels: loss_of(classes)(logits, labels) * (float("nan") if len(classes_seen) > 1 else 1)
+        def loss(logits, labels):
+            value, hit = loss_of(classes)(logits, labels)
+            return value * (float("nan") if len(classes_seen) > 1 else 1), hit
+
+        return loss
 
     classes_seen = []
     monkeypatch.setattr(walk_module, "task_loss", lambda classes: classes_seen.append(1) or failing(classes))

@@ -31,8 +31,8 @@ def test_preset_is_valid_keeps_its_name_and_survives_json(name):
     assert {n: getattr(cfg, n) for n in PRESETS[name]} == PRESETS[name]
 
 
-def test_lecture_is_the_default():
-    assert Config.preset("lecture") == Config()
+def test_lecture_is_the_default_but_for_its_tuned_rates():
+    assert Config.preset("lecture").replace(individual_rates=()) == Config()
 
 
 def test_widths_of_the_paper():
@@ -178,9 +178,9 @@ def test_from_notebook_takes_the_preset_and_its_parameters():
 
 
 def test_from_notebook_ignores_what_is_no_parameter():
-    assert Config.from_notebook(kernel()) == Config()
+    assert Config.from_notebook(kernel()) == Config.preset("lecture")
     assert Config.from_notebook(kernel(preset="smoke", shots=None, seed=None)) == Config.preset("smoke")
-    assert Config.from_notebook(kernel(preset="")) == Config()
+    assert Config.from_notebook(kernel(preset="")) == Config.preset("lecture")
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,10 @@ def test_too_few_classes_are_refused():
 def test_equal_division_hashes_mean_equal_divisions():
     """A run folder is reused by its stage hash, so nothing else may move what it stands for."""
     imgs = blank_images(names(20), 1)
-    one, two = Config(n_way=3, source_way=2), Config(n_way=6, source_way=2)
+    one, two = Config(n_way=3, source_way=2), Config(n_way=4, source_way=2)
     assert one.stage_hash("division") != two.stage_hash("division") or divide(imgs, one) == divide(imgs, two)
+    with pytest.raises(StudyError, match="n_way = 6"):  # refused, never met by taking classes from the base
+        divide(imgs, one.replace(n_way=6))
 
 
 @pytest.mark.parametrize("groups", [(["a", "b"], ["b"], ["c"]), (["a", "a"], ["b"], ["c"]), (["a"], ["b"], ["c", "a"])])
@@ -252,17 +254,14 @@ def test_overlapping_tasks_wider_than_the_base_classes_are_refused(glyph_images,
 @pytest.mark.parametrize("held_out", [1, 2, 3])
 def test_validation_and_test_of_a_source_task_are_never_empty(held_out):
     """A task without test images has the accuracy of nothing: NaN."""
-    imgs, cfg = (
-        blank_images(names(16), 20),
-        Config(source_way=2, n_source_tasks=2, source_images=0, held_out_images=held_out),
-    )
-    try:
-        tasks = source_tasks(imgs, divide(imgs, cfg), cfg)
-    except StudyError as refusal:
-        assert held_out == 1
-        assert "held" in str(refusal)
-    else:
-        assert all(len(t.validation) and len(t.test) for t in tasks)
+    settings = {"source_way": 2, "n_source_tasks": 2, "source_images": 0, "held_out_images": held_out}
+    if held_out == 1:
+        with pytest.raises(ValueError, match="held_out_images = 1"):
+            Config(**settings)
+        return
+    imgs, cfg = blank_images(names(16), 20), Config(**settings)
+    tasks = source_tasks(imgs, divide(imgs, cfg), cfg)
+    assert all(len(t.validation) and len(t.test) for t in tasks)
 
 
 # target tasks -------------------------------------------------------------------------------------------------------

@@ -342,7 +342,8 @@ def test_deepening_behind_any_block_changes_nothing_in_evaluation(hidden, calibr
 
 def test_deepening_keeps_dtype_mode_and_memory_format():
     net = lived_in(dtype=torch.float64).to(memory_format=torch.channels_last).eval()
-    new = net.blocks[net.deepen("conv2")]
+    name = net.deepen("conv2")
+    new = net.blocks[name]
     assert not new.training and new.conv.weight.dtype == torch.float64
     assert new.conv.weight.is_contiguous(memory_format=torch.channels_last)
 

@@ -1,5 +1,6 @@
 """Images: the embedded glyphs, trees of class folders, the cache, and preparation against per-image references."""
 
+import dataclasses
 import io
 import os
 
@@ -239,8 +240,8 @@ def test_one_pixel_changes_the_fingerprint(tmp_path):
 
 
 def test_fingerprint_sees_names_labels_and_the_split(tmp_path):
-    def fingerprint(name, classes, **options):
-        tiny_tree(tmp_path / name, classes, 4, 8, **options)
+    def fingerprint(name, classes):
+        tiny_tree(tmp_path / name, classes, 4, 8)
         return load_images("folder", tmp_path / name, image_size=8).fingerprint
 
     one = fingerprint("one", ["a", "b"])
@@ -249,11 +250,11 @@ def test_fingerprint_sees_names_labels_and_the_split(tmp_path):
     moved = tmp_path / "moved"
     tiny_tree(moved, ["a", "b"], 4, 8)
     os.rename(moved / "b" / "000.png", moved / "a" / "zzz.png")  # same pixels in the same order, another label
-    others = {
-        one, fingerprint("named", ["a", "c"]), fingerprint("split", ["a", "b"], test=2),
-        load_images("folder", moved, image_size=8).fingerprint,
-    }  # fmt: skip
-    assert len(others) == 4
+    others = [fingerprint("named", ["a", "c"]), load_images("folder", moved, image_size=8).fingerprint]
+    imgs = load_images("folder", tmp_path / "one", image_size=8)
+    for held in ([True, False] * 4, [False, True] * 4):
+        others.append(dataclasses.replace(imgs, held_out=torch.tensor(held)).fingerprint)
+    assert len({one, *others}) == 5
 
 
 def png(size):

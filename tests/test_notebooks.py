@@ -47,7 +47,9 @@ def test_parameters_cell_is_flat_and_holds_only_fields(path):
     lines = cells[0].source.splitlines()
     assert len(body) == len(lines)
     for node, line in zip(body, lines, strict=True):
-        assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant), f"not a flat typed value: {line}"
+        assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant), (
+            f"not a flat typed value: {line}"
+        )
         assert node.target.id in FIELDS or node.target.id in RUN_NAMES, f"{node.target.id} is no field"
         assert "  # " in line, f"no comment: {line}"
 
@@ -95,7 +97,13 @@ def test_a_static_figure_stands_before_every_widget(path):
 # the strict wrapper -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("parameters", "names"),
-    [({"sead": 1}, "seed"), ({"flip": "false"}, "flip"), ({"shots": "[1, 2]"}, "shots"), ({"out": 3}, "out"), ({"n_way": 1}, "n_way")],
+    [
+        ({"sead": 1}, "seed"),
+        ({"flip": "false"}, "flip"),
+        ({"shots": "[1, 2]"}, "shots"),
+        ({"out": 3}, "out"),
+        ({"n_way": 1}, "n_way"),
+    ],
 )
 def test_bad_parameters_are_refused_before_a_kernel_starts(parameters, names, tmp_path):
     with pytest.raises(ValueError, match=names):
@@ -111,9 +119,13 @@ def test_exactly_one_parameters_cell(tags, tmp_path):
 
 
 def test_values_reach_the_notebook_as_they_are(tmp_path):
-    nasty = "a \"quote\" 'n\\ \n%%bash\necho gone"
-    path = small(tmp_path, "data_path: str = ''\nshots: list = None\nseed: int = 0", "print(repr(data_path), shots, seed)")
-    notebooks.execute(path, tmp_path / "out.ipynb", {"data_path": nasty, "shots": (1, np.int64(2)), "seed": np.int64(7)})
+    nasty = 'a "quote" \'n\\ \n%%bash\necho gone'
+    path = small(
+        tmp_path, "data_path: str = ''\nshots: list = None\nseed: int = 0", "print(repr(data_path), shots, seed)"
+    )
+    notebooks.execute(
+        path, tmp_path / "out.ipynb", {"data_path": nasty, "shots": (1, np.int64(2)), "seed": np.int64(7)}
+    )
     printed = notebooks.read(tmp_path / "out.ipynb").cells[-1].outputs[0].text
     assert printed == f"{nasty!r} [1, 2] 7\n"
 
@@ -194,6 +206,12 @@ def test_the_report_is_one_self_contained_page(study):
     page = (study.path / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="https?://', page)
     assert page.count("data:image/png;base64") >= 10
-    for text in ("Data division", "The collective model grows", "Gradient criteria", "Few-shot reconstruction", "gain over scratch"):
+    for text in (
+        "Data division",
+        "The collective model grows",
+        "Gradient criteria",
+        "Few-shot reconstruction",
+        "gain over scratch",
+    ):
         assert text in page
     assert "from learngene_core import" not in page

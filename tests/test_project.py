@@ -42,7 +42,10 @@ def test_the_packages_that_were_asked_for_are_there():
 
 def test_torch_and_torchvision_are_of_one_release():
     torch, vision = (str(PINS[n].specifier).removeprefix("==").split(".") for n in ("torch", "torchvision"))
-    assert int(torch[1]) - int(vision[1]) == -14 and torch[:2] != ["2", "13"]  # 2.15 goes with 0.29 (since 2.0 and 0.15)
+    assert int(torch[1]) - int(vision[1]) == -14 and torch[:2] != [
+        "2",
+        "13",
+    ]  # 2.15 goes with 0.29 (since 2.0 and 0.15)
 
 
 def test_no_file_of_pins_holds_an_address():
@@ -62,7 +65,8 @@ def test_environment_agrees_with_pyproject():
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, learngene_core, learngene_core.cli; print(sorted({'torch', 'pandas', 'matplotlib', 'papermill'} & set(sys.modules)))"
+    heavy = "{'torch', 'pandas', 'matplotlib', 'papermill'}"
+    code = f"import sys, learngene_core.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -86,7 +90,9 @@ def test_public_functions_say_what_they_do(path):
             continue
         assert ast.get_docstring(node), f"{node.name} has no docstring"
         if isinstance(node, ast.FunctionDef):
-            assert node.returns is not None or any(isinstance(p, ast.Yield) for p in ast.walk(node)), f"{node.name}: no return type"
+            assert node.returns is not None or any(isinstance(p, ast.Yield) for p in ast.walk(node)), (
+                f"{node.name}: no return type"
+            )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
@@ -121,7 +127,9 @@ def test_the_project_speaks_of_itself_alone():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    forbidden = re.compile("METHOD" + r"( |\.md)|DESIGN" + r"( |\.md)|PEERS" + r"\.md|python" + "hosted|pypi" + r"\.org|/wo" + "rk/")
+    forbidden = re.compile(
+        "METHOD" + r"( |\.md)|DESIGN" + r"( |\.md)|PEERS" + r"\.md|python" + "hosted|pypi" + r"\.org|/wo" + "rk/"
+    )
     for name in listed.stdout.splitlines():
         path = ROOT / name
         if path.suffix in {".py", ".md", ".toml", ".yml", ".txt", ".ipynb", ".json", ".cff"} and path.exists():

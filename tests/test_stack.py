@@ -76,7 +76,7 @@ def test_logits_and_gradients_are_those_of_the_networks(kind):
         assert logits.shape == (3, len(x), SHAPES[kind]["n_classes"])
         for i, net in enumerate(nets):
             assert torch.allclose(logits[i], net.train(training)(x), atol=1e-12)
-    stack_loss(logits, labels).sum().backward()
+    stack_loss(logits, labels)[0].sum().backward()
     for i, net in enumerate(nets):
         net.zero_grad()
         nn.functional.cross_entropy(net(x), labels).backward()

@@ -93,7 +93,7 @@ def test_an_epoch_shows_every_image_once_but_no_batch_of_one(n, seen):
 
     def loss(logits, labels):
         shown.append(labels.tolist())
-        return logits.square().mean()
+        return logits.square().mean(), torch.tensor(0.0)
 
     run(net_of(), images, torch.arange(n), loss)
     per_epoch = math.ceil(seen / 4)
@@ -142,8 +142,8 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(bad, recorded):
 
     def loss(logits, labels):
         calls.append(1)
-        value = nn.functional.cross_entropy(logits, labels)
-        return value * bad if len(calls) == 4 + 3 else value  # epoch 2, step 3
+        value, hit = training.task_loss()(logits, labels)
+        return (value * bad if len(calls) == 4 + 3 else value), hit  # epoch 2, step 3
 
     net = net_of()
     watch = Recorder(block_weights(net)) if recorded else None
@@ -178,7 +178,7 @@ def test_rows_hold_the_means_over_the_steps():
         value = nn.functional.cross_entropy(logits, labels)
         hit = (logits.argmax(1) == labels).double().mean().item() * 100
         values.append((value.item(), hit))
-        return value
+        return value, torch.tensor(hit / 100)
 
     seen = []
     _, rows = run(net_of(), images, labels, loss, on_epoch=seen.append)
@@ -205,6 +205,15 @@ def test_an_epoch_never_waits_for_the_device():
 
 
 # losses -----------------------------------------------------------------------------------------------------------------
+def test_hits_are_counted_among_what_the_loss_runs_over():
+    logits = torch.tensor([[9.0, 1, 2, 0], [0, 3, 1, 9], [5, 0, 1, 2], [0, 1, 0, 9]])
+    labels = torch.tensor([2, 1, 2, 1])
+    for classes, share in ((None, 0.0), (torch.tensor([2, 1]), 1.0), (torch.tensor([0, 1, 2]), 0.5)):
+        assert training.task_loss(classes)(logits, labels)[1] == share
+    stacked = training.stack_loss(torch.stack([logits, logits.flip(0), -logits]), labels)[1]
+    assert stacked.tolist() == [(x.argmax(1) == labels).float().mean() for x in (logits, logits.flip(0), -logits)]
+
+
 def test_task_loss_is_cross_entropy_with_the_other_logits_at_minus_infinity():
     logits = torch.randn(6, 7, generator=seeded(0), dtype=torch.float64)
     classes = torch.tensor([5, 0, 3])
@@ -217,18 +226,18 @@ def test_task_loss_is_cross_entropy_with_the_other_logits_at_minus_infinity():
         if masked:
             value = nn.functional.cross_entropy(z.masked_fill(outside, -math.inf), labels)
         else:
-            value = training.task_loss(classes)(z, labels)
+            value, _ = training.task_loss(classes)(z, labels)
         value.backward()
         results.append((value.detach(), z.grad))
     assert torch.allclose(results[0][0], results[1][0])
     assert torch.allclose(results[0][1], results[1][1]) and not results[0][1][:, outside].any()
-    assert torch.equal(training.task_loss()(logits, labels), nn.functional.cross_entropy(logits, labels))
+    assert torch.equal(training.task_loss()(logits, labels)[0], nn.functional.cross_entropy(logits, labels))
 
 
 def test_stack_loss_is_every_networks_own():
     logits = torch.randn(4, 5, 3, generator=seeded(0), dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 2, 1, 1, 0])
-    together = training.stack_loss(logits, labels)
+    together, _ = training.stack_loss(logits, labels)
     (gradient,) = torch.autograd.grad(together.sum(), logits)
     for i in range(4):
         z = logits[i].detach().requires_grad_()

@@ -42,6 +42,7 @@ def toy_config(**changes):
         "n_target_tasks": 2,
         "n_way": 2,
         "shots": (4,),
+        "individual_rates": (),
         "individual_epochs": 2,
         "individual_batch": 4,
         "device": "cpu",

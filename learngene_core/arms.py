@@ -1,0 +1,62 @@
+"""The arms of the comparison: what each family's methods inherit, and the shape they have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from .checkpoints import Collective
+from .config import Config
+from .learngene import Learngene, light_shape
+from .network import ConvNet
+from .presets import METHODS
+from .streams import generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to make an individual: family, method, learning rate, EWC strength (0: none)."""
+
+    family: str
+    method: str
+    rate: float
+    ewc: float = 0.0
+
+
+def arms_of(cfg: Config, methods: Sequence[str]) -> list[Arm]:
+    """Every family's arms among `methods`, in the order of `config.METHODS`. Raises ValueError for an unknown method."""
+    unknown = set(methods) - {m for known in METHODS.values() for m in known}
+    if unknown:
+        raise ValueError(
+            f"unknown method {sorted(unknown)[0]!r}; there are {', '.join(m for k in METHODS.values() for m in k)}"
+        )
+    return [
+        Arm(family, method, cfg.rate(family, method), cfg.individual_ewc if method == "learngene_ewc" else 0.0)
+        for family, known in METHODS.items()
+        if family != "none"
+        for method in known
+        if method in methods
+    ]
+
+
+def inherited(family: str, method: str, gene: Learngene, col: Collective, cfg: Config) -> Learngene | None:
+    """What an arm inherits, cut (copied) from its ancestor; None for `scratch`.
+
+    `random`: the learngene's blocks from an untrained collective; `first`: as many blocks from the first on; `full`: all.
+    """
+    names = col.model.block_names
+    if method in ("learngene", "learngene_ewc"):
+        return gene
+    if method == "random":
+        untrained = ConvNet.from_shape(col.model.shape, generator=generator(cfg.seed, "untrained collective"))
+        return Learngene.from_model(untrained, gene.layers)
+    if method in ("first", "full"):
+        return Learngene.from_model(col.model, names[: len(gene.layers)] if method == "first" else names)
+    return None
+
+
+def family_shape(family: str, gene: Learngene, col: Collective, cfg: Config) -> dict:
+    """Shape of a family's individuals."""
+    if family == "light":
+        return light_shape(gene, cfg.n_way, cfg)
+    return {**col.model.shape, "n_classes": cfg.n_way, "dropout": 0.0}

@@ -1,0 +1,72 @@
+"""One value of the configuration, checked: type, range, choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+CHOICES = {
+    "data": ("glyphs", "cifar100", "imagenet100", "cub200", "folder"),
+    "source_draw": ("disjoint", "overlap"),
+    "growth": ("zero-out", "uneven", "net2net", "none"),
+    "loss": ("task-incremental", "class-incremental"),
+    "schedule": ("one-cycle", "cosine", "constant"),
+    "individual_schedule": ("one-cycle", "cosine", "constant"),
+    "ewc_form": ("penalty", "proximal"),
+    "new_columns": ("imputed", "zero"),
+    "sign": ("positive", "absolute"),
+}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' where a known name is close, else nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+    """`value` as a field's type (`kind`: bool, int, float, str or a tuple of one of them).
+
+    Raises ValueError that names the field for a wrong type, an unknown choice or a value out of range.
+    """
+    name = field.name
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple):
+            # One number is the common case `shots=20`; a string is what `papermill -p layers '[..]'` passes.
+            if item is str or isinstance(value, str):
+                raise ValueError(f"{name} takes a list, not {value!r} (with papermill: -y '{{{name}: [...]}}')")
+            value = (value,)
+        values = tuple(_scalar(field, item, v) for v in value)
+        if name in ("shots", "methods", "layers") and len(set(values)) != len(values):
+            raise ValueError(f"{name} holds {value!r}: each value once")
+        return values
+    return _scalar(field, kind, value)
+
+
+def _scalar(field: dataclasses.Field, kind: type, value: Any) -> Any:
+    name = field.name
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not kind:
+        hint = " (with papermill write True or False)" if kind is bool else ""
+        raise ValueError(f"{name} takes {kind.__name__}, not {value!r} of type {type(value).__name__}{hint}")
+    if kind in (int, float):
+        low, high = field.metadata["low"], field.metadata["high"]
+        if not (low <= value <= high) or math.isinf(value):
+            raise ValueError(f"{name} = {value} is out of range: {_range(low, high)}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(
+            f"unknown {name} {value!r}{nearest(value, CHOICES[name])}; there are {', '.join(CHOICES[name])}"
+        )
+    return value
+
+
+def _range(low: float, high: float) -> str:
+    return f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
