@@ -18,6 +18,7 @@ import numpy as np
 
 from .files import StudyError, atomic, read_json, say, write_json
 
+FORMAT = 2  # of an entry: raised when its files change, so that older entries are not taken for damaged ones
 HEADER = 128  # bytes; room for any shape, so that the header can be written again when the number of images is known
 Make = Callable[["RowWriter"], tuple[np.ndarray, np.ndarray, dict[str, Any]]]
 
@@ -56,7 +57,7 @@ def cached(recipe: dict[str, Any], make: Make, text: str) -> tuple[np.ndarray, n
 
     Raises StudyError when the cache cannot be written or is damaged, and whatever `make` raises.
     """
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps({"format": FORMAT, **recipe}, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{recipe['data']}-{key}"
     if not (folder / "recipe.json").exists():
         try:

@@ -118,7 +118,14 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     try:
         with _quiet_kernels():
             papermill.execute_notebook(
-                path, output, parameters, kernel_name=KERNEL, progress_bar=False, log_output=False, cwd=str(Path.cwd())
+                path,
+                output,
+                parameters,
+                kernel_name=KERNEL,
+                language="python",
+                progress_bar=False,
+                log_output=False,
+                cwd=str(Path.cwd()),
             )
     except papermill.PapermillExecutionError as error:
         kind = "" if error.ename == "StudyError" else f"{error.ename}: "

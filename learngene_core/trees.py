@@ -31,7 +31,7 @@ class Tree(Protocol):
 
 
 class DiskTree:
-    """A folder. Links are followed, but no layout descends more than a few levels, so loops end."""
+    """A folder. Links are followed, but those that lead back up."""
 
     def __init__(self, root: Path):
         self.root, self.where = root, str(root)
@@ -132,9 +132,15 @@ def _is_image(name: str) -> bool:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir()
+        return entry.is_dir() and not (entry.is_symlink() and _leads_up(entry.path))
     except OSError:  # a link that leads to itself
         return False
+
+
+def _leads_up(link: str) -> bool:
+    """Whether a link leads to a folder that it stands in: following it would read the tree again, as one class."""
+    target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath([target, here]) == target
 
 
 def _file(entry: os.DirEntry[str]) -> Found | None:
