@@ -110,7 +110,7 @@ def _fill(writer: RowWriter, root: Path, size: int) -> tuple[np.ndarray, np.ndar
     labels = place[np.array([*train.targets, *test.targets], np.int64)]
     held_out = np.arange(len(labels)) >= len(train.targets)
     order = np.argsort(labels, kind="stable")  # by class, training images first
-    for start in tqdm(range(0, len(order), BATCH), desc="reading", leave=False):
+    for start in tqdm(range(0, len(order), BATCH), desc="reading", delay=1, leave=False):
         pick = order[start : start + BATCH]
         rows = np.empty((len(pick), *train.data.shape[1:]), np.uint8)  # (k, 32, 32, 3)
         rows[~held_out[pick]] = train.data[pick[~held_out[pick]]]

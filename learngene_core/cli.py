@@ -20,6 +20,7 @@ VERBS = {
     "collective": "train the collective model over the source tasks",
     "criteria": "score the layers and cut out the learngene",
     "reconstruct": "train and test individual models on the target tasks",
+    "reference": "few-shot accuracy of frozen features beside published values",
     "tune": "try learning rates on pseudo-tasks of the open-world classes",
 }
 
@@ -165,6 +166,12 @@ def _reconstruct(chain: Chain) -> None:
     say(summary_text(chain.run))
 
 
+def _reference(chain: Chain) -> None:
+    from .reference import describe
+
+    say(describe(chain.reference))
+
+
 def _tune(chain: Chain) -> None:
     say(chain.tuning.to_string(index=False, float_format="{:.4g}".format))
 
@@ -175,4 +182,5 @@ _VERBS = {
     "criteria": _criteria,
     "reconstruct": _reconstruct,
     "tune": _tune,
+    "reference": _reference,
 }

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .checking import checked, nearest
-from .presets import ALL_METHODS, METHODS, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
+from .presets import ALL_METHODS, DATA, METHODS, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
 
 STAGES: dict[str, tuple[str, ...]] = {
     # stage: the stages whose results it reads; the hash of a stage covers its own fields and those of all of these
@@ -25,6 +25,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "targets": ("division",),
     "reconstruct": ("criteria", "targets"),
     "tune": ("criteria", "targets"),
+    "reference": ("collective",),
 }
 
 
@@ -46,7 +47,8 @@ class Config:
 
     # images and division
     data: str = _field("glyphs", "division", "data source: glyphs, cifar100, imagenet100, cub200 or folder")
-    data_path: str = _field("", "", "folder with the images; not needed for glyphs")
+    data_path: str = _field("", "", "folder or zip archive with the images; 'download' for CIFAR-100; glyphs need none")
+    skip_corrupt: bool = _field(False, "", "leave unreadable images out instead of refusing them")
     image_size: int = _field(32, "division", "side of the square images, pixels (84 in the paper's ImageNet runs)", 8, 512)
     split: str = _field("", "division", "class division: a JSON file, 'seed' (64:16:20 drawn by seed), '' the data's own")
     official_split: bool = _field(True, "division", "keep an official test split held out; False pools it (as released)")
@@ -112,6 +114,8 @@ class Config:
     tune_rates: tuple[float, ...] = _field((0.005, 0.01, 0.02, 0.05, 0.1), "tune", "learning rates tried", 1e-8, 10)
     tune_ewc: tuple[float, ...] = _field((1.0, 10.0, 100.0), "tune", "EWC strengths tried for learngene_ewc", 0)
 
+    reference_episodes: int = _field(600, "reference", "episodes of the check against published values (the usual 600)", 2)
+
     # the machine (outside every hash; resolved into machine.json)
     device: str = _field("auto", "", "auto, cpu, cuda or mps")
     workers: int = _field(0, "", "workers over independent individuals; 0: as many as processors, at most 2 on a CPU", 0, 256)
@@ -125,10 +129,15 @@ class Config:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Config:
-        """The named preset with `changes`. Raises ValueError for an unknown preset, name or bad value."""
+        """The named preset with `changes`; another data source brings its own image size and augmentation.
+
+        Raises ValueError for an unknown preset, an unknown name or a bad value.
+        """
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
-        return cls(preset_name=name).replace(**{**PRESETS[name], **changes})
+        data = changes.get("data")
+        own = DATA.get(data, {}) if isinstance(data, str) and data != PRESETS[name].get("data", "glyphs") else {}
+        return cls(preset_name=name).replace(**{**PRESETS[name], **own, **changes})
 
     def replace(self, **changes: Any) -> Config:
         """A copy with `changes`; unknown names and bad values raise ValueError."""

@@ -82,7 +82,7 @@ def decode_all(
     rows = np.empty((min(batch, len(files)), 3, size, size), np.uint8)
     with (
         _mapping(files) as mapped,
-        tqdm(total=len(files), desc="decoding", unit="image", mininterval=0.5, leave=False) as bar,
+        tqdm(total=len(files), desc="decoding", unit="image", mininterval=0.5, delay=1, leave=False) as bar,
     ):
         for start in range(0, len(files), batch):
             part = files[start : start + batch]

@@ -140,35 +140,37 @@ def _check(div: Division, imgs: ImageSet, cfg: Config) -> None:
 
 
 def parts(imgs: ImageSet, name: str, n_train: int, n_held_out: int, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Training and held-out image indices of one class, in a seeded order; 0 asks for all there are.
+    """At most `n_train` training and `n_held_out` held-out image indices of one class, in a seeded order; 0: all there are.
 
-    An official test split stays held out (unless `official_split` is False); a class without official test images (the
-    base classes of the released layout have none) is parted by the seed.
+    An official test split is the held-out part; a class without one is parted by the seed (the base classes of the
+    released layout, most folders), a third at the most going to the held-out part where there are few images.
 
-    Raises StudyError when the class has too few images.
+    Raises StudyError when the class has fewer than two training or two held-out images.
     """
     rng = numpy_generator(cfg.seed, "images", name)
-    official = imgs.held_out is not None and cfg.official_split
-    if official and len(imgs.of_class(name, held_out=True)):
+    if imgs.held_out is not None and len(imgs.of_class(name, held_out=True)):
         train, held = (rng.permutation(imgs.of_class(name, held_out=flag)) for flag in (False, True))
-        n_train, n_held_out = n_train or len(train), n_held_out or len(held)
     else:
         everything = rng.permutation(imgs.of_class(name))
-        n_held_out = n_held_out or len(everything) // 6
-        held, train = everything[:n_held_out], everything[n_held_out:]
-        n_train = n_train or len(train)
-    if len(train) < n_train or len(held) < n_held_out or n_train < 1 or n_held_out < 1:
+        k = n_held_out or len(everything) // 6
+        if k + n_train > len(everything) or not n_train:
+            k = min(k, len(everything) // 3)
+        held, train = everything[:k], everything[k:]
+    train, held = train[: n_train or len(train)], held[: n_held_out or len(held)]
+    if len(train) < 2 or len(held) < 2:
         raise StudyError(
-            f"class {name!r} has {len(train)} training and {len(held)} held-out images; "
-            f"{max(n_train, 1)} and {max(n_held_out, 1)} are asked for (ask for fewer, 0 for all, or divide without it)"
+            f"class {name!r} has too few images: {len(train)} for training and {len(held)} held out, "
+            "at least 2 of each are needed (leave it out with a division of your own, --set split=FILE)"
         )
-    return train[:n_train], held[:n_held_out]
+    return train, held
 
 
 def source_tasks(imgs: ImageSet, div: Division, cfg: Config) -> list[SourceTask]:
     """The sequence of source tasks. Held-out images of each base class are split in validation and test.
 
     `disjoint`: each base class in at most one task; `overlap`: classes redrawn per task, as in the released scripts.
+    With `official_split` False held-out images are trained on too, as in the released scripts; accuracies of the
+    collective then are not held-out accuracies.
 
     Raises StudyError when disjoint tasks need more base classes than there are.
     """
@@ -185,11 +187,14 @@ def source_tasks(imgs: ImageSet, div: Division, cfg: Config) -> list[SourceTask]
         raise StudyError(f"source_way = {cfg.source_way}, but the division has {len(div.base)} base classes")
     else:
         draws = np.stack([rng.choice(len(div.base), cfg.source_way, replace=False) for _ in range(cfg.n_source_tasks)])
-    tasks = []
+    tasks, few = [], set()
     for number, draw in enumerate(draws, 1):
         classes = tuple(div.base[i] for i in draw)
         pairs = [parts(imgs, name, cfg.source_images, cfg.held_out_images, cfg) for name in classes]
+        few |= {name for name, (train, _) in zip(classes, pairs, strict=True) if len(train) < cfg.source_images}
         held = [np.array_split(held, 2) for _, held in pairs]
+        if not cfg.official_split:
+            pairs = [(np.concatenate(pair), pair[1]) for pair in pairs]
         tasks.append(
             SourceTask(
                 number,
@@ -199,6 +204,8 @@ def source_tasks(imgs: ImageSet, div: Division, cfg: Config) -> list[SourceTask]
                 np.concatenate([t for _, t in held]),
             )
         )
+    if few:
+        say(f"{len(few)} base classes have fewer than {cfg.source_images} training images; all of theirs are used")
     return tasks
 
 

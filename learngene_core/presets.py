@@ -28,6 +28,14 @@ _PAPER = {**_CIFAR, "n_source_tasks": 50, "source_way": 5, "source_draw": "overl
           "learning_rate": 0.001, "schedule": "constant", "individual_batch": 32, "individual_rate": 0.005,
           "individual_schedule": "constant", "individual_hidden": (1024, 1024), "shots": (10, 20),
           "n_target_tasks": 60, "threads": 0}
+# What a data source changes in every preset, where nothing else is asked for.
+DATA: types.MappingProxyType[str, dict[str, Any]] = types.MappingProxyType({
+    "glyphs": {"flip": False, "shift": 3},
+    "cifar100": {"flip": True, "shift": 4},
+    "imagenet100": {"image_size": 84, "flip": True, "shift": 8},  # released: 84 px
+    "cub200": {"image_size": 84, "flip": True, "shift": 8},
+    "folder": {"flip": True},
+})
 PRESETS: types.MappingProxyType[str, dict[str, Any]] = types.MappingProxyType({
     # tests: the whole chain in at most 2 minutes; results stay at chance and mean nothing
     "smoke": {"source_images": 64, "held_out_images": 16, "support_pool": 40, "query_images": 20, "n_source_tasks": 4,
@@ -39,12 +47,16 @@ PRESETS: types.MappingProxyType[str, dict[str, Any]] = types.MappingProxyType({
     "lecture": {"individual_rates": ("light:learngene=0.05", "same_shape:learngene=0.05", "same_shape:full=0.05")},
     # real images without a GPU: a quarter of the paper's widths, fewer tasks and epochs
     "cifar-cpu": {**_CIFAR, "n_source_tasks": 20, "source_way": 5, "source_draw": "overlap", "width_divisor": 4,
-                  "epochs": 8, "first_task_epochs": 16, "shots": (10, 20), "individual_batch": 32, "n_target_tasks": 30,
-                  "record_every": 4, "threads": 0},
+                  "epochs": 8, "first_task_epochs": 16, "shots": (10, 20), "individual_batch": 32,
+                  "n_target_tasks": 40, "n_inits": 1, "record_every": 4},
+    # the check against published values: one joint training on all 64 base classes, no sequence, no growth
+    "cifar-joint": {**_CIFAR, "n_source_tasks": 1, "source_way": 64, "width_divisor": 4, "growth": "none",
+                    "first_task_epochs": 12, "batch_size": 128, "learning_rate": 0.1, "record_every": 100,
+                    "null_networks": 2, "null_steps": 1, "n_target_tasks": 40, "n_inits": 1},
     # the paper's protocol in its correct form: appendix and released README; one GPU
     "paper": _PAPER,
-    "paper-imagenet": {**_PAPER, "data": "imagenet100", "image_size": 84, "threshold": 5e-4},
+    "paper-imagenet": {**_PAPER, "data": "imagenet100", "image_size": 84, "shift": 8, "threshold": 5e-4},
     # what the released scripts compute: 5 target tasks, all 600 images of a class in training
-    "as-released": {**_PAPER, "official_split": False, "n_target_tasks": 5, "n_inits": 1},
+    "as-released": {**_PAPER, "official_split": False, "support_pool": 100, "n_target_tasks": 5, "n_inits": 1},
 })
 # fmt: on

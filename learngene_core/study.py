@@ -39,7 +39,8 @@ class Chain:
         """The images."""
         from .images import load_images
 
-        return load_images(self.cfg.data, self.cfg.data_path, image_size=self.cfg.image_size)
+        cfg = self.cfg
+        return load_images(cfg.data, cfg.data_path, image_size=cfg.image_size, skip_corrupt=cfg.skip_corrupt)
 
     @functools.cached_property
     def division(self) -> Division:
@@ -94,6 +95,13 @@ class Chain:
 
         self.target  # noqa: B018 (too few images are said before hours of training)
         return evaluate_few_shot(self.learngene, self.collective, self.images, self.target, self.cfg, run=self.run)
+
+    @functools.cached_property
+    def reference(self) -> pd.DataFrame:
+        """Frozen features under the protocol of published values (reference.csv)."""
+        from .reference import reference_check
+
+        return reference_check(self.collective, self.images, self.division, self.cfg, self.run)
 
     @functools.cached_property
     def tuning(self) -> pd.DataFrame:

@@ -155,7 +155,6 @@ def tiny_tree_of(folder, n_classes, n=2):
     [
         ("reconstruct", "shots=[41]", "shots = 41"),
         ("reconstruct", "n_way=51", "n_way = 51"),
-        ("reconstruct", "query_images=100", "100"),
         ("tune", "n_way=17", "n_way = 17"),
         ("collective", "source_way=65", "source_way = 65"),
         ("collective", "n_source_tasks=17", "17 disjoint source tasks"),

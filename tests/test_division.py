@@ -174,7 +174,7 @@ def test_training_and_held_out_images_of_a_class_never_meet():
     assert set(parts(imgs, "class002", 30, 20, Config())[0]) >= set(parts(imgs, "class002", 10, 20, Config())[0])
 
 
-def test_official_split_is_respected_unless_pooled():
+def test_official_split_is_respected_and_pooled_for_source_tasks_only_when_asked():
     imgs = blank_images(names(3), 20, held_out=8)
     official = imgs.held_out.numpy()
     for counts in ((0, 0), (15, 6)):
@@ -182,10 +182,12 @@ def test_official_split_is_respected_unless_pooled():
         assert not official[train].any()
         assert official[held].all()
         assert (len(train), len(held)) == (counts[0] or 20, counts[1] or 8)
-    train, held = parts(imgs, "class001", 0, 0, Config(official_split=False))
-    assert len(train) + len(held) == 28
-    assert not set(train) & set(held)
-    assert official[train].any()
+    div = Division(("class000", "class001"), (), ("class002",))
+    settings = {"source_way": 2, "n_source_tasks": 1, "source_images": 0, "held_out_images": 0}
+    for pooled in (False, True):
+        (task,) = source_tasks(imgs, div, Config(official_split=not pooled, **settings))
+        assert len(task.train) == (56 if pooled else 40)  # as released: all 600 images of a class, test images too
+        assert official[task.train].any() == pooled
 
 
 def test_draws_depend_on_seed_and_class_alone():
@@ -196,12 +198,21 @@ def test_draws_depend_on_seed_and_class_alone():
     assert set(at[0] - 40) != set(parts(imgs, "class000", 10, 10, Config())[0])
 
 
-@pytest.mark.parametrize(("n_train", "n_held"), [(41, 10), (10, 60), (30, 21)])
-def test_more_images_than_a_class_has_are_refused_with_its_name(n_train, n_held):
-    with pytest.raises(StudyError, match=r"class001.*images"):
-        parts(blank_images(names(3), 50), "class001", n_train, n_held, Config())
-    with pytest.raises(StudyError, match=r"class001.*images"):
-        parts(blank_images(names(3), 40, held_out=9), "class001", n_train, n_held, Config())
+@pytest.mark.parametrize(("n_train", "n_held"), [(41, 10), (10, 60), (30, 21), (0, 0), (600, 100)])
+@pytest.mark.parametrize("official", [0, 9])
+def test_a_class_with_fewer_images_gives_what_it_has(n_train, n_held, official):
+    imgs = blank_images(names(3), 50, held_out=official)
+    train, held = parts(imgs, "class001", n_train, n_held, Config())
+    assert not set(train) & set(held)
+    assert 2 <= len(held) <= (n_held or 50) and 2 <= len(train) <= (n_train or 50)
+    assert len(train) + len(held) == min(50 + official, len(train) + len(held))
+    assert len(train) >= min(n_train or 50, 33)  # a third at the most is held out where images are few
+
+
+@pytest.mark.parametrize(("n", "official"), [(1, 0), (5, 0), (5, 1), (1, 8)])
+def test_a_class_with_too_few_images_is_refused_by_name(n, official):
+    with pytest.raises(StudyError, match="'class001' has too few images"):
+        parts(blank_images(names(3), n, held_out=official), "class001", 40, 10, Config())
 
 
 # source tasks -------------------------------------------------------------------------------------------------------
@@ -331,8 +342,6 @@ def test_too_few_images_or_classes_for_a_target_task_are_refused(glyph_images, g
         ({"shots": (10, 61)}, "shots = 61"),
         ({"shots": (5,), "support_pool": 4}, "shots = 5"),
         ({"n_way": 21}, "n_way = 21"),
-        ({"support_pool": 70}, "70"),
-        ({"query_images": 61}, "61"),
     ):
         with pytest.raises(StudyError, match=text):
             target_tasks(glyph_images, glyph_division, Config(**changes))
