@@ -24,7 +24,7 @@ class Arm:
 
 
 def arms_of(cfg: Config, methods: Sequence[str]) -> list[Arm]:
-    """Every family's arms among `methods`, in the order of `config.METHODS`. Raises ValueError for an unknown method."""
+    """Every family's arms among `methods`, in the order of `presets.METHODS`. Raises ValueError for an unknown method."""
     unknown = set(methods) - {m for known in METHODS.values() for m in known}
     if unknown:
         raise ValueError(
@@ -48,10 +48,13 @@ def inherited(family: str, method: str, gene: Learngene, col: Collective, cfg: C
     if method in ("learngene", "learngene_ewc"):
         return gene
     if method == "random":
-        untrained = ConvNet.from_shape(col.model.shape, generator=generator(cfg.seed, "untrained collective"))
-        return Learngene.from_model(untrained, gene.layers)
+        untrained = ConvNet.from_shape(
+            col.model.shape, generator=generator(cfg.seed, "untrained collective", cfg.target_seed)
+        )
+        return Learngene.from_model(untrained, gene.layers, mean=gene.mean, std=gene.std)
     if method in ("first", "full"):
-        return Learngene.from_model(col.model, names[: len(gene.layers)] if method == "first" else names)
+        layers = names[: len(gene.layers)] if method == "first" else names
+        return Learngene.from_model(col.model, layers, mean=gene.mean, std=gene.std)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ def nearest_class_mean(
     """
     device = device or torch.device("cpu")
     needed = np.unique(np.concatenate([np.concatenate([t.support.ravel(), t.query.ravel()]) for t in tgt]))
-    model = col.model.to(device)
+    model = copy.deepcopy(col.model).to(device)
     features = predict(model, imgs.images[needed].to(device), col.mean.to(device), col.std.to(device), features=True)
     features = torch.nn.functional.normalize(features, dim=1).cpu()
     place = {int(image): i for i, image in enumerate(needed)}

@@ -19,6 +19,8 @@ CHOICES = {
     "ewc_form": ("penalty", "proximal"),
     "new_columns": ("imputed", "zero"),
     "sign": ("positive", "absolute"),
+    "open_head": ("refit", "own"),
+    "open_score": ("msp", "maxlogit", "energy", "openmax", "ncm", "mahalanobis"),
 }
 
 

@@ -71,6 +71,7 @@ def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dic
             groups[group][rest] = tensor
         model = ConvNet.from_shape(about["shape"])
         model.load_state_dict(groups["model"])
+        model.normalisation = tuple(about["mean"]), tuple(about["std"])
     except (SafetensorError, OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise StudyError(f"the model in {folder} is damaged ({error}); rebuild it with --redo collective") from None
     return model, groups, about
@@ -87,29 +88,34 @@ def load_counts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         ) from None
 
 
-def load_collective(run: Run, task: int | None = None) -> Collective:
-    """The finished collective of a run folder, or its state after an earlier task (1-based).
+def load_collective(run: Run) -> Collective:
+    """The finished collective of a run folder. (`load_state` gives the network after an earlier task.)
 
-    Raises StudyError when it is missing or damaged.
+    Raises StudyError when it is missing, unfinished or damaged.
     """
-    last = len(list((run.path / "collective").glob("task_*")))
-    folder = run.path / "collective" / f"task_{task or last:02d}"
-    if not (folder / "about.json").exists():
-        raise StudyError(f"{folder} does not exist; run `learngene collective` first")
-    model, groups, about = load_state(folder)
+    states = task_folders(run)
+    if not states or not run.done("collective"):
+        raise StudyError(f"{run.path} holds no finished collective; run `learngene collective` first")
+    model, groups, about = load_state(states[-1])
     return Collective(
         model,
         tuple(about["class_names"]),
         torch.tensor(about["mean"]),
         torch.tensor(about["std"]),
         groups["initial"],
-        groups["gene_fisher"] or groups["fisher"],
+        groups["gene_fisher"],
         run.read_table("history.csv"),
         Record.load(run.path),
         run.cfg.stage_hash("collective"),
     )
 
 
+def task_folders(run: Run) -> list[Path]:
+    """Folders of the finished tasks, in order."""
+    found = (run.path / "collective").glob("task_*/about.json")
+    return sorted((p.parent for p in found), key=lambda p: int(p.name.removeprefix("task_")))
+
+
 def task_states(run: Run) -> list[dict]:
     """`about.json` of every finished task in order: shapes, classes, history."""
-    return [read_json(p) for p in sorted((run.path / "collective").glob("task_*/about.json"))]
+    return [read_json(folder / "about.json") for folder in task_folders(run)]

@@ -35,16 +35,20 @@ def train_collective(
 ) -> Collective:
     """Train the collective model over the source tasks. With a run, finished tasks are loaded and the rest computed.
 
-    Raises StudyError when the loss stops being finite or the run folder was made from other images.
+    Raises StudyError when the loss stops being finite, or the run was opened for another configuration.
     """
+    if run is not None:
+        run.check("collective", cfg)
     if run is not None and run.done("collective"):
         say("collective: found in the run folder, loaded")
         return load_collective(run)
     walk = Walk(imgs, src, cfg, run)
     if run is None:
         return walk.finish(walk.through())
-    last = f"collective/task_{len(src):02d}"
-    files = ["history.csv", "gradients.csv", "histograms.npz", f"{last}/model.safetensors", f"{last}/about.json"]
+    states = [
+        f"collective/task_{t.number:02d}/{n}" for t in src for n in ("model.safetensors", "record.npz", "about.json")
+    ]
+    files = ["history.csv", "gradients.csv", "histograms.npz", *states]
     with run.computing("collective", files):
         col = walk.finish(walk.through())
         run.write_table("history.csv", col.history)
@@ -59,6 +63,8 @@ def cut_learngene(col: Collective, cfg: Config, run: Run | None = None) -> Learn
     With a run, `scores.csv` and `learngene.safetensors` are written, or loaded when they are there.
     Raises StudyError for layers that are unknown or no block, and for a criterion that cannot choose.
     """
+    if run is not None:
+        run.check("criteria", cfg)
     if run is not None and run.done("criteria"):
         say("criteria: found in the run folder, loaded")
         return Learngene.load(run.path / "learngene.safetensors")

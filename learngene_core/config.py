@@ -1,7 +1,7 @@
 """One frozen, flat, typed configuration: every number of the study, its unit, its source, and the stage that reads it.
 
 `Config` holds what decides a result. What only decides how fast it is had (threads, memory format) is resolved once per
-run folder and stands in `machine.json` (see `runs.Machine`).
+run folder and stands in `machine.json` (see `machine.Machine`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ STAGES: dict[str, tuple[str, ...]] = {
     "reconstruct": ("criteria", "targets"),
     "tune": ("criteria", "targets"),
     "reference": ("collective",),
+    "openworld": ("collective",),
 }
+
+
+PLAIN = (
+    bool | int | float | str | list | tuple | dict
+)  # what a parameter may be; other globals are modules, functions, ...
+STAGE_VERSION = 1  # part of every hash; raised when a change of the code changes results
 
 
 def _field(default: Any, stage: str, text: str, low: float = -math.inf, high: float = math.inf) -> Any:
@@ -96,6 +103,7 @@ class Config:
     layers: tuple[str, ...] = _field((), "criteria", "blocks chosen by hand, e.g. conv11, conv12, conv13; (): by criterion")
 
     # target tasks and individual models
+    target_seed: int = _field(0, "targets", "redraws target tasks, initial weights and batches for the same ancestor", 0)
     n_target_tasks: int = _field(20, "targets", "target tasks of novel classes (released: 5 or 10)", 1)
     n_way: int = _field(5, "targets", "classes per target task", 2)
     shots: tuple[int, ...] = _field((10,), "targets", "support images per class; smaller sets are prefixes of larger ones", 1)
@@ -115,6 +123,21 @@ class Config:
     tune_ewc: tuple[float, ...] = _field((1.0, 10.0, 100.0), "tune", "EWC strengths tried for learngene_ewc", 0)
 
     reference_episodes: int = _field(600, "reference", "episodes of the check against published values (the usual 600)", 2)
+
+    # the open world: defaults chosen on validation and stream images of a `lecture` run, never on test images
+    open_head: str = _field("refit", "openworld", "head behind the logit scores: refit on exemplars, or the network's own")
+    open_exemplars: int = _field(20, "openworld", "training images kept per seen class: head, means, tails, rehearsal", 1)
+    open_strength: float = _field(0.1, "openworld", "inverse penalty of the refit head (logistic regression)", 1e-6, 1e6)
+    open_tail: int = _field(10, "openworld", "OpenMax: largest distances per class behind a Weibull tail (paper: 20)", 1)
+    open_alpha: int = _field(10, "openworld", "OpenMax: largest logits that are revised (paper: 10)", 1)
+    open_resamples: int = _field(500, "openworld", "resamples of classes behind the intervals of the open world", 50)
+    open_score: str = _field("mahalanobis", "openworld", "score that flags images of the stream as unknown")
+    open_keep: float = _field(95.0, "openworld", "percent of the validation images that the threshold keeps", 1, 99.9)
+    open_budget: int = _field(0, "openworld", "flagged images that the oracle labels, in order of arrival; 0: all", 0)
+    open_min_images: int = _field(5, "openworld", "labelled images that a new class needs to join the head", 1)
+    open_epochs: int = _field(6, "openworld", "epochs of training on once new classes have joined", 1)
+    open_rate: float = _field(0.01, "openworld", "peak learning rate of that training", 1e-8, 10)
+    open_ewc: float = _field(300.0, "openworld", "strength of EWC in that training (as a proximal step)", 0)
 
     # the machine (outside every hash; resolved into machine.json)
     device: str = _field("auto", "", "auto, cpu, cuda or mps")
@@ -160,7 +183,7 @@ class Config:
             for name, value in namespace.items()
             if not name.startswith("_")
             and name not in ("In", "Out")
-            and (value is None or isinstance(value, bool | int | float | str | list | tuple | dict))
+            and (name in FIELDS or name in RUN_NAMES or isinstance(value, PLAIN | None))
         }
         # A lecturer runs the set-up cell again after others have made variables: only the first call sees the parameters
         # alone, so later calls look at those names and at fields.
@@ -192,11 +215,13 @@ class Config:
         while missing := {before for s in stages for before in STAGES[s]} - stages:
             stages |= missing
         values = self.to_dict()
+        if self.split not in ("", "seed"):
+            values["split"] = "file"  # its content is compared with division.json, its path is nobody's business
         return {name: values[name] for name, field in FIELDS.items() if field.metadata["stage"] in stages}
 
     def stage_hash(self, stage: str) -> str:
         """16 hexadecimal digits over `fields_of(stage)`; equal configurations give equal hashes on any machine."""
-        text = json.dumps(self.fields_of(stage), sort_keys=True)
+        text = json.dumps([STAGE_VERSION, self.fields_of(stage)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def rate(self, family: str, method: str) -> float:
@@ -232,7 +257,7 @@ def _check_together(cfg: Config) -> None:
         raise ValueError(
             f"unknown preset {cfg.preset_name!r}{nearest(cfg.preset_name, PRESETS)}; there are {', '.join(PRESETS)}"
         )
-    for name in ("shots", "methods", "tune_rates"):
+    for name in ("shots", "methods", "tune_rates", "tune_ewc"):
         if not getattr(cfg, name):
             raise ValueError(f"{name} is empty")
     known = {method for methods in METHODS.values() for method in methods}
@@ -254,5 +279,14 @@ def _check_together(cfg: Config) -> None:
             )
     if cfg.held_out_images == 1:
         raise ValueError("held_out_images = 1 cannot be halved into validation and test; use 2 or more, or 0 for all")
+    if cfg.carry_momentum and not cfg.momentum:
+        raise ValueError("carry_momentum needs a momentum above 0")
+    if cfg.growth != "none" and cfg.growth_start > cfg.n_source_tasks:
+        raise ValueError(
+            f"growth_start = {cfg.growth_start}, but there are {cfg.n_source_tasks} source tasks; "
+            "use growth=none for the final widths at once"
+        )
+    if any(t > cfg.n_source_tasks for t in cfg.deepen_before):
+        raise ValueError(f"deepen_before = {cfg.deepen_before}, but there are {cfg.n_source_tasks} source tasks")
     if cfg.n_blocks > len(PAPER_WIDTHS):
         raise ValueError(f"n_blocks = {cfg.n_blocks}: the collective has {len(PAPER_WIDTHS)} blocks")

@@ -68,12 +68,20 @@ def divide(imgs: ImageSet, cfg: Config, run: Run | None = None) -> Division:
 
     Raises StudyError for a class that is missing from the images, and where images or classes are too few.
     """
+    if run is not None:
+        run.check("division", cfg)
     if run is not None and run.done("division"):
         stored = read_json(run.path / "division.json")
         if stored["images"] != imgs.fingerprint:
             raise StudyError(
                 f"{run.path} was made from other images than these; choose another --out or --redo division"
             )
+        if cfg.split not in ("", "seed"):
+            given = read_division(Path(cfg.split).expanduser())
+            if [list(names) for names in given[:3]] != [stored[group] for group in GROUPS]:
+                raise StudyError(
+                    f"{cfg.split} is not the division {run.path} was made with; choose another --out or --redo division"
+                )
         say("division: found in the run folder, loaded")
         return Division(*(tuple(stored[group]) for group in GROUPS), name=stored["name"])
     manifest = MANIFESTS / f"{imgs.name}.json"
@@ -221,7 +229,7 @@ def target_tasks(
         raise StudyError(f"n_way = {cfg.n_way}, but there are {len(classes)} {group} classes")
     tasks = []
     for number in range(1, (n_tasks or cfg.n_target_tasks) + 1):
-        rng = numpy_generator(cfg.seed, "target task", group, number)
+        rng = numpy_generator(cfg.seed, "target task", group, number, cfg.target_seed)
         chosen = tuple(classes[i] for i in rng.choice(len(classes), cfg.n_way, replace=False))
         pairs = [parts(imgs, name, cfg.support_pool, cfg.query_images, cfg) for name in chosen]
         smallest, name = min((len(pool), name) for (pool, _), name in zip(pairs, chosen, strict=True))

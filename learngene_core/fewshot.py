@@ -48,6 +48,12 @@ def evaluate_few_shot(
 
     Raises StudyError for EWC with a learngene that has no Fisher, or a learngene that does not fit.
     """
+    if run is not None:
+        run.check("reconstruct", cfg)
+        if methods is not None and set(methods) != set(cfg.methods):
+            raise StudyError(
+                "a run keeps the methods of its configuration; set methods there, or evaluate without a run"
+            )
     if run is not None and run.done("reconstruct"):
         say("reconstruct: found in the run folder, loaded")
         return run.read_table("results.csv")
@@ -60,7 +66,7 @@ def evaluate_few_shot(
         run.write_table("results.csv", results)
         run.write_table("curves.csv", work.curves)
     say(f"reconstruct: {len(results)} individuals trained and tested on {len(tgt)} target tasks, saved")
-    return results
+    return run.read_table("results.csv")  # what a second call will see
 
 
 class Reconstruction:
@@ -171,7 +177,7 @@ class Reconstruction:
         networks = []
         for arm in arms:
             # made anew for every arm from the same stream: equal initial weights, no shared tensor
-            net = start(generator=generator(cfg.seed, "individual weights", family, task.number, init))
+            net = start(generator=generator(cfg.seed, "individual weights", family, task.number, init, cfg.target_seed))
             gene = self.genes[arm.family, arm.method]
             networks.append(gene.inherit_into(net) if gene is not None else net)
         stack = Stack(networks).to(self.device)
@@ -194,7 +200,7 @@ class Reconstruction:
             stack_loss,
             recipe,
             penalty=self._penalty(stack, arms),
-            stream=lambda epoch: generator(cfg.seed, "support batches", task.number, init, epoch),
+            stream=lambda epoch: generator(cfg.seed, "support batches", task.number, init, cfg.target_seed, epoch),
             where=f"target task {task.number}, {family}, {shots} shots",
         )
         return stack, history
@@ -225,7 +231,7 @@ class Reconstruction:
             "rate": arm.rate,
             "ewc": arm.ewc,
             "ewc_share": 100 * pulled / (total + pulled),
-            "inherited": "" if gene is None else f"{gene.layers[0]}-{gene.layers[-1]}",
+            "inherited": "nothing" if gene is None else f"{gene.layers[0]}-{gene.layers[-1]}",
             "inherited_parameters": 0 if gene is None else gene.n_parameters,
         }
 

@@ -74,7 +74,7 @@ class Recorder:
         Raises ValueError when no step was recorded.
         """
         if not self._seen:
-            raise ValueError("no step was recorded: record_every is larger than the number of steps")
+            raise ValueError("no step was recorded")
         raw = self._counts.view(len(self.weights), 2, N_RAW).cpu().numpy()
         norm, square, product, weight_norm, relative = (self._sums / self._seen).cpu().double().numpy()
         counts, zeros = fold(raw)

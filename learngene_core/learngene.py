@@ -44,12 +44,22 @@ class Learngene:
         model: ConvNet,
         layers: tuple[str, ...],
         *,
-        mean: Any = (0.5, 0.5, 0.5),
-        std: Any = (0.25, 0.25, 0.25),
+        mean: Any = None,
+        std: Any = None,
         fisher: dict[str, Tensor] | None = None,
         **notes: Any,
     ) -> Learngene:
-        """Copy the named, neighbouring blocks out of `model`. Raises StudyError for unknown or scattered layers."""
+        """Copy the named, neighbouring blocks out of `model`. mean, std: (3,) normalisation, by default
+        the model's own.
+
+        Raises StudyError for unknown or scattered layers, and when the normalisation is not known.
+        """
+        if mean is None or std is None:
+            if model.normalisation is None:
+                raise StudyError(
+                    "the normalisation is unknown: give mean and std of the images the model was trained on"
+                )
+            mean, std = model.normalisation
         names = model.block_names
         for name in layers:
             if name not in names:

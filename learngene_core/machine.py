@@ -28,11 +28,10 @@ class Machine:
         """The machine this process runs on, as `cfg` asks for it. Raises StudyError for a device that is not there."""
         import torch
 
-        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         device = cfg.device
         if device == "auto":
-            device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-        if not available.get(device.split(":")[0], False):
+            device = next(name for name in ("cuda", "mps", "cpu") if cls.available(name))
+        if not cls.available(device):
             raise StudyError(f"device {device!r} is not available here; use --set device=auto")
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return cls(
@@ -44,6 +43,15 @@ class Machine:
             system=f"{platform.system()} {platform.machine()}",
             processors=processors,
         )
+
+    @staticmethod
+    def available(device: str) -> bool:
+        """Whether a device ("cpu", "cuda", "cuda:1", "mps") can be used here."""
+        import torch
+
+        kind = device.split(":")[0]
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return there.get(kind, False)
 
     @classmethod
     def stored(cls, path: Path) -> Machine:

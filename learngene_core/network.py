@@ -68,6 +68,9 @@ class ConvNet(nn.Module):
         for n_in, n_out in zip(sizes, sizes[1:], strict=False):
             layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
         self.classifier = nn.Sequential(*layers, nn.Linear(sizes[-1], n_classes))
+        self.normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = (
+            None  # mean, std of its training images
+        )
         initialise(self, generator)
 
     @property

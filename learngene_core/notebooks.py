@@ -79,9 +79,9 @@ def _plain(value: Any) -> Any:
 
 def parameters_of(cfg: Config, out: Path) -> dict[str, Any]:
     """The notebook parameters that give exactly `cfg` and the run folder `out`: the preset and what differs from it."""
-    preset = Config.preset(cfg.preset_name).to_dict()
+    preset = Config.preset(cfg.preset_name, data=cfg.data).to_dict()  # the data brings defaults of its own
     changed = {k: v for k, v in cfg.to_dict().items() if preset[k] != v}
-    return {"preset": cfg.preset_name, **changed, "out": str(out)}
+    return {"preset": cfg.preset_name, **changed, "data": cfg.data, "out": str(out)}
 
 
 @contextlib.contextmanager

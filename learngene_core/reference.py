@@ -41,6 +41,8 @@ def reference_check(
 
     Raises StudyError when there are fewer than five open-world or novel classes.
     """
+    if run is not None:
+        run.check("reference", cfg)
     if run is not None and run.done("reference"):
         say("reference: found in the run folder, loaded")
         return run.read_table("reference.csv")

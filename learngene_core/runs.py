@@ -43,7 +43,8 @@ class Run:
         run = cls(cfg, Path(out).expanduser().absolute() if out else default_folder(cfg))
         if run.path.exists() and not run.path.is_dir():
             raise StudyError(f"{run.path} is a file, not a run folder; choose another --out")
-        if run.path.is_dir() and any(run.path.iterdir()) and not (run.path / "config.json").exists():
+        strangers = [p for p in run.path.iterdir() if not p.name.startswith(".")] if run.path.is_dir() else []
+        if strangers and not (run.path / "config.json").exists():  # what a killed start leaves behind has a dot
             raise StudyError(f"{run.path} is not empty and is no run folder; choose another --out")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,11 @@ class Run:
         """Stage -> hash, fields and files (name -> bytes, sha256) of every finished stage."""
         path = self.path / "manifest.json"
         return checked_manifest(path) if path.exists() else {}
+
+    def check(self, stage: str, cfg: Config) -> None:
+        """Raise StudyError when a function is given this run together with a configuration that asks for other results."""
+        if cfg.stage_hash(stage) != self.cfg.stage_hash(stage):
+            raise StudyError(f"{self.path} was opened for another configuration than the one given for stage {stage!r}")
 
     def done(self, stage: str) -> bool:
         """Whether the stage is finished for this configuration; its files are checked against the manifest.
@@ -171,16 +177,15 @@ class Run:
         """
         if self._machine is None:
             path = self.path / "machine.json"
-            here = Machine.resolve(self.cfg)
             if path.exists():
-                stored = Machine.stored(path)
-                if self.cfg.device not in ("auto", stored.device) or stored.device != here.device:
+                here = Machine.stored(path)
+                if self.cfg.device not in ("auto", here.device) or not Machine.available(here.device):
                     raise StudyError(
-                        f"{self.path} was made on device {stored.device!r}, now it would be {here.device!r}; "
-                        "choose another --out"
+                        f"{self.path} was made on device {here.device!r}; {self.cfg.device!r} is asked "
+                        "for; choose another --out"
                     )
-                here = stored
             else:
+                here = Machine.resolve(self.cfg)
                 write_json(path, dataclasses.asdict(here))
             self._machine = here
         return self._machine
@@ -193,7 +198,7 @@ class Run:
         """
         import filelock
 
-        held = [p for p in os.environ.get(HELD, "").split(os.pathsep) if p]
+        held = json.loads(os.environ.get(HELD, "[]"))
         if str(self.path) in held:
             yield
             return
@@ -206,11 +211,14 @@ class Run:
             raise StudyError(f"{self.path} is in use by {who}; wait for it, or choose another --out") from None
         try:
             owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-            os.environ[HELD] = os.pathsep.join([*held, str(self.path)])
+            os.environ[HELD] = json.dumps([*held, str(self.path)])
             yield
         finally:
-            os.environ[HELD] = os.pathsep.join(held)
-            owner.unlink(missing_ok=True)
+            os.environ.pop(HELD)
+            if held:
+                os.environ[HELD] = json.dumps(held)
+            with contextlib.suppress(OSError):
+                owner.unlink(missing_ok=True)
             guard.release()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import notebooks
-from .config import Config
+from .config import STAGES, Config
 from .files import StudyError, read_json, say, write_json
 from .runs import Run
 from .summary import summary_markdown, summary_text
@@ -144,9 +144,8 @@ def _copy(run: Run, path: Path) -> Path:
 
 
 def _mark(cfg: Config, path: Path) -> str:
-    """What an executed copy was made from: code and configuration."""
-    values = {k: v for k, v in cfg.to_dict().items() if k != "data_path"}
-    return f"{notebooks.source_hash(notebooks.read(path))}/{json.dumps(values, sort_keys=True)}"
+    """What an executed copy was made from: its code, and the settings that decide results."""
+    return "/".join([notebooks.source_hash(notebooks.read(path)), *(cfg.stage_hash(stage) for stage in STAGES)])
 
 
 def _finished(run: Run) -> dict[str, str]:

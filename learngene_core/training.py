@@ -81,8 +81,8 @@ def fit(
     rows, per_epoch = [], len(batch_sizes(len(images), recipe.batch_size))
     for epoch in range(first_epoch, recipe.epochs + 1):
         model.train()
-        if drops:  # dropout is the one draw that torch takes from its global state
-            torch.manual_seed(stream(epoch).initial_seed())
+        if drops:  # dropout is the one draw that torch takes from its global state; + 1: not the numbers of the batches
+            torch.manual_seed(stream(epoch).initial_seed() + 1)
         values, hits, penalties = [], [], []
         for step, (pick, shift, flip) in enumerate(draw_epoch(len(images), recipe, stream(epoch), images.device)):
             rate = recipe.rate_at((epoch - 1) * per_epoch + step, recipe.epochs * per_epoch)

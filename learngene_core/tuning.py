@@ -30,6 +30,8 @@ def tune(
 
     Raises StudyError when there are too few open-world classes.
     """
+    if run is not None:
+        run.check("tune", cfg)
     if run is not None and run.done("tune"):
         say("tune: found in the run folder, loaded")
         return run.read_table("tuning.csv")

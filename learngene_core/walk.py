@@ -100,7 +100,10 @@ class Walk:
         if new:
             self.model.grow_head(len(new), generator=self.stream("head", task.number))
             self.class_names += new
-        calibration = self._prepared(task.train[: self.cfg.batch_size])
+        mixed = torch.randperm(len(task.train), generator=self.stream("calibration", task.number))[
+            : self.cfg.batch_size
+        ]
+        calibration = self._prepared(task.train[mixed.numpy()])
         if task.number in self.cfg.deepen_before:
             open_blocks = [n for n, block in self.model.blocks.items() if not block.pool]
             self.model.deepen(open_blocks[-1], calibration=calibration)
@@ -247,6 +250,7 @@ class Walk:
             columns=["task", "epoch", "phase", "on_task", "loss", "accuracy", "accuracy_all_seen", "penalty"],
         )
         model, owned = model.cpu(), self.owned.to(torch.device("cpu"))
+        model.normalisation = tuple(self.mean.tolist()), tuple(self.std.tolist())
         if self.run is not None:  # the last task's file also holds the Fisher that a learngene takes along
             save_state(self._folder(len(self.src)), model, {**owned.groups(), "gene_fisher": fisher})
         return Collective(

@@ -183,7 +183,7 @@ def test_official_split_is_respected_and_pooled_for_source_tasks_only_when_asked
         assert official[held].all()
         assert (len(train), len(held)) == (counts[0] or 20, counts[1] or 8)
     div = Division(("class000", "class001"), (), ("class002",))
-    settings = {"source_way": 2, "n_source_tasks": 1, "source_images": 0, "held_out_images": 0}
+    settings = {"source_way": 2, "n_source_tasks": 1, "growth": "none", "source_images": 0, "held_out_images": 0}
     for pooled in (False, True):
         (task,) = source_tasks(imgs, div, Config(official_split=not pooled, **settings))
         assert len(task.train) == (56 if pooled else 40)  # as released: all 600 images of a class, test images too

@@ -270,7 +270,7 @@ def test_ewc_pulls_towards_the_inherited_weights(world, monkeypatch):
     monkeypatch.setattr(fewshot, "fit", watching)
     shares = {}
     for strength in (0.0, 30.0, 300.0):
-        table = world.evaluate(methods=("learngene_ewc",), individual_ewc=strength, individual_epochs=4)
+        table = world.evaluate(methods=("learngene_ewc",), individual_ewc=strength, individual_epochs=4, ewc_form="proximal")
         shares[strength] = table["ewc_share"].tolist()
     assert shares[0.0] == [0, 0] and all(0 < s < 100 for s in shares[30.0] + shares[300.0])
     assert sum(away[300.0]) < 0.8 * sum(away[30.0]) < 0.8 * sum(away[0.0])
@@ -373,7 +373,8 @@ def test_tuning_sees_open_world_classes_and_nothing_else(world, tmp_path, monkey
 def test_a_learngene_that_does_not_fit_is_one_clear_line(world):
     other = ConvNet((4, 4, 9, 9), (2,), 3, 32)
     with pytest.raises(StudyError) as error:
-        world.evaluate(gene=Learngene.from_model(other, ("conv3", "conv4")), methods=("learngene",))
+        gene = Learngene.from_model(other, ("conv3", "conv4"), mean=(0.5,) * 3, std=(0.25,) * 3)
+        world.evaluate(gene=gene, methods=("learngene",))
     assert "\n" not in str(error.value)
 
 

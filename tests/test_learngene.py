@@ -20,6 +20,9 @@ from learngene_core.presets import PAPER_FINAL_WIDTHS, PAPER_POOLS
 PARTS = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 
 
+SCALE = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
@@ -54,7 +57,7 @@ def test_what_is_cut_is_what_the_model_has(layers, channels_last):
     if channels_last:
         net = net.to(memory_format=torch.channels_last)
     fisher = {n: torch.rand(p.shape, generator=seeded(5)) for n, p in net.named_parameters()}
-    gene = Learngene.from_model(net, layers, fisher=fisher)
+    gene = Learngene.from_model(net, layers, fisher=fisher, **SCALE)
     assert gene.layers == layers and set(gene.tensors) == {f"{n}.{p}" for n in layers for p in PARTS}
     for name, tensor in gene.tensors.items():
         assert torch.equal(tensor, net.state_dict()[f"blocks.{name}"]), name
@@ -80,13 +83,13 @@ def test_what_is_cut_is_what_the_model_has(layers, channels_last):
 )
 def test_layers_that_are_no_block_are_refused(layers, text):
     with pytest.raises(StudyError, match=text):
-        Learngene.from_model(ancestor(), layers)
+        Learngene.from_model(ancestor(), layers, **SCALE)
 
 
 def test_cutting_copies():
     net = ancestor()
     fisher = {n: torch.rand(p.shape) for n, p in net.named_parameters()}
-    gene = Learngene.from_model(net, net.block_names, fisher=fisher)
+    gene = Learngene.from_model(net, net.block_names, fisher=fisher, **SCALE)
     mine = memory([*gene.tensors.values(), *gene.fisher.values()])
     assert not mine & memory([*net.state_dict().values(), *fisher.values()])
     assert len(mine) == len(gene.tensors) + len(gene.fisher)
@@ -308,7 +311,7 @@ def test_a_misfit_is_refused_and_the_individual_stays_as_it_was(misfit):
 def papers_gene():
     """The paper's last three blocks; their values do not matter."""
     net = ConvNet(PAPER_FINAL_WIDTHS, PAPER_POOLS, 2, 32)
-    return Learngene.from_model(net, ("conv11", "conv12", "conv13"))
+    return Learngene.from_model(net, ("conv11", "conv12", "conv13"), **SCALE)
 
 
 def test_the_papers_individual_has_its_known_shape_and_size(papers_gene):
@@ -360,3 +363,12 @@ def test_fresh_blocks_pool_until_the_map_is_4_pixels_wide():
         shape = light_shape(cut(("conv3",)), 2, cfg)
         assert shape["pools"] == list(range(1, pools + 1)), size
         assert size >> pools >= 4 and (pools == 4 or size >> (pools + 1) < 4)
+
+
+def test_normalisation_is_the_models_own_and_never_invented():
+    net = ancestor()
+    with pytest.raises(StudyError, match="normalisation is unknown"):
+        Learngene.from_model(net, net.block_names[:1])
+    net.normalisation = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    gene = Learngene.from_model(net, net.block_names[:1])
+    assert (gene.mean, gene.std) == net.normalisation
