@@ -36,6 +36,7 @@ _EXPORTS = {
         "train_collective",
     ),
     "fewshot": ("evaluate_few_shot",),
+    "openworld": ("OpenWorld", "open_world"),
     "tuning": ("tune",),
     "statistics": ("Interval", "mean_interval", "paired_interval", "paired_table"),
     "study": ("run_study",),
@@ -50,8 +51,14 @@ _MODULES = (
     "explore",
     "figures",
     "notebooks",
+    "openafter",
+    "openexplore",
+    "openfigures",
+    "openlearning",
+    "opensets",
     "power",
     "ranks",
+    "scores",
     "style",
 )
 __all__ = [*_WHERE, *_EXPORTS, *_MODULES]

@@ -39,17 +39,18 @@ def arms_of(cfg: Config, methods: Sequence[str]) -> list[Arm]:
     ]
 
 
-def inherited(family: str, method: str, gene: Learngene, col: Collective, cfg: Config) -> Learngene | None:
+def inherited(method: str, gene: Learngene, col: Collective, cfg: Config, draw: tuple = ()) -> Learngene | None:
     """What an arm inherits, cut (copied) from its ancestor; None for `scratch`.
 
-    `random`: the learngene's blocks from an untrained collective; `first`: as many blocks from the first on; `full`: all.
+    `random`: the learngene's blocks from an untrained collective, another one for each `draw` (task, initial weights); it
+    has the law of `scratch` and cannot tell content from scale. `first`: as many blocks from the first on; `full`: all.
     """
     names = col.model.block_names
     if method in ("learngene", "learngene_ewc"):
         return gene
     if method == "random":
         untrained = ConvNet.from_shape(
-            col.model.shape, generator=generator(cfg.seed, "untrained collective", cfg.target_seed)
+            col.model.shape, generator=generator(cfg.seed, "untrained collective", cfg.target_seed, *draw)
         )
         return Learngene.from_model(untrained, gene.layers, mean=gene.mean, std=gene.std)
     if method in ("first", "full"):

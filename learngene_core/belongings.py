@@ -36,7 +36,9 @@ class Belongings:
         self.momentum = {n: mapping.carry(n, v, "momentum") for n, v in self.momentum.items()}
 
     def appended(self, model: ConvNet) -> None:
-        """Follow new outputs of the head and inserted blocks: born with today's values, no Fisher, no momentum."""
+        """Follow new outputs of the head and inserted blocks: born with today's values, no Fisher, no momentum.
+
+        (For an inserted block no Fisher is too little: earlier tasks do depend on it.)"""
         for name, p in model.named_parameters():
             for store, empty in ((self.initial, False), (self.fisher, True), (self.momentum, True)):
                 if not store:

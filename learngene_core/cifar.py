@@ -7,6 +7,7 @@ when their checksums are the published ones.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .cache import RowWriter, cache_folder, cached, one_at_a_time
 from .decoding import RESIZED, square
-from .files import StudyError, say
+from .files import HEADLESS, StudyError, say
 
 FOLDER, ARCHIVE = "cifar-100-python", "cifar-100-python.tar.gz"  # torchvision's names
 DOWNLOAD = "download"  # the data path that asks for a download
@@ -110,7 +111,9 @@ def _fill(writer: RowWriter, root: Path, size: int) -> tuple[np.ndarray, np.ndar
     labels = place[np.array([*train.targets, *test.targets], np.int64)]
     held_out = np.arange(len(labels)) >= len(train.targets)
     order = np.argsort(labels, kind="stable")  # by class, training images first
-    for start in tqdm(range(0, len(order), BATCH), desc="reading", delay=1, leave=False):
+    for start in tqdm(
+        range(0, len(order), BATCH), desc="reading", delay=1, leave=False, disable=bool(os.environ.get(HEADLESS))
+    ):
         pick = order[start : start + BATCH]
         rows = np.empty((len(pick), *train.data.shape[1:]), np.uint8)  # (k, 32, 32, 3)
         rows[~held_out[pick]] = train.data[pick[~held_out[pick]]]

@@ -21,6 +21,7 @@ VERBS = {
     "criteria": "score the layers and cut out the learngene",
     "reconstruct": "train and test individual models on the target tasks",
     "reference": "few-shot accuracy of frozen features beside published values",
+    "openworld": "tell unknown classes from known ones, then learn them",
     "tune": "try learning rates on pseudo-tasks of the open-world classes",
 }
 
@@ -172,6 +173,12 @@ def _reference(chain: Chain) -> None:
     say(describe(chain.reference))
 
 
+def _openworld(chain: Chain) -> None:
+    from .openworld import describe
+
+    say(describe(chain.openworld))
+
+
 def _tune(chain: Chain) -> None:
     say(chain.tuning.to_string(index=False, float_format="{:.4g}".format))
 
@@ -183,4 +190,5 @@ _VERBS = {
     "reconstruct": _reconstruct,
     "tune": _tune,
     "reference": _reference,
+    "openworld": _openworld,
 }

@@ -42,8 +42,7 @@ def _field(default: Any, stage: str, text: str, low: float = -math.inf, high: fl
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """All parameters of a run. The defaults are those of the `lecture` preset, but for its tuned learning
-    rates; `Config.preset(name)` gives a preset.
+    """All parameters of a run. The defaults are the `lecture` preset; `Config.preset(name)` gives any.
 
     Raises `ValueError` naming the field for an unknown name, a wrong type or a value out of range.
     """
@@ -90,7 +89,7 @@ class Config:
     ewc_form: str = _field("penalty", "collective", "EWC as a penalty on the loss, or as a proximal step (cannot diverge)")
     ewc_decay: float = _field(1.0, "collective", "share of the earlier tasks' Fisher that is kept (online EWC)", 0, 1)
     new_columns: str = _field("imputed", "collective", "earlier tasks' Fisher of the input columns born by zero-out widening")
-    fisher_images: int = _field(200, "collective", "images per task for the diagonal Fisher information", 1)
+    fisher_images: int = _field(200, "collective", "images for the Fisher: per task in EWC, over all tasks in a learngene", 1)
     record_every: int = _field(1, "collective", "the gradient record looks at every k-th step", 1)
     null_networks: int = _field(6, "collective", "untrained networks with random labels behind every null", 2)
     null_steps: int = _field(2, "collective", "mini-batches per untrained network and task", 1)
@@ -115,7 +114,7 @@ class Config:
     individual_schedule: str = _field("cosine", "targets", "learning rate over an individual's training")
     individual_hidden: tuple[int, ...] = _field((), "targets", "hidden layers of a light individual's classifier", 1)
     methods: tuple[str, ...] = _field(ALL_METHODS, "targets", "methods that are compared")
-    individual_ewc: float = _field(1.0, "reconstruct", "strength of EWC towards the inherited weights (learngene_ewc)", 0)
+    individual_ewc: float = _field(100.0, "reconstruct", "strength of EWC towards the inherited weights (learngene_ewc)", 0)
 
     # pseudo-tasks of the open-world classes, for tuning only
     tune_tasks: int = _field(12, "tune", "pseudo-tasks of open-world classes used by `learngene tune`", 2)
@@ -135,9 +134,9 @@ class Config:
     open_keep: float = _field(95.0, "openworld", "percent of the validation images that the threshold keeps", 1, 99.9)
     open_budget: int = _field(0, "openworld", "flagged images that the oracle labels, in order of arrival; 0: all", 0)
     open_min_images: int = _field(5, "openworld", "labelled images that a new class needs to join the head", 1)
-    open_epochs: int = _field(6, "openworld", "epochs of training on once new classes have joined", 1)
-    open_rate: float = _field(0.01, "openworld", "peak learning rate of that training", 1e-8, 10)
-    open_ewc: float = _field(300.0, "openworld", "strength of EWC in that training (as a proximal step)", 0)
+    open_epochs: int = _field(4, "openworld", "epochs of training on once new classes have joined", 1)
+    open_rate: float = _field(0.03, "openworld", "peak learning rate of that training", 1e-8, 10)
+    open_ewc: float = _field(3000.0, "openworld", "strength of EWC in that training (as a proximal step)", 0)
 
     # the machine (outside every hash; resolved into machine.json)
     device: str = _field("auto", "", "auto, cpu, cuda or mps")

@@ -1,7 +1,8 @@
 """Per-layer criteria over the gradient record, each beside its null; pure functions, no torch.
 
 A criterion says which layers to inherit; its direction ("low": inherit where it is low) is fixed here, before any result.
-Its null is the same statistic on untrained networks with random labels: what depth and width alone would give.
+Its null is the same statistic on untrained networks with random labels: what depth and width alone would give. For the two
+stability criteria it is only an upper bound: the null sees few batches per task, so batch noise inflates its variation.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def released_tv(record: Record, *, threshold: float = 5e-10, sign: str = "positi
 @criterion(
     "relative_norm",
     inherit="low",
-    source="Lee et al. 2023 (arXiv 2210.11466), RGN",
+    source="Lee et al. 2023 (arXiv 2210.11466), RGN; there on target data, here over the source tasks",
     predicts="blocks that new tasks hardly pull on: gradient norm over weight norm; not invariant under batch norm",
 )
 def relative_norm(record: Record, **_: Any) -> Profile:
@@ -208,6 +209,22 @@ def best_block(table: pd.DataFrame, n_blocks: int, column: str = "score") -> tup
     )
     start = len(means) - 1 - int(np.argmin((means[::-1] / np.abs(values).max()).round(12)))
     return tuple(table["layer"].iloc[start : start + n_blocks])
+
+
+def null_choices(record: Record, name: str, n_blocks: int, **options: Any) -> list[tuple[str, ...]]:
+    """The block that a criterion would choose for each untrained network of the null, by itself."""
+    table, (_, null) = score(record, name, **options), CRITERIA[name].compute(record, **options)
+    return [best_block(table.assign(score=network), n_blocks) for network in null]
+
+
+def choices(scores: pd.DataFrame, n_blocks: int) -> dict[str, tuple[str, ...]]:
+    """Criterion -> the block it chooses, from `score_all`'s table; criteria that cannot choose are left out (stability
+    over tasks needs two tasks)."""
+    chosen = {}
+    for name, part in scores.groupby("criterion", sort=False):
+        with contextlib.suppress(ValueError):
+            chosen[name] = best_block(part, n_blocks)
+    return chosen
 
 
 def score_all(record: Record, cfg: Config) -> pd.DataFrame:

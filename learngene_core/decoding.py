@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .cache import RowWriter
-from .files import StudyError
+from .files import HEADLESS, StudyError
 from .layouts import ImageFile
 from .trees import Tree, shown
 
@@ -82,7 +82,9 @@ def decode_all(
     rows = np.empty((min(batch, len(files)), 3, size, size), np.uint8)
     with (
         _mapping(files) as mapped,
-        tqdm(total=len(files), desc="decoding", unit="image", mininterval=0.5, delay=1, leave=False) as bar,
+        tqdm(
+            total=len(files), desc="decoding", unit="image", delay=1, leave=False, disable=HEADLESS in os.environ
+        ) as bar,
     ):
         for start in range(0, len(files), batch):
             part = files[start : start + batch]

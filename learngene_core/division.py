@@ -59,6 +59,7 @@ class TargetTask:
     classes: tuple[str, ...]
     support: np.ndarray
     query: np.ndarray
+    group: str = "novel"
 
 
 def divide(imgs: ImageSet, cfg: Config, run: Run | None = None) -> Division:
@@ -239,7 +240,7 @@ def target_tasks(
             )
         support = np.stack([rng.permutation(pool)[: max(cfg.shots)] for pool, _ in pairs])
         n_query = min(len(query) for _, query in pairs)
-        tasks.append(TargetTask(number, chosen, support, np.stack([query[:n_query] for _, query in pairs])))
+        tasks.append(TargetTask(number, chosen, support, np.stack([query[:n_query] for _, query in pairs]), group))
     return tasks
 
 

@@ -6,6 +6,7 @@ sliders say. A threshold moves along the edges of the record's histograms, where
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from .config import Config
 from .criteria import CRITERIA, best_block, score
 from .figures import layer_task_heatmap, profile_with_null
+from .files import HEADLESS, say
 from .record import EDGES, Record
 from .style import METHOD_COLOURS, block_text, short, tidy
 
@@ -121,11 +123,14 @@ def draw_criterion(record: Record, cfg: Config, criterion: str = "released", *, 
     return axes
 
 
-def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox:
+def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox | None:
     """Sliders over `draw_record`: threshold, sign, normalisation, aggregation over epochs, and the length of the block.
 
     The box has `.controls`, option of `draw_record` -> widget, so that setting `controls["threshold"].value` redraws.
+    None in a kernel that nobody watches.
     """
+    if _unwatched():
+        return None
     wide = {"continuous_update": False, "style": {"description_width": "initial"}}
     edges = thresholds(record)
     names = [(f"{edge:.1e}", edge) for edge in edges]
@@ -150,8 +155,10 @@ def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox:
     return _explorer(controls, lambda **options: draw_record(record, **options))
 
 
-def criterion_explorer(record: Record, cfg: Config) -> widgets.VBox:
+def criterion_explorer(record: Record, cfg: Config) -> widgets.VBox | None:
     """A list of criteria and the length of the block over `draw_criterion`; `.controls`: criterion, n_blocks."""
+    if _unwatched():
+        return None
     controls = {
         "criterion": widgets.Dropdown(options=list(CRITERIA), value=cfg.criterion, description="criterion"),
         "n_blocks": widgets.IntSlider(
@@ -168,6 +175,14 @@ def thresholds(record: Record) -> list[float]:
     inside = EDGES[max(1, filled[0]) : filled[-1] + 1] if len(filled) else EDGES[:0]
     # six digits name an edge, which is a 32-bit float, without hiding that 5e-10 is one
     return sorted({float(f"{edge:.6g}") for edge in inside} | {5e-10, 5e-4})
+
+
+def _unwatched() -> bool:
+    """Whether this kernel runs headlessly; then there is nobody to move a slider."""
+    if os.environ.get(HEADLESS):
+        say("(in a live kernel the sliders appear here; the picture above is one of their states)")
+        return True
+    return False
 
 
 def _explorer(controls: dict[str, widgets.Widget], draw: Callable[..., np.ndarray]) -> widgets.VBox:

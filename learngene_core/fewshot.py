@@ -65,7 +65,8 @@ def evaluate_few_shot(
         results = work.table(tgt, "ncm" in methods)
         run.write_table("results.csv", results)
         run.write_table("curves.csv", work.curves)
-    say(f"reconstruct: {len(results)} individuals trained and tested on {len(tgt)} target tasks, saved")
+    trained = int((results["family"] != "none").sum())
+    say(f"reconstruct: {trained} individuals trained and tested on {len(tgt)} target tasks, saved")
     return run.read_table("results.csv")  # what a second call will see
 
 
@@ -94,7 +95,7 @@ class Reconstruction:
         self.machine = run.machine if run is not None else Machine.resolve(cfg)
         self.device = torch.device(self.machine.device)
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (gene.mean, gene.std))
-        self.genes = {(a.family, a.method): inherited(a.family, a.method, gene, col, cfg) for a in arms}
+        self.genes = {a.method: inherited(a.method, gene, col, cfg) for a in arms}
         if any(a.ewc for a in arms) and gene.fisher is None:
             raise StudyError(
                 "learngene_ewc needs the Fisher information, and this learngene has none; "
@@ -177,8 +178,9 @@ class Reconstruction:
         networks = []
         for arm in arms:
             # made anew for every arm from the same stream: equal initial weights, no shared tensor
-            net = start(generator=generator(cfg.seed, "individual weights", family, task.number, init, cfg.target_seed))
-            gene = self.genes[arm.family, arm.method]
+            draw = (task.group, task.number, init)
+            net = start(generator=generator(cfg.seed, "individual weights", family, *draw, cfg.target_seed))
+            gene = inherited(arm.method, self.gene, self.col, cfg, draw)
             networks.append(gene.inherit_into(net) if gene is not None else net)
         stack = Stack(networks).to(self.device)
         recipe = Recipe(
@@ -200,7 +202,9 @@ class Reconstruction:
             stack_loss,
             recipe,
             penalty=self._penalty(stack, arms),
-            stream=lambda epoch: generator(cfg.seed, "support batches", task.number, init, cfg.target_seed, epoch),
+            stream=lambda epoch: generator(
+                cfg.seed, "support batches", task.group, task.number, init, cfg.target_seed, epoch
+            ),
             where=f"target task {task.number}, {family}, {shots} shots",
         )
         return stack, history
@@ -216,7 +220,7 @@ class Reconstruction:
     def _row(
         self, arm: Arm, task: TargetTask, init: int, shots: int, accuracy: float, history: list[dict], i: int
     ) -> dict:
-        gene = self.genes[arm.family, arm.method]
+        gene = self.genes[arm.method]
         loss, penalty = float(history[-1]["loss"][i]), float(history[-1]["penalty"]) if arm.ewc else 0.0
         total = sum(float(h["loss"][i]) for h in history)
         pulled = sum(float(h["penalty"]) for h in history) if arm.ewc else 0.0

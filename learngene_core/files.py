@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+HEADLESS = "LEARNGENE_HEADLESS"  # set in kernels that nobody watches: no widgets, no progress bars
+
 
 class StudyError(Exception):
     """Something a user can mend; its text is one line that says what is wrong and what to do."""

@@ -219,8 +219,8 @@ def _expected(about: dict) -> dict[str, tuple[int, ...]]:
 
 
 def light_shape(gene: Learngene, n_way: int, cfg: Config) -> dict:
-    """Shape of the light individual (paper Sec. 1.5): four fresh blocks, their widths doubling up to the learngene's input
-    width, with pools while the map stays at least 4 pixels wide; then the learngene; then a fresh head.
+    """Shape of the light individual, as the released code builds it: four fresh blocks, their widths doubling up to the
+    learngene's input width, with pools while the map stays at least 4 pixels wide; then the learngene; then a fresh head.
 
     A learngene that reads images itself (it starts at the first block) comes first, the fresh blocks behind it.
     """

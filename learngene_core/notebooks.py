@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import FIELDS, RUN_NAMES, Config
-from .files import StudyError, atomic
+from .files import HEADLESS, StudyError, atomic
 
 KERNEL = "python3"
 
@@ -86,21 +86,24 @@ def parameters_of(cfg: Config, out: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet_kernels() -> Iterator[None]:
-    """An IPython folder for the kernels without the warning that each prints about its transport, and without history."""
+    """An IPython folder for the kernels without history and without a warning that each prints; and no live widgets:
+    now and then the messages of a widget leave the client waiting for ever (seen with nbclient 0.11)."""
     with tempfile.TemporaryDirectory(prefix="learngene-ipython-") as home:
         profile = Path(home, "profile_default")
         profile.mkdir()
         profile.joinpath("ipython_kernel_config.py").write_text(
             "c.IPKernelApp.log_level = 40\nc.HistoryManager.enabled = False\n", encoding="utf-8"
         )
-        before = os.environ.get("IPYTHONDIR")
-        os.environ["IPYTHONDIR"] = home
+        given = {"IPYTHONDIR": home, HEADLESS: "1"}
+        before = {name: os.environ.get(name) for name in given}
+        os.environ.update(given)
         try:
             yield
         finally:
-            os.environ.pop("IPYTHONDIR")
-            if before is not None:
-                os.environ["IPYTHONDIR"] = before
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def execute(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .division import Division, SourceTask, TargetTask
     from .images import ImageSet
     from .learngene import Learngene
+    from .openworld import OpenWorld
     from .record import Record
 
 
@@ -102,6 +103,17 @@ class Chain:
         from .reference import reference_check
 
         return reference_check(self.collective, self.images, self.division, self.cfg, self.run)
+
+    @functools.cached_property
+    def openworld(self) -> OpenWorld:
+        """Unknown classes noticed and learned (openworld.csv and its sisters, openworld/)."""
+        from .openworld import open_sets, open_world
+
+        open_sets(
+            self.images, self.division, self.source, self.cfg
+        )  # too few classes are said before hours of training
+        self.collective  # noqa: B018 (trained or loaded when asked for)
+        return open_world(self.images, self.division, self.source, self.cfg, self.run)
 
     @functools.cached_property
     def tuning(self) -> pd.DataFrame:

@@ -130,7 +130,12 @@ class Walk:
     def _fisher(self, task: SourceTask, n: int) -> dict[str, Tensor]:
         g = self.stream("fisher", task.number)
         picked = task.train[torch.randperm(len(task.train), generator=g)[:n].numpy()]
-        return fisher_diagonal(self.model, self._batch(picked)[0], self._classes(task), *self.normal, g)
+        # the outputs that the task knew; later ones have taken no part in what it learned
+        seen = dict.fromkeys(name for t in self.src[: task.number] for name in t.classes)
+        classes = (
+            self._classes(task) if self.cfg.loss == "task-incremental" else torch.arange(len(seen), device=self.device)
+        )
+        return fisher_diagonal(self.model, self._batch(picked)[0], classes, *self.normal, g)
 
     def _train(self, task: SourceTask) -> None:
         cfg, number = self.cfg, task.number

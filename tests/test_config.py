@@ -31,8 +31,8 @@ def test_preset_is_valid_keeps_its_name_and_survives_json(name):
     assert {n: getattr(cfg, n) for n in PRESETS[name]} == PRESETS[name]
 
 
-def test_lecture_is_the_default_but_for_its_tuned_rates():
-    assert Config.preset("lecture").replace(individual_rates=()) == Config()
+def test_lecture_is_the_default():
+    assert Config.preset("lecture") == Config()
 
 
 def test_widths_of_the_paper():

@@ -1,0 +1,243 @@
+"""Learning what was unknown: flagged by a threshold, labelled by an oracle, joined to the head, trained on.
+
+The threshold is fixed on validation images; the stream holds these (what is flagged among them are false alarms) and the
+open-world stream images. Accuracies are on test images, which nothing above has seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .checkpoints import save_state
+from .config import Config
+from .files import say, write_json
+from .images import ImageSet
+from .network import ConvNet, linear_of
+from .openafter import moved
+from .opensets import threshold_at
+from .openworld import OpenSets, View, gathered, penultimate
+from .runs import Run
+from .scores import Head, class_means, distances, unit
+from .statistics import expanded_limits
+from .streams import generator, numpy_generator
+from .training import Penalty, fisher_diagonal, fit, task_loss
+from .walk import recipe_of
+
+KEPT = "exemplars"  # the way of learning on whose network is saved, and from which a learngene can be cut afterwards
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """What the threshold said of the stream: image indices (n,), class names (n,), whether known, flagged, labelled."""
+
+    threshold: float
+    image: np.ndarray
+    class_name: np.ndarray
+    known: np.ndarray
+    flagged: np.ndarray
+    labelled: np.ndarray
+
+    @property
+    def counts(self) -> dict[str, int | float]:
+        """How much was flagged, of what, and what the oracle was asked."""
+        new = self.flagged & ~self.known
+        return {
+            "threshold": self.threshold,
+            "flagged_unknown": int(new.sum()),
+            "missed_unknown": int((~self.flagged & ~self.known).sum()),
+            "false_alarms": int((self.flagged & self.known).sum()),
+            "budget": int(self.labelled.sum()),
+            "labelled_unknown": int((self.labelled & ~self.known).sum()),
+        }
+
+
+def flag(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config) -> Flags:
+    """Fix the threshold on validation images, flag the stream, and let the oracle label the first `open_budget` flagged."""
+    scorer = view.scorers[cfg.open_head]
+    known, labels = gathered(sets.validation, view.class_names)
+    unknown, strange = gathered(sets.stream, tuple(sets.stream))
+    values = [scorer(view.features(imgs, indices))[cfg.open_score][0] for indices in (known, unknown)]
+    threshold = threshold_at(values[0], cfg.open_keep)
+    names = np.concatenate([np.array(view.class_names)[labels], np.array(tuple(sets.stream))[strange]])
+    image, is_known = np.concatenate([known, unknown]), np.arange(len(names)) < len(known)
+    order = numpy_generator(cfg.seed, "open-world stream").permutation(len(names))  # the order of arrival
+    flagged = (np.concatenate(values) < threshold)[order]
+    labelled = flagged & (np.cumsum(flagged) <= (cfg.open_budget or len(flagged)))
+    return Flags(threshold, image[order], names[order], is_known[order], flagged, labelled)
+
+
+def learn(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row per way of learning (openworld_learning.csv), and how far each block moved (openworld_blocks.csv).
+
+    before: nothing learned; imprinted: new classes joined, not trained; nothing, ewc, exemplars: trained on with the labelled
+    images and no protection, EWC, or exemplars of the old classes; all_given: exemplars, and every stream image labelled;
+    ncm, ncm_all_given: nearest class mean on frozen features. Columns: old, new and harmonic accuracy in percent over all
+    classes, each with 95 % limits over classes, counts of the stream, classes that joined, images trained on.
+    """
+    flags = flag(view, imgs, sets, cfg)
+    told = _told(flags.image[flags.labelled & ~flags.known], flags.class_name[flags.labelled & ~flags.known])
+    told = {name: indices for name, indices in told.items() if len(indices) >= cfg.open_min_images}
+    if not told:
+        say(f"openworld: no class had {cfg.open_min_images} labelled images, none joins (open_min_images, open_keep)")
+    lesson = _Lesson(view, imgs, sets, cfg)
+    ways = [("before", {}, False), ("imprinted", told, False), ("nothing", told, True), ("ewc", told, True),
+            ("exemplars", told, True), ("all_given", sets.stream, True)]  # fmt: skip
+    rows, kept = [], view.model
+    for step, (way, given, trains) in enumerate(ways):
+        run.progress("openworld", view.task + 4 * step / len(ways), view.task + 4, way)
+        model = lesson.taught(way, given, trains)
+        rows.append(lesson.row(way, given, lesson.predictions(model, given), flags))
+        kept = model if way == KEPT else kept
+    for way, given in (("ncm", told), ("ncm_all_given", sets.stream)):
+        rows.append(lesson.row(way, given, lesson.nearest(given), flags))
+    kept = kept.cpu()
+    save_state(run.path / "openworld", kept, {})
+    about = {"class_names": [*view.class_names, *told], "mean": view.mean.tolist(), "std": view.std.tolist()}
+    write_json(run.path / "openworld" / "about.json", {"shape": kept.shape, **about})
+    return pd.DataFrame(rows), moved(view.model, kept)
+
+
+def _told(images: np.ndarray, names: np.ndarray) -> dict[str, np.ndarray]:
+    return {str(name): images[names == name] for name in dict.fromkeys(names)}
+
+
+class _Lesson:
+    """Teaches copies of one network the classes that it is given, and examines them."""
+
+    def __init__(self, view: View, imgs: ImageSet, sets: OpenSets, cfg: Config):
+        self.view, self.imgs, self.sets, self.cfg = view, imgs, sets, cfg
+        self.head = view.scorers[cfg.open_head].head
+        self.device = next(view.model.parameters()).device
+        self.mean, self.std = view.mean.to(self.device), view.std.to(self.device)
+        self.old, self.old_labels = gathered(sets.exemplars, view.class_names)
+        self.old_features = view.features(imgs, self.old)
+        self.test, self.test_labels = gathered(sets.test, view.class_names)
+        self.unknown, self.unknown_labels = gathered(sets.unknown, tuple(sets.unknown))
+
+    def _images(self, indices: np.ndarray) -> Tensor:
+        return self.imgs.images[torch.from_numpy(indices)].to(self.device)
+
+    def taught(self, way: str, given: dict[str, np.ndarray], trains: bool) -> ConvNet:
+        """A copy of the network whose head holds the given classes too, trained on where asked."""
+        model, n_old = copy.deepcopy(self.view.model), len(self.view.class_names)
+        head = self.head
+        penalty = None
+        if given:
+            indices, labels = gathered(given, tuple(given))
+            means = class_means(self.view.features(self.imgs, indices), labels)
+            head = imprinted(head, means, self.old_features, self.old_labels)
+        weight, bias = (torch.from_numpy(v).float() for v in (head.weight, head.bias))
+        model.classifier[-1] = linear_of(weight, bias).to(self.device)
+        if not given or not trains:
+            return model
+        if way == "ewc":
+            penalty = self._penalty(model, n_old)
+        # a new class is shown at least as often as an old one's exemplars
+        turns = [np.resize(own, max(len(own), self.cfg.open_exemplars)) for own in given.values()]
+        indices, labels = np.concatenate(turns), np.repeat(np.arange(len(turns)), [len(t) for t in turns]) + n_old
+        if way in ("exemplars", "all_given"):
+            indices, labels = np.concatenate([self.old, indices]), np.concatenate([self.old_labels, labels])
+        recipe = dataclasses.replace(
+            recipe_of(self.cfg, self.cfg.open_epochs, self.mean, self.std), rate=self.cfg.open_rate
+        )
+        fit(
+            model,
+            self._images(indices),
+            torch.from_numpy(labels).to(self.device),
+            task_loss(),
+            recipe,
+            stream=lambda epoch: generator(self.cfg.seed, "open world", way, epoch),
+            where=f"learning the unknown ({way})",
+            penalty=penalty,
+        )
+        return model.eval()
+
+    def _penalty(self, model: ConvNet, n_old: int) -> Penalty | None:
+        """EWC towards the network as it is, its Fisher on exemplars over the old classes (so new rows are free)."""
+        cfg, g = self.cfg, generator(self.cfg.seed, "open world", "fisher")
+        if not cfg.open_ewc:
+            return None
+        picked = self.old[torch.randperm(len(self.old), generator=g)[: cfg.fisher_images].numpy()]
+        outputs = torch.arange(n_old, device=self.device)
+        fisher = fisher_diagonal(model, self._images(picked), outputs, self.mean, self.std, g)
+        return Penalty(model, dict(model.named_parameters()), fisher, cfg.open_ewc, "proximal")
+
+    def predictions(self, model: ConvNet, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each known and each unknown test image gets its right class among all outputs, (n,) and (m,)."""
+        head = Head(*(p.detach().double().cpu().numpy() for p in (model.head.weight, model.head.bias)))
+        found = [
+            head.logits(penultimate(model, self._images(i), self.mean, self.std)).argmax(1)
+            for i in (self.test, self.unknown)
+        ]
+        return found[0] == self.test_labels, found[1] == self._outputs(given)
+
+    def nearest(self, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The same for nearest class mean on the frozen features of length 1: exemplars, and the given images."""
+        means = class_means(unit(self.old_features), self.old_labels)
+        if given:
+            indices, labels = gathered(given, tuple(given))
+            means = np.concatenate([means, class_means(unit(self.view.features(self.imgs, indices)), labels)])
+        found = [distances(unit(self.view.features(self.imgs, i)), means).argmin(1) for i in (self.test, self.unknown)]
+        return found[0] == self.test_labels, found[1] == self._outputs(given)
+
+    def _outputs(self, given: dict[str, np.ndarray]) -> np.ndarray:
+        """The right output of each unknown test image; -1 where its class has not joined, which no output is."""
+        place = {name: len(self.view.class_names) + i for i, name in enumerate(given)}
+        return np.array([place.get(name, -1) for name in self.sets.unknown])[self.unknown_labels]
+
+    def row(
+        self, way: str, given: dict[str, np.ndarray], right: tuple[np.ndarray, np.ndarray], flags: Flags
+    ) -> dict[str, object]:
+        """One row of the table."""
+        values = accuracies(right[0], self.test_labels, right[1], self.unknown_labels, self.cfg)
+        images = sum(len(i) for i in given.values())
+        joined = {"classes_joined": len(given), "unknown_classes": len(self.sets.unknown), "new_images": images}
+        return {"method": way, **values, **joined, **flags.counts}
+
+
+def imprinted(head: Head, means: np.ndarray, features: np.ndarray, labels: np.ndarray) -> Head:
+    """`head` (k, d) with a row for each new class mean (m, d): the mean's direction, as seen from the old classes' centre.
+
+    As Qi et al. (2018), but the length and bias of a row are such that its logit at the mean, and at the centre, is what the
+    old rows give exemplars (features (n, d), labels (n,)) of their own class, and of others, on average.
+    """
+    logits = head.logits(features)
+    own = logits[np.arange(len(labels)), labels]
+    others = (logits.sum(1) - own) / max(logits.shape[1] - 1, 1)
+    centre = features.mean(0)
+    direction = unit(means - centre)
+    apart = np.maximum(np.linalg.norm(means - centre, axis=1), 1e-12)
+    weight = direction * ((own.mean() - others.mean()) / apart)[:, None]
+    bias = others.mean() - weight @ centre
+    return Head(np.concatenate([head.weight, weight]), np.concatenate([head.bias, bias]))
+
+
+def accuracies(
+    old: np.ndarray, old_class: np.ndarray, new: np.ndarray, new_class: np.ndarray, cfg: Config
+) -> dict[str, float]:
+    """Old, new and harmonic accuracy in percent, with 95 % limits from resampled classes; old, new (n,): right or not.
+
+    With one class on a side the limits are NaN. The harmonic accuracy of nothing and anything is 0.
+    """
+    sides = []
+    rng = numpy_generator(cfg.seed, "open-world accuracies")
+    for right, group in ((old, old_class), (new, new_class)):
+        hits, counts = np.bincount(group, right), np.bincount(group)
+        k = len(counts)
+        draws = rng.multinomial(k, np.full(k, 1 / k), cfg.open_resamples)  # (r, k)
+        every = np.concatenate([np.ones((1, k)), draws])  # the first row: as it is
+        sides.append((every @ hits / (every @ counts) * 100, k))
+    (first, k_old), (second, k_new) = sides
+    both = np.divide(2 * first * second, first + second, out=np.zeros_like(first), where=first + second > 0)
+    values: dict[str, float] = {}
+    for name, series, k in (("old", first, k_old), ("new", second, k_new), ("harmonic", both, min(k_old, k_new))):
+        low, high = expanded_limits(series[1:], k, 0.95) if k > 1 else (np.nan, np.nan)
+        key = f"{name}_accuracy"
+        values |= {key: float(series[0]), f"{key}_low": low, f"{key}_high": high}
+    return values
