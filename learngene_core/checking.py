@@ -20,7 +20,7 @@ CHOICES = {
     "new_columns": ("imputed", "zero"),
     "sign": ("positive", "absolute"),
     "open_head": ("refit", "own"),
-    "open_score": ("msp", "maxlogit", "energy", "openmax", "ncm", "mahalanobis"),
+    "open_score": ("msp", "maxlogit", "energy", "openmax", "ncm", "mahalanobis", "relative_mahalanobis"),
 }
 
 

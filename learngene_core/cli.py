@@ -170,7 +170,7 @@ def _reconstruct(chain: Chain) -> None:
 def _reference(chain: Chain) -> None:
     from .reference import describe
 
-    say(describe(chain.reference))
+    say(describe(chain.reference, chain.cfg.data))
 
 
 def _openworld(chain: Chain) -> None:

@@ -129,7 +129,7 @@ def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox | N
     The box has `.controls`, option of `draw_record` -> widget, so that setting `controls["threshold"].value` redraws.
     None in a kernel that nobody watches.
     """
-    if _unwatched():
+    if unwatched():
         return None
     wide = {"continuous_update": False, "style": {"description_width": "initial"}}
     edges = thresholds(record)
@@ -157,7 +157,7 @@ def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox | N
 
 def criterion_explorer(record: Record, cfg: Config) -> widgets.VBox | None:
     """A list of criteria and the length of the block over `draw_criterion`; `.controls`: criterion, n_blocks."""
-    if _unwatched():
+    if unwatched():
         return None
     controls = {
         "criterion": widgets.Dropdown(options=list(CRITERIA), value=cfg.criterion, description="criterion"),
@@ -177,7 +177,7 @@ def thresholds(record: Record) -> list[float]:
     return sorted({float(f"{edge:.6g}") for edge in inside} | {5e-10, 5e-4})
 
 
-def _unwatched() -> bool:
+def unwatched() -> bool:
     """Whether this kernel runs headlessly; then there is nobody to move a slider."""
     if os.environ.get(HEADLESS):
         say("(in a live kernel the sliders appear here; the picture above is one of their states)")

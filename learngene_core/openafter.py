@@ -18,6 +18,9 @@ from .learngene import Learngene
 from .network import ConvNet
 from .runs import Run
 
+# ways of learning on whose networks are kept: with the new classes, and the control that met exemplars of the old ones only
+SAVED = {"exemplars": "openworld", "rehearsed": "openworld/rehearsed"}
+
 
 def moved(before: ConvNet, after: ConvNet) -> pd.DataFrame:
     """How far each block's convolution moved: norm of the change over norm of the weights, and the mean angle of its filters
@@ -31,23 +34,23 @@ def moved(before: ConvNet, after: ConvNet) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def network_after(run: Run) -> ConvNet:
-    """The network that has learned the unknown classes (with exemplars), as `open_world` saved it.
+def network_after(run: Run, way: str = "exemplars") -> ConvNet:
+    """The network that has learned the unknown classes (or that was `rehearsed` without them), as `open_world` saved it.
 
     Raises StudyError when the run has not met the open world yet.
     """
     if not run.done("openworld"):
         raise StudyError(f"{run.path} has not met the open world yet; run `learngene openworld` first")
-    return load_state(run.path / "openworld")[0]
+    return load_state(run.path / SAVED[way])[0]
 
 
-def cut_after(run: Run, layers: tuple[str, ...]) -> Learngene:
+def cut_after(run: Run, layers: tuple[str, ...], way: str = "exemplars") -> Learngene:
     """The learngene of these layers, cut from `network_after`.
 
     Raises StudyError when the run has not met the open world yet, and for layers that are no block.
     """
-    model, about = network_after(run), read_json(run.path / "openworld" / "about.json")
-    notes = {"chosen_by": "hand", "cut": "after the open world", "stage_hash": run.cfg.stage_hash("openworld")}
+    model, about = network_after(run, way), read_json(run.path / SAVED[way] / "about.json")
+    notes = {"chosen_by": "hand", "cut": f"after the open world ({way})", "stage_hash": run.cfg.stage_hash("openworld")}
     return Learngene.from_model(model, layers, mean=about["mean"], std=about["std"], data=run.cfg.data, **notes)
 
 

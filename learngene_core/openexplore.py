@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .explore import _explorer
+from .explore import _explorer, unwatched
 from .openfigures import GROUPS, SCORE_NAMES, _histogram, _row, threshold_counts
 from .opensets import threshold_at
 from .style import tidy
@@ -17,7 +17,7 @@ PARTS = ("validation", "stream")
 
 
 def draw_threshold(
-    images: pd.DataFrame, pixels: np.ndarray, *, score: str = "mahalanobis", keep: float = 95.0
+    images: pd.DataFrame, pixels: np.ndarray, *, score: str = "relative_mahalanobis", keep: float = 95.0
 ) -> np.ndarray:
     """A threshold that keeps `keep` percent of the validation images: the histogram, and pictures of what lands where.
 
@@ -52,8 +52,12 @@ def draw_threshold(
     return axes
 
 
-def openworld_explorer(images: pd.DataFrame, pixels: np.ndarray, *, score: str = "mahalanobis") -> widgets.VBox:
+def openworld_explorer(
+    images: pd.DataFrame, pixels: np.ndarray, *, score: str = "relative_mahalanobis"
+) -> widgets.VBox | None:
     """The score and the share of validation images to keep, over `draw_threshold`; `.controls`: score, keep."""
+    if unwatched():
+        return None
     controls = {
         "score": widgets.Dropdown(
             options=[(text, name) for name, text in SCORE_NAMES.items()], value=score, description="score"

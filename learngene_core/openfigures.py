@@ -24,7 +24,8 @@ SCORE_COLOURS: dict[str, str] = {
     "energy": "#56B4E9",
     "openmax": "#CC78BC",
     "ncm": "#000000",
-    "mahalanobis": "#D55E00",
+    "mahalanobis": "#ECA540",
+    "relative_mahalanobis": "#D55E00",
 }
 SCORE_NAMES: dict[str, str] = {
     "msp": "largest probability",
@@ -33,9 +34,11 @@ SCORE_NAMES: dict[str, str] = {
     "openmax": "OpenMax",
     "ncm": "nearest class mean",
     "mahalanobis": "Mahalanobis",
+    "relative_mahalanobis": "relative Mahalanobis",
 }
 WAYS: dict[str, str] = {
     "before": "before",
+    "rehearsed": "exemplars only (control)",
     "imprinted": "joined, not trained",
     "nothing": "trained, no protection",
     "ewc": "trained with EWC",
@@ -66,16 +69,16 @@ def score_distributions(images: pd.DataFrame, scores: Sequence[str] = tuple(SCOR
 
     images: openworld_images.csv. The line is the threshold below which 5 % of the validation images lie.
     """
-    rows = -(-len(scores) // 3)
+    rows = -(-len(scores) // 4)
     size = (11, 2.7 * rows + 0.6)
-    axes = plt.subplots(rows, min(3, len(scores)), figsize=size, squeeze=False, layout="constrained")[1].ravel()
+    axes = plt.subplots(rows, min(4, len(scores)), figsize=size, squeeze=False, layout="constrained")[1].ravel()
     for ax, score in zip(axes, scores, strict=False):
         known, unknown = split(images, score)
         _histogram(ax, known[score], unknown[score])
         line = np.quantile(images.loc[images["part"] == "validation", score], 0.05)
         ax.axvline(line, color="#333333", linestyle="--", linewidth=1.6, label="5 % of validation below")
         ax.set(title=SCORE_NAMES[score], yticks=[])
-        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_locator(MaxNLocator(3))
         tidy(ax)
         ax.spines["left"].set_visible(False)
     for ax in axes[len(scores) :]:
@@ -145,7 +148,7 @@ def oscr_curves(
     return ax
 
 
-def over_tasks(table: pd.DataFrame, scores: Sequence[str] = ("msp", "maxlogit", "mahalanobis")) -> np.ndarray:
+def over_tasks(table: pd.DataFrame, scores: Sequence[str] = ("msp", "maxlogit", "relative_mahalanobis")) -> np.ndarray:
     """AUROC with its 95 % limits, and closed-set accuracy, after every source task; returns the two axes (2,).
 
     table: openworld.csv. Each accuracy is that of the classifier behind the score, among all classes seen so far.

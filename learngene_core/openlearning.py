@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,19 +18,17 @@ from torch import Tensor
 from .checkpoints import save_state
 from .config import Config
 from .files import say, write_json
+from .heads import Head, imprinted
 from .images import ImageSet
 from .network import ConvNet, linear_of
-from .openafter import moved
-from .opensets import threshold_at
-from .openworld import OpenSets, View, gathered, penultimate
+from .openafter import SAVED, moved
+from .opensets import accuracies, threshold_at
+from .openviews import OpenSets, View, described, gathered
 from .runs import Run
-from .scores import Head, class_means, distances, unit
-from .statistics import expanded_limits
+from .scores import class_means, distances
 from .streams import generator, numpy_generator
 from .training import Penalty, fisher_diagonal, fit, task_loss
 from .walk import recipe_of
-
-KEPT = "exemplars"  # the way of learning on whose network is saved, and from which a learngene can be cut afterwards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ def flag(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config) -> Flags:
     scorer = view.scorers[cfg.open_head]
     known, labels = gathered(sets.validation, view.class_names)
     unknown, strange = gathered(sets.stream, tuple(sets.stream))
-    values = [scorer(view.features(imgs, indices))[cfg.open_score][0] for indices in (known, unknown)]
+    values = [scorer(*view.features(imgs, indices))[cfg.open_score][0] for indices in (known, unknown)]
     threshold = threshold_at(values[0], cfg.open_keep)
     names = np.concatenate([np.array(view.class_names)[labels], np.array(tuple(sets.stream))[strange]])
     image, is_known = np.concatenate([known, unknown]), np.arange(len(names)) < len(known)
@@ -75,10 +74,11 @@ def flag(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config) -> Flags:
 def learn(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row per way of learning (openworld_learning.csv), and how far each block moved (openworld_blocks.csv).
 
-    before: nothing learned; imprinted: new classes joined, not trained; nothing, ewc, exemplars: trained on with the labelled
-    images and no protection, EWC, or exemplars of the old classes; all_given: exemplars, and every stream image labelled;
-    ncm, ncm_all_given: nearest class mean on frozen features. Columns: old, new and harmonic accuracy in percent over all
-    classes, each with 95 % limits over classes, counts of the stream, classes that joined, images trained on.
+    before: nothing learned; imprinted: new classes joined, not trained; nothing, ewc, exemplars: then trained on with the
+    labelled images and no protection, EWC, or exemplars of the old classes; rehearsed: exemplars alone, the control of
+    `exemplars`; all_given: exemplars, and every stream image labelled; ncm, ncm_all_given: nearest class mean on frozen
+    features. Columns: old, new and harmonic accuracy in percent over all classes, each with 95 % limits over classes, counts
+    of the stream, classes that joined, images trained on.
     """
     flags = flag(view, imgs, sets, cfg)
     told = _told(flags.image[flags.labelled & ~flags.known], flags.class_name[flags.labelled & ~flags.known])
@@ -86,21 +86,27 @@ def learn(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config, run: Run) -> 
     if not told:
         say(f"openworld: no class had {cfg.open_min_images} labelled images, none joins (open_min_images, open_keep)")
     lesson = _Lesson(view, imgs, sets, cfg)
-    ways = [("before", {}, False), ("imprinted", told, False), ("nothing", told, True), ("ewc", told, True),
-            ("exemplars", told, True), ("all_given", sets.stream, True)]  # fmt: skip
-    rows, kept = [], view.model
+    ways = [("before", {}, False), ("rehearsed", {}, True), ("imprinted", told, False), ("nothing", told, True),
+            ("ewc", told, True), ("exemplars", told, True), ("all_given", sets.stream, True)]  # fmt: skip
+    rows, kept = [], {}
     for step, (way, given, trains) in enumerate(ways):
         run.progress("openworld", view.task + 4 * step / len(ways), view.task + 4, way)
         model = lesson.taught(way, given, trains)
         rows.append(lesson.row(way, given, lesson.predictions(model, given), flags))
-        kept = model if way == KEPT else kept
+        if way in SAVED:
+            kept[way] = _saved(model, [*view.class_names, *given], view, run.path / SAVED[way])
     for way, given in (("ncm", told), ("ncm_all_given", sets.stream)):
         rows.append(lesson.row(way, given, lesson.nearest(given), flags))
-    kept = kept.cpu()
-    save_state(run.path / "openworld", kept, {})
-    about = {"class_names": [*view.class_names, *told], "mean": view.mean.tolist(), "std": view.std.tolist()}
-    write_json(run.path / "openworld" / "about.json", {"shape": kept.shape, **about})
-    return pd.DataFrame(rows), moved(view.model, kept)
+    return pd.DataFrame(rows), pd.concat(
+        [moved(view.model, m).assign(method=w) for w, m in kept.items()], ignore_index=True
+    )
+
+
+def _saved(model: ConvNet, names: list[str], view: View, folder: Path) -> ConvNet:
+    save_state(folder, model, {})
+    about = {"shape": model.shape, "class_names": names, "mean": view.mean.tolist(), "std": view.std.tolist()}
+    write_json(folder / "about.json", about)
+    return model
 
 
 def _told(images: np.ndarray, names: np.ndarray) -> dict[str, np.ndarray]:
@@ -116,7 +122,7 @@ class _Lesson:
         self.device = next(view.model.parameters()).device
         self.mean, self.std = view.mean.to(self.device), view.std.to(self.device)
         self.old, self.old_labels = gathered(sets.exemplars, view.class_names)
-        self.old_features = view.features(imgs, self.old)
+        self.old_features, self.old_deep = view.features(imgs, self.old)
         self.test, self.test_labels = gathered(sets.test, view.class_names)
         self.unknown, self.unknown_labels = gathered(sets.unknown, tuple(sets.unknown))
 
@@ -130,19 +136,21 @@ class _Lesson:
         penalty = None
         if given:
             indices, labels = gathered(given, tuple(given))
-            means = class_means(self.view.features(self.imgs, indices), labels)
+            means = class_means(self.view.features(self.imgs, indices)[0], labels)
             head = imprinted(head, means, self.old_features, self.old_labels)
         weight, bias = (torch.from_numpy(v).float() for v in (head.weight, head.bias))
         model.classifier[-1] = linear_of(weight, bias).to(self.device)
-        if not given or not trains:
+        if not trains or not (given or way == "rehearsed"):
             return model
         if way == "ewc":
             penalty = self._penalty(model, n_old)
-        # a new class is shown at least as often as an old one's exemplars
-        turns = [np.resize(own, max(len(own), self.cfg.open_exemplars)) for own in given.values()]
-        indices, labels = np.concatenate(turns), np.repeat(np.arange(len(turns)), [len(t) for t in turns]) + n_old
-        if way in ("exemplars", "all_given"):
-            indices, labels = np.concatenate([self.old, indices]), np.concatenate([self.old_labels, labels])
+        # a new class is shown at least as often as an old one's exemplars, and at most three times as often
+        fewest = self.cfg.open_exemplars
+        turns = [np.resize(own, min(max(len(own), fewest), 3 * fewest)) for own in given.values()]
+        places = [np.full(len(own), n_old + i) for i, own in enumerate(turns)]
+        if way in ("rehearsed", "exemplars", "all_given"):
+            turns, places = [self.old, *turns], [self.old_labels, *places]
+        indices, labels = np.concatenate(turns), np.concatenate(places)
         recipe = dataclasses.replace(
             recipe_of(self.cfg, self.cfg.open_epochs, self.mean, self.std), rate=self.cfg.open_rate
         )
@@ -172,18 +180,18 @@ class _Lesson:
         """Whether each known and each unknown test image gets its right class among all outputs, (n,) and (m,)."""
         head = Head(*(p.detach().double().cpu().numpy() for p in (model.head.weight, model.head.bias)))
         found = [
-            head.logits(penultimate(model, self._images(i), self.mean, self.std)).argmax(1)
+            head.logits(described(model, self._images(i), self.mean, self.std)[0]).argmax(1)
             for i in (self.test, self.unknown)
         ]
         return found[0] == self.test_labels, found[1] == self._outputs(given)
 
     def nearest(self, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The same for nearest class mean on the frozen features of length 1: exemplars, and the given images."""
-        means = class_means(unit(self.old_features), self.old_labels)
+        """The same for nearest class mean on the frozen features (`described`): exemplars, and the given images."""
+        means = class_means(self.old_deep, self.old_labels)
         if given:
             indices, labels = gathered(given, tuple(given))
-            means = np.concatenate([means, class_means(unit(self.view.features(self.imgs, indices)), labels)])
-        found = [distances(unit(self.view.features(self.imgs, i)), means).argmin(1) for i in (self.test, self.unknown)]
+            means = np.concatenate([means, class_means(self.view.features(self.imgs, indices)[1], labels)])
+        found = [distances(self.view.features(self.imgs, i)[1], means).argmin(1) for i in (self.test, self.unknown)]
         return found[0] == self.test_labels, found[1] == self._outputs(given)
 
     def _outputs(self, given: dict[str, np.ndarray]) -> np.ndarray:
@@ -195,49 +203,9 @@ class _Lesson:
         self, way: str, given: dict[str, np.ndarray], right: tuple[np.ndarray, np.ndarray], flags: Flags
     ) -> dict[str, object]:
         """One row of the table."""
-        values = accuracies(right[0], self.test_labels, right[1], self.unknown_labels, self.cfg)
+        values = accuracies(
+            right[0], self.test_labels, right[1], self.unknown_labels, self.cfg.open_resamples, self.cfg.seed
+        )
         images = sum(len(i) for i in given.values())
         joined = {"classes_joined": len(given), "unknown_classes": len(self.sets.unknown), "new_images": images}
         return {"method": way, **values, **joined, **flags.counts}
-
-
-def imprinted(head: Head, means: np.ndarray, features: np.ndarray, labels: np.ndarray) -> Head:
-    """`head` (k, d) with a row for each new class mean (m, d): the mean's direction, as seen from the old classes' centre.
-
-    As Qi et al. (2018), but the length and bias of a row are such that its logit at the mean, and at the centre, is what the
-    old rows give exemplars (features (n, d), labels (n,)) of their own class, and of others, on average.
-    """
-    logits = head.logits(features)
-    own = logits[np.arange(len(labels)), labels]
-    others = (logits.sum(1) - own) / max(logits.shape[1] - 1, 1)
-    centre = features.mean(0)
-    direction = unit(means - centre)
-    apart = np.maximum(np.linalg.norm(means - centre, axis=1), 1e-12)
-    weight = direction * ((own.mean() - others.mean()) / apart)[:, None]
-    bias = others.mean() - weight @ centre
-    return Head(np.concatenate([head.weight, weight]), np.concatenate([head.bias, bias]))
-
-
-def accuracies(
-    old: np.ndarray, old_class: np.ndarray, new: np.ndarray, new_class: np.ndarray, cfg: Config
-) -> dict[str, float]:
-    """Old, new and harmonic accuracy in percent, with 95 % limits from resampled classes; old, new (n,): right or not.
-
-    With one class on a side the limits are NaN. The harmonic accuracy of nothing and anything is 0.
-    """
-    sides = []
-    rng = numpy_generator(cfg.seed, "open-world accuracies")
-    for right, group in ((old, old_class), (new, new_class)):
-        hits, counts = np.bincount(group, right), np.bincount(group)
-        k = len(counts)
-        draws = rng.multinomial(k, np.full(k, 1 / k), cfg.open_resamples)  # (r, k)
-        every = np.concatenate([np.ones((1, k)), draws])  # the first row: as it is
-        sides.append((every @ hits / (every @ counts) * 100, k))
-    (first, k_old), (second, k_new) = sides
-    both = np.divide(2 * first * second, first + second, out=np.zeros_like(first), where=first + second > 0)
-    values: dict[str, float] = {}
-    for name, series, k in (("old", first, k_old), ("new", second, k_new), ("harmonic", both, min(k_old, k_new))):
-        low, high = expanded_limits(series[1:], k, 0.95) if k > 1 else (np.nan, np.nan)
-        key = f"{name}_accuracy"
-        values |= {key: float(series[0]), f"{key}_low": low, f"{key}_high": high}
-    return values

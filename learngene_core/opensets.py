@@ -126,3 +126,33 @@ def threshold_at(known: np.ndarray, rate: float = 95.0) -> float:
     if not len(known) or np.isnan(known).any():
         raise StudyError("a threshold needs scores of known images, none of them NaN")
     return float(known[len(known) - max(1, int(np.ceil(rate / 100 * len(known) - 1e-9)))])
+
+
+def accuracies(
+    old: np.ndarray,
+    old_class: np.ndarray,
+    new: np.ndarray,
+    new_class: np.ndarray,
+    n_resamples: int = 500,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Old, new and harmonic accuracy in percent, with 95 % limits from resampled classes; old, new (n,): right or not.
+
+    With one class on a side the limits are NaN. The harmonic accuracy of nothing and anything is 0.
+    """
+    sides = []
+    rng = numpy_generator(seed, "open-world accuracies")
+    for right, group in ((old, old_class), (new, new_class)):
+        hits, counts = np.bincount(group, right), np.bincount(group)
+        k = len(counts)
+        draws = rng.multinomial(k, np.full(k, 1 / k), n_resamples)  # (r, k)
+        every = np.concatenate([np.ones((1, k)), draws])  # the first row: as it is
+        sides.append((every @ hits / (every @ counts) * 100, k))
+    (first, k_old), (second, k_new) = sides
+    both = np.divide(2 * first * second, first + second, out=np.zeros_like(first), where=first + second > 0)
+    values: dict[str, float] = {}
+    for name, series, k in (("old", first, k_old), ("new", second, k_new), ("harmonic", both, min(k_old, k_new))):
+        low, high = expanded_limits(series[1:], k, 0.95) if k > 1 else (np.nan, np.nan)
+        key = f"{name}_accuracy"
+        values |= {key: float(series[0]), f"{key}_low": low, f"{key}_high": high}
+    return values

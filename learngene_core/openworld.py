@@ -13,117 +13,19 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from .checkpoints import load_state
 from .config import Config
-from .division import Division, SourceTask, parts
+from .division import Division, SourceTask
 from .files import StudyError, say
 from .images import ImageSet
-from .network import ConvNet
+from .openafter import SAVED
 from .opensets import intervals, metrics
+from .openviews import OpenSets, View, gathered, open_sets, view_of
 from .runs import Run
-from .scores import FEATURE_SCORES, Head, Scorer, refit_head
-from .training import predict
+from .scores import FEATURE_SCORES
 
-HEADS = ("refit", "own")
-FILES = ("openworld.csv", "openworld_heads.csv", "openworld_images.csv", "openworld_learning.csv", "openworld_blocks.csv",
-         "openworld/model.safetensors", "openworld/about.json")  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class OpenSets:
-    """Image indices per class, base classes: exemplars, validation, test; open-world classes: stream, unknown (test)."""
-
-    exemplars: dict[str, np.ndarray]
-    validation: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
-    stream: dict[str, np.ndarray]
-    unknown: dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """The collective after one task: network, class names of its outputs, normalisation, and one scorer per head."""
-
-    task: int
-    model: ConvNet
-    class_names: tuple[str, ...]
-    mean: Tensor
-    std: Tensor
-    scorers: dict[str, Scorer]
-    seen: dict[bytes, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)  # features had before
-
-    def features(self, imgs: ImageSet, indices: np.ndarray) -> np.ndarray:
-        """What the last linear layer sees (n, d), of images with these indices (n,); evaluation mode."""
-        key = indices.tobytes()
-        if key not in self.seen:
-            self.seen[key] = penultimate(self.model, imgs.images[torch.from_numpy(indices)], self.mean, self.std)
-        return self.seen[key]
-
-
-def open_sets(imgs: ImageSet, div: Division, src: Sequence[SourceTask], cfg: Config) -> OpenSets:
-    """The images of the open-world study.
-
-    Raises StudyError without open-world classes, or where a base class has no held-out image left for a part.
-    """
-    if not div.open_world:
-        raise StudyError(
-            "the division has no open-world class, so nothing is unknown; the open world needs at least one (--set split=FILE)"
-        )
-    labels = imgs.labels.numpy()
-    base: tuple[dict[str, np.ndarray], ...] = ({}, {}, {})
-    for task in src:
-        for name in task.classes:
-            own = imgs.class_names.index(name)
-            for found, indices in zip(base, (task.train, task.validation, task.test), strict=True):
-                found[name] = indices[labels[indices] == own]
-                if not len(found[name]):
-                    raise StudyError(
-                        f"base class {name!r} has too few held-out images; set held_out_images to 2 or more"
-                    )
-    pairs = {name: parts(imgs, name, cfg.support_pool, cfg.query_images, cfg) for name in div.open_world}
-    train = {name: indices[: cfg.open_exemplars] for name, indices in base[0].items()}
-    stream, unknown = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
-    return OpenSets(train, base[1], base[2], stream, unknown)
-
-
-def gathered(groups: dict[str, np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Image indices (n,) of the classes in `names`, one class after the other, and their places (n,) in `names`."""
-    indices = [groups[name] for name in names]
-    return np.concatenate(indices), np.repeat(np.arange(len(names)), [len(i) for i in indices])
-
-
-@torch.no_grad()
-def penultimate(model: ConvNet, images: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
-    """What the last linear layer sees, (n, d) in double precision, of uint8 images (n, 3, h, w); without hidden layers these
-    are the features of the last block. Raises StudyError where they are not finite."""
-    device = next(model.parameters()).device
-    blocks = predict(model, images.to(device), mean.to(device), std.to(device), features=True)
-    was_training, _ = model.training, model.eval()
-    features = model.classifier[:-1](blocks).double().cpu().numpy()
-    model.train(was_training)
-    if not np.isfinite(features).all():
-        raise StudyError(
-            "the network's features are not finite: it has diverged; train it again with a lower learning_rate"
-        )
-    return features
-
-
-def view_of(run: Run, imgs: ImageSet, sets: OpenSets, task: int) -> View:
-    """The saved collective after source task `task` (from 1), with a scorer fitted on exemplars for each head."""
-    model, _, about = load_state(run.path / "collective" / f"task_{task:02d}")
-    mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
-    layout = torch.channels_last if run.machine.channels_last else torch.contiguous_format
-    model.to(run.machine.device, memory_format=layout)
-    names, cfg = tuple(about["class_names"]), run.cfg
-    indices, labels = gathered(sets.exemplars, names)
-    features = penultimate(model, imgs.images[torch.from_numpy(indices)], mean, std)
-    own = Head(*(p.detach().double().cpu().numpy() for p in (model.head.weight, model.head.bias)))
-    heads = {"refit": refit_head(features, labels, cfg.open_strength), "own": own}
-    made = {n: Scorer.fit(h, features, labels, tail=cfg.open_tail, alpha=cfg.open_alpha) for n, h in heads.items()}
-    return View(task, model, names, mean, std, made)
+TABLES = tuple(f"openworld{end}.csv" for end in ("", "_heads", "_images", "_learning", "_blocks"))
+FILES = (*TABLES, *(f"{folder}/{file}" for folder in SAVED.values() for file in ("model.safetensors", "about.json")))
 
 
 def measure(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config) -> list[dict]:
@@ -133,10 +35,11 @@ def measure(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config) -> list[dic
     features = view.features(imgs, known), view.features(imgs, unknown)
     rows = []
     for head, scorer in view.scorers.items():
-        for score, (values, named) in scorer(features[0]).items():
-            if score in FEATURE_SCORES and head != HEADS[0]:
+        scores = scorer(*features[1])
+        for score, (values, named) in scorer(*features[0]).items():
+            if score in FEATURE_SCORES and head != "refit":
                 continue  # they do not look at the head
-            given = values, scorer(features[1])[score][0], named == labels
+            given = values, scores[score][0], named == labels
             limits = intervals(*given, labels, strange, n_resamples=cfg.open_resamples, seed=cfg.seed)
             row = {"task": view.task, "score": score, "head": "none" if score in FEATURE_SCORES else head}
             for name, value in metrics(*given).items():
@@ -148,14 +51,14 @@ def measure(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config) -> list[dic
 
 
 def image_scores(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config) -> pd.DataFrame:
-    """One row per image and its six scores after the last task: part (validation, test: known; stream, unknown), image
+    """One row per image and its scores after the last task: part (validation, test: known; stream, unknown), image
     (index), class_name, known, predicted (by the head), and a column per score."""
     tables = []
     for part in ("validation", "test", "stream", "unknown"):
         groups = getattr(sets, part)
         names = view.class_names if part in ("validation", "test") else tuple(groups)
         indices, labels = gathered(groups, names)
-        found = view.scorers[cfg.open_head](view.features(imgs, indices))
+        found = view.scorers[cfg.open_head](*view.features(imgs, indices))
         columns = {
             "part": part,
             "image": indices,
@@ -186,16 +89,15 @@ def open_world(imgs: ImageSet, div: Division, src: Sequence[SourceTask], cfg: Co
 
     Raises StudyError without open-world classes, without a finished collective, and for a network that has diverged.
     """
-    names = [file for file in FILES if file.endswith(".csv")]
     if run.done("openworld"):
         say("openworld: found in the run folder, loaded")
-        return OpenWorld(*(run.read_table(name) for name in names))
+        return OpenWorld(*(run.read_table(name) for name in TABLES))
     if not run.done("collective"):
         raise StudyError(f"{run.path} holds no finished collective; run `learngene collective` first")
     sets = open_sets(imgs, div, src, cfg)
     with run.computing("openworld", list(FILES)), _one_thread_each(run):
         tables = _computed(imgs, src, sets, cfg, run)
-        for name, field in zip(names, dataclasses.fields(tables), strict=True):
+        for name, field in zip(TABLES, dataclasses.fields(tables), strict=True):
             run.write_table(name, getattr(tables, field.name))
     say(f"openworld: {len(src)} states of the collective measured on {len(div.open_world)} open-world classes, saved")
     return tables

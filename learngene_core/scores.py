@@ -1,21 +1,25 @@
 """How sure a network is that it knows what it sees: scores of images, higher = known; arrays with one row per image.
 
-Three scores read the logits of a head, two the features below it, OpenMax both kinds of statistics of the logits. Whatever is
-fitted is fitted on exemplars of the known classes. Written out because pytorch-ood's Mahalanobis has no shrinkage and its
-OpenMax fits one class after the other by simplex search (0.2 s each); the tests compare with that library and with scipy.
+Four scores read the logits of a head, three read features. Whatever is fitted is fitted on exemplars of the known classes.
+Written out because pytorch-ood's Mahalanobis has no shrinkage and its OpenMax fits one class after the other by simplex search
+(0.2 s each); the tests compare with that library and with scipy.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import logsumexp, softmax
 
 from .files import StudyError
 
+if TYPE_CHECKING:
+    from .heads import Head
+
 LOGIT_SCORES = ("msp", "maxlogit", "energy", "openmax")
-FEATURE_SCORES = ("ncm", "mahalanobis")
+FEATURE_SCORES = ("ncm", "mahalanobis", "relative_mahalanobis")
 SCORES = (*LOGIT_SCORES, *FEATURE_SCORES)
 
 
@@ -56,7 +60,7 @@ def tied_covariance(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     from sklearn.covariance import ledoit_wolf
 
     centred = checked(features, "features") - class_means(features, labels)[labels]
-    if not np.any(centred):
+    if np.abs(centred).max() <= 1e-9 * max(np.abs(features).max(), 1e-9):  # nothing but rounding
         return np.eye(features.shape[1])
     return ledoit_wolf(centred, assume_centered=True)[0]
 
@@ -79,6 +83,30 @@ def ncm(features: np.ndarray, means: np.ndarray) -> np.ndarray:
 def mahalanobis(features: np.ndarray, means: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """Minus the squared Mahalanobis distance (n,) to the nearest class mean (Lee et al. 2018)."""
     return -distances(features, means, covariance).min(1)
+
+
+def relative_mahalanobis(features: np.ndarray, known: ClassStatistics) -> np.ndarray:
+    """`mahalanobis` less the same for one class that holds all exemplars (n,): what any image has in common counts neither for
+    nor against it (Ren et al. 2021)."""
+    background = distances(features, known.middle, known.spread)[:, 0]
+    return background - distances(features, known.means, known.covariance).min(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassStatistics:
+    """Of exemplars' features: class means (k, d), tied covariance (d, d), overall mean (1, d) and covariance (d, d)."""
+
+    means: np.ndarray
+    covariance: np.ndarray
+    middle: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, labels: np.ndarray) -> ClassStatistics:
+        """Of features (n, d) with labels (n,) in 0 ... k - 1."""
+        together = np.zeros_like(labels)
+        one = class_means(features, together), tied_covariance(features, together)
+        return cls(class_means(features, labels), tied_covariance(features, labels), *one)
 
 
 # OpenMax (Bendale and Boult 2016) ------------------------------------------------------------------------------------
@@ -150,63 +178,33 @@ def checked(values: np.ndarray, what: str) -> np.ndarray:
 
 # all of them together ------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
-class Head:
-    """A linear head: weight (k, d), bias (k,)."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-
-    def logits(self, features: np.ndarray) -> np.ndarray:
-        """Logits (n, k) of features (n, d)."""
-        return checked(checked(features, "features") @ self.weight.T + self.bias, "logits")
-
-
-def refit_head(features: np.ndarray, labels: np.ndarray, strength: float) -> Head:
-    """Logistic regression on frozen features (n, d) of exemplars with labels (n,) in 0 ... k - 1, so that the logits of all
-    classes compare. `strength`: inverse of the penalty on weights of standardised features."""
-    from sklearn.linear_model import LogisticRegression
-
-    middle, spread = checked(features, "features").mean(0), features.std(0)
-    spread = np.where(spread > 1e-6 * max(spread.max(), 1e-6), spread, 1.0)  # a dead feature stays as it is
-    model = LogisticRegression(C=strength, max_iter=1000).fit((features - middle) / spread, labels)
-    weight, bias = model.coef_, model.intercept_
-    if len(weight) == 1:  # two classes: one difference of logits, shared equally
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return Head(weight / spread, bias - (weight / spread) @ middle)
-
-
-@dataclasses.dataclass(frozen=True)
 class Scorer:
     """Everything the scores know of the known classes: a head, and statistics of exemplars."""
 
     head: Head
-    means: np.ndarray
-    covariance: np.ndarray
+    known: ClassStatistics
     tails: tuple[np.ndarray, np.ndarray, np.ndarray]
     alpha: int
 
     @classmethod
-    def fit(cls, head: Head, features: np.ndarray, labels: np.ndarray, *, tail: int = 10, alpha: int = 10) -> Scorer:
-        """From exemplars' features (n, d) and labels (n,) in 0 ... k - 1; feature scores work on features of length 1."""
-        unit_features = unit(features)
-        return cls(
-            head,
-            class_means(unit_features, labels),
-            tied_covariance(unit_features, labels),
-            openmax_fit(head.logits(features), labels, tail),
-            alpha,
-        )
+    def fit(
+        cls, head: Head, features: np.ndarray, deep: np.ndarray, labels: np.ndarray, *, tail: int = 10, alpha: int = 10
+    ) -> Scorer:
+        """From exemplars: features (n, d) below the head, features (n, e) for the feature scores, labels (n,)."""
+        return cls(head, ClassStatistics.of(deep, labels), openmax_fit(head.logits(features), labels, tail), alpha)
 
-    def __call__(self, features: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Score -> values (n,) and the class (n,) that the classifier behind that score names; of features (n, d)."""
-        logits, short = self.head.logits(features), unit(features)
+    def __call__(self, features: np.ndarray, deep: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Score -> values (n,) and the class (n,) that the classifier behind that score names."""
+        logits, known = self.head.logits(features), self.known
         named, opened = logits.argmax(1), openmax(logits, *self.tails, self.alpha)
-        near, whitened = distances(short, self.means), distances(short, self.means, self.covariance)
+        near = distances(deep, known.means).argmin(1)
+        whitened = distances(deep, known.means, known.covariance).argmin(1)
         return {
             "msp": (msp(logits), named),
             "maxlogit": (maxlogit(logits), named),
             "energy": (energy(logits), named),
             "openmax": (1 - opened[:, -1], opened[:, :-1].argmax(1)),
-            "ncm": (-np.sqrt(near.min(1)), near.argmin(1)),
-            "mahalanobis": (-whitened.min(1), whitened.argmin(1)),
+            "ncm": (ncm(deep, known.means), near),
+            "mahalanobis": (mahalanobis(deep, known.means, known.covariance), whitened),
+            "relative_mahalanobis": (relative_mahalanobis(deep, known), whitened),
         }

@@ -107,7 +107,8 @@ class Chain:
     @functools.cached_property
     def openworld(self) -> OpenWorld:
         """Unknown classes noticed and learned (openworld.csv and its sisters, openworld/)."""
-        from .openworld import open_sets, open_world
+        from .openviews import open_sets
+        from .openworld import open_world
 
         open_sets(
             self.images, self.division, self.source, self.cfg

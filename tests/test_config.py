@@ -262,6 +262,7 @@ OTHER = {
     "preset_name": "smoke", "data": "cifar100", "data_path": "/elsewhere", "split": "seed", "device": "cpu",
     "source_draw": "overlap", "growth": "uneven", "loss": "class-incremental", "schedule": "cosine",
     "individual_schedule": "constant", "ewc_form": "proximal", "new_columns": "zero", "sign": "absolute",
+    "open_head": "own", "open_score": "energy",
     "criterion": "stability", "layers": ("conv1",), "methods": ("scratch",), "individual_rates": ("light:scratch=0.5",),
 }  # fmt: skip
 

@@ -1,0 +1,133 @@
+"""What the open world looks at: image indices by role, and a saved state of the collective with its scorers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoints import load_state
+from .config import Config
+from .division import Division, SourceTask, parts
+from .files import StudyError
+from .heads import Head, refit_head
+from .images import ImageSet, normalise
+from .network import ConvNet
+from .runs import Run
+from .scores import Scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenSets:
+    """Image indices per class, base classes: exemplars, validation, test; open-world classes: stream, unknown (test)."""
+
+    exemplars: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+    stream: dict[str, np.ndarray]
+    unknown: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The collective after one task: network, class names of its outputs, normalisation, and one scorer per head."""
+
+    task: int
+    model: ConvNet
+    class_names: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    scorers: dict[str, Scorer]
+    depths: int
+    seen: dict[bytes, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
+        default_factory=dict, repr=False
+    )  # features had before
+
+    def features(self, imgs: ImageSet, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`described` for images with these indices (n,)."""
+        key = indices.tobytes()
+        if key not in self.seen:
+            images = imgs.images[torch.from_numpy(indices)]
+            self.seen[key] = described(self.model, images, self.mean, self.std, self.depths)
+        return self.seen[key]
+
+
+def open_sets(imgs: ImageSet, div: Division, src: Sequence[SourceTask], cfg: Config) -> OpenSets:
+    """The images of the open-world study.
+
+    Raises StudyError without open-world classes, or where a base class has no held-out image left for a part.
+    """
+    if not div.open_world:
+        raise StudyError(
+            "the division has no open-world class, so nothing is unknown; the open world needs at least one (--set split=FILE)"
+        )
+    labels = imgs.labels.numpy()
+    base: tuple[dict[str, np.ndarray], ...] = ({}, {}, {})
+    for task in src:
+        for name in task.classes:
+            own = imgs.class_names.index(name)
+            for found, indices in zip(base, (task.train, task.validation, task.test), strict=True):
+                found[name] = indices[labels[indices] == own]
+                if not len(found[name]):
+                    raise StudyError(
+                        f"base class {name!r} has too few held-out images; set held_out_images to 2 or more"
+                    )
+    pairs = {name: parts(imgs, name, cfg.support_pool, cfg.query_images, cfg) for name in div.open_world}
+    train = {name: indices[: cfg.open_exemplars] for name, indices in base[0].items()}
+    stream, unknown = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
+    return OpenSets(train, base[1], base[2], stream, unknown)
+
+
+def gathered(groups: dict[str, np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Image indices (n,) of the classes in `names`, one class after the other, and their places (n,) in `names`."""
+    indices = [groups[name] for name in names]
+    return np.concatenate(indices), np.repeat(np.arange(len(names)), [len(i) for i in indices])
+
+
+@torch.no_grad()
+def described(
+    model: ConvNet, images: Tensor, mean: Tensor, std: Tensor, depths: int = 1, batch_size: int = 250
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the last linear layer sees (n, d), and features (n, e) of the last `depths` blocks with a pool behind them: each
+    averaged over positions, scaled to length 1, side by side. Of uint8 images (n, 3, h, w), in double precision.
+
+    Raises StudyError where they are not finite.
+    """
+    device, (was_training, _) = next(model.parameters()).device, (model.training, model.eval())
+    pooled = [n for n, block in model.blocks.items() if block.pool][-depths:] or model.block_names[-1:]
+    below, deep = [], []
+    for batch in images.split(batch_size):
+        x, maps = normalise(batch.to(device), mean.to(device), std.to(device)), []
+        for name, block in model.blocks.items():
+            x = block(x)
+            if name in pooled:
+                maps.append(torch.nn.functional.normalize(x.mean((2, 3)), dim=1))
+        below.append(model.classifier[:-1](x.flatten(1)))
+        deep.append(torch.cat(maps, dim=1))
+    model.train(was_training)
+    found = torch.cat(below).double().cpu().numpy(), torch.cat(deep).double().cpu().numpy()
+    if not all(np.isfinite(values).all() for values in found):
+        raise StudyError(
+            "the network's features are not finite: it has diverged; train it again with a lower learning_rate"
+        )
+    return found
+
+
+def view_of(run: Run, imgs: ImageSet, sets: OpenSets, task: int) -> View:
+    """The saved collective after source task `task` (from 1), with a scorer fitted on exemplars for each head."""
+    model, _, about = load_state(run.path / "collective" / f"task_{task:02d}")
+    mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
+    layout = torch.channels_last if run.machine.channels_last else torch.contiguous_format
+    model.to(run.machine.device, memory_format=layout)
+    names, cfg = tuple(about["class_names"]), run.cfg
+    indices, labels = gathered(sets.exemplars, names)
+    features, deep = described(model, imgs.images[torch.from_numpy(indices)], mean, std, cfg.open_depths)
+    own = Head(*(p.detach().double().cpu().numpy() for p in (model.head.weight, model.head.bias)))
+    heads = {"refit": refit_head(features, labels, cfg.open_strength), "own": own}
+    made = {
+        n: Scorer.fit(h, features, deep, labels, tail=cfg.open_tail, alpha=cfg.open_alpha) for n, h in heads.items()
+    }
+    return View(task, model, names, mean, std, made, cfg.open_depths)

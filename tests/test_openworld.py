@@ -1,0 +1,289 @@
+"""The open world on a saved run: what is known, what flags, what is learned, and that test images choose nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toys import tables_equal, toy_config, toy_images
+
+from learngene_core import openafter, openexplore, openfigures, openlearning, openworld, scores
+from learngene_core.collective import train_collective
+from learngene_core.config import Config
+from learngene_core.division import Division, source_tasks
+from learngene_core.files import StudyError
+from learngene_core.runs import Run
+
+CFG = toy_config(open_resamples=50, open_keep=60.0, open_min_images=2, open_epochs=1, open_exemplars=6)
+NAMES = toy_images().class_names
+DIVISION = Division(NAMES[:12], NAMES[12:16], NAMES[16:])
+
+
+@pytest.fixture(scope="module")
+def images():
+    return toy_images()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, images):
+    """A run folder with a finished collective of three tasks, and nothing after it."""
+    run = Run.open(CFG, tmp_path_factory.mktemp("open") / "run")
+    train_collective(images, DIVISION, source_tasks(images, DIVISION, CFG), CFG, run)
+    return run.path
+
+
+@pytest.fixture
+def fresh(trained, tmp_path):
+    """A copy of it."""
+    import shutil
+
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def met(path, images, div=DIVISION, cfg=CFG):
+    """The open world of a run folder."""
+    return openworld.open_world(images, div, source_tasks(images, div, cfg), cfg, Run.open(cfg, path))
+
+
+@pytest.fixture(scope="module")
+def done(trained, images, tmp_path_factory):
+    """A run folder with the open world, and its tables."""
+    import shutil
+
+    path = shutil.copytree(trained, tmp_path_factory.mktemp("done") / "run")
+    return path, met(path, images)
+
+
+def view_and_sets(path, images, task=3, cfg=CFG):
+    sets = openworld.open_sets(images, DIVISION, source_tasks(images, DIVISION, cfg), cfg)
+    return openworld.view_of(Run(cfg, path), images, sets, task), sets
+
+
+# who is known ---------------------------------------------------------------------------------------------------------
+def test_one_row_per_score_and_source_task(done):
+    table = done[1].table
+    assert list(table["task"]) == [t for t in (1, 2, 3) for _ in scores.SCORES]
+    assert set(table["score"]) == set(scores.SCORES) and not table.duplicated(["task", "score"]).any()
+    assert (table["n_known"] == 12 * table["task"]).all()  # three classes more per task, four test images each
+    assert (table["known_classes"] == 3 * table["task"]).all() and (table["n_unknown"] == 32).all()
+    for name in ("auroc", "aupr", "fpr95", "oscr", "closed_accuracy"):
+        assert table[name].between(0, 100).all(), name
+    assert (table["oscr"] <= table["closed_accuracy"] + 1e-6).where(table["score"] != "openmax", True).all()
+    assert (table["auroc_low"] <= table["auroc_high"]).all()
+
+
+def test_both_heads_stand_beside_each_other(done):
+    heads = done[1].heads
+    assert sorted(heads.loc[heads["task"] == 1, "head"]) == ["none"] * 3 + ["own"] * 4 + ["refit"] * 4
+    assert heads[heads["head"].isin(["refit", "none"])].reset_index(drop=True).equals(done[1].table)
+
+
+def test_no_image_has_two_roles_and_classes_to_come_are_in_neither(done, images):
+    view, sets = view_and_sets(done[0], images, task=1)
+    parts = [set(np.concatenate([*groups.values()]).tolist()) for groups in dataclasses.asdict(sets).values()]
+    assert all(not a & b for i, a in enumerate(parts) for b in parts[i + 1 :])
+    assert view.class_names == source_tasks(images, DIVISION, CFG)[0].classes
+    assert set(sets.unknown) == set(DIVISION.open_world)
+
+
+def test_the_networks_own_head_gives_the_networks_own_answers(done, images):
+    from learngene_core.training import predict
+
+    view, sets = view_and_sets(done[0], images)
+    indices, _ = openworld.gathered(sets.test, view.class_names)
+    logits = predict(view.model, images.images[torch.from_numpy(indices)], view.mean, view.std)
+    ours = view.scorers["own"].head.logits(view.features(images, indices)[0])
+    assert ours == pytest.approx(logits.numpy(), abs=1e-4)
+
+
+# test images choose nothing ---------------------------------------------------------------------------------------------
+def test_other_test_images_change_no_choice(done, fresh, images):
+    """With all test images replaced by noise, exemplars, threshold, flags and the networks after learning are the same."""
+    _, sets = view_and_sets(done[0], images)
+    spoiled = torch.from_numpy(np.concatenate([*sets.test.values(), *sets.unknown.values()]))
+    pixels = images.images.clone()
+    pixels[spoiled] = torch.randint(
+        0, 256, pixels[spoiled].shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    other = met(fresh, dataclasses.replace(images, images=pixels))
+    assert not other.table["auroc"].equals(done[1].table["auroc"])
+    counts = ["method", "threshold", "budget", "flagged_unknown", "false_alarms", "classes_joined", "new_images"]
+    assert tables_equal(other.learning[counts], done[1].learning[counts])
+    assert tables_equal(other.blocks, done[1].blocks)
+    for folder in openafter.SAVED.values():
+        name = f"{folder}/model.safetensors"
+        assert (fresh / name).read_bytes() == (done[0] / name).read_bytes()
+    choosing = ["validation", "stream"]
+    ours, theirs = (w.images[w.images["part"].isin(choosing)] for w in (done[1], other))
+    assert tables_equal(ours, theirs)
+
+
+def test_the_same_seed_gives_the_same_files(done, fresh, images):
+    met(fresh, images)
+    for name in openworld.FILES:
+        assert (fresh / name).read_bytes() == (done[0] / name).read_bytes(), name
+
+
+def test_a_finished_open_world_is_loaded(done, images, capsys):
+    again = met(done[0], images)
+    assert "loaded" in capsys.readouterr().out
+    assert again.table["auroc"].tolist() == pytest.approx(done[1].table["auroc"].tolist())
+
+
+# learning ---------------------------------------------------------------------------------------------------------------
+def test_the_threshold_flags_below_and_the_budget_counts_false_alarms(done, images):
+    view, sets = view_and_sets(done[0], images)
+    flags = openlearning.flag(view, images, sets, CFG)
+    values = view.scorers["refit"](*view.features(images, flags.image))[CFG.open_score][0]
+    assert (flags.flagged == (values < flags.threshold)).all()
+    assert np.mean(flags.flagged[flags.known]) <= 0.4 + 1e-9
+    assert len(flags.image) == 36 // 3 * 3 + 4 * 12 or flags.known.sum() == 36
+    assert (flags.labelled == flags.flagged).all() and flags.counts["budget"] == flags.flagged.sum()
+    few = openlearning.flag(view, images, sets, CFG.replace(open_budget=3))
+    assert few.labelled.sum() == 3 and few.labelled[: np.flatnonzero(few.flagged)[2] + 1].sum() == 3
+
+
+def test_every_way_of_learning_is_reported(done):
+    table = done[1].learning.set_index("method")
+    assert list(table.index) == ["before", "rehearsed", "imprinted", "nothing", "ewc", "exemplars", "all_given", "ncm",
+                                 "ncm_all_given"]  # fmt: skip
+    assert (table.loc[["before", "rehearsed"], ["new_accuracy", "harmonic_accuracy"]] == 0).all(axis=None)
+    assert table.loc["all_given", "classes_joined"] == 4 == table.loc["ncm_all_given", "classes_joined"]
+    both = 2 * table["old_accuracy"] * table["new_accuracy"] / (table["old_accuracy"] + table["new_accuracy"])
+    assert table["harmonic_accuracy"].tolist() == pytest.approx(both.fillna(0).tolist())
+
+
+def test_learning_leaves_the_collective_and_the_first_view_as_they_were(done, images):
+    view, sets = view_and_sets(done[0], images)
+    before = {n: t.clone() for n, t in view.model.state_dict().items()}
+    lesson = openlearning._Lesson(view, images, sets, CFG)
+    taught = lesson.taught("nothing", sets.stream, True)
+    assert all(torch.equal(t, before[n]) for n, t in view.model.state_dict().items())
+    assert taught.n_classes == view.model.n_classes + 4
+
+
+def test_strong_ewc_holds_the_old_weights(done, images):
+    view, sets = view_and_sets(done[0], images)
+    away = {}
+    for way, strength in (("nothing", 0.0), ("ewc", 1e7)):
+        lesson = openlearning._Lesson(view, images, sets, CFG.replace(open_ewc=strength))
+        away[way] = openafter.moved(view.model, lesson.taught(way, sets.stream, True))["relative_change"].mean()
+    assert away["ewc"] < 0.8 * away["nothing"]
+
+
+def test_where_no_class_is_told_often_enough_none_joins(fresh, images, capsys):
+    cfg = CFG.replace(open_min_images=1000)
+    learned = met(fresh, images, cfg=cfg).learning.set_index("method")
+    assert "none joins" in capsys.readouterr().out
+    assert learned.loc["exemplars", "classes_joined"] == 0 and learned.loc["exemplars", "new_accuracy"] == 0
+    assert learned.loc["all_given", "classes_joined"] == 4
+
+
+def test_the_learngene_can_be_cut_after(done, trained):
+    run = Run(CFG, done[0])
+    gene = openafter.cut_after(run, ("conv2", "conv3"))
+    model = openafter.network_after(run)
+    assert torch.equal(gene.tensors["conv2.conv.weight"], model.blocks["conv2"].conv.weight)
+    assert gene.notes["cut"].startswith("after the open world")
+    with pytest.raises(StudyError, match="learngene openworld"):
+        openafter.cut_after(Run(CFG, trained), ("conv2",))
+
+
+# bad input --------------------------------------------------------------------------------------------------------------
+def test_no_open_world_class_is_refused(fresh, images):
+    with pytest.raises(StudyError, match="no open-world class"):
+        met(fresh, images, Division(DIVISION.base, (), DIVISION.novel))
+
+
+def test_one_open_world_class_has_estimates_without_limits(fresh, images):
+    world = met(fresh, images, Division(DIVISION.base, DIVISION.open_world[:1], DIVISION.novel))
+    assert world.table["auroc"].notna().all() and world.table["auroc_low"].isna().all()
+    assert world.learning["new_accuracy_low"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"open_exemplars": 1}, {"open_head": "own"}, {"held_out_images": 2}, {"query_images": 2}]
+)
+def test_a_single_image_per_class_and_the_own_head_work(tmp_path, images, changes):
+    cfg = CFG.replace(n_source_tasks=1, growth="none", **changes)
+    run = Run.open(cfg, tmp_path / "run")
+    src = source_tasks(images, DIVISION, cfg)
+    train_collective(images, DIVISION, src, cfg, run)
+    world = openworld.open_world(images, DIVISION, src, cfg, run)
+    assert np.isfinite(world.table[["auroc", "aupr", "fpr95", "oscr"]]).all(axis=None)
+    expected = {"refit", "none"} if "open_head" not in changes else {"own", "none"}
+    assert set(world.table["head"]) == expected
+
+
+def test_a_network_that_has_diverged_is_named(done, images):
+    view, sets = view_and_sets(done[0], images)
+    with torch.no_grad():
+        view.model.blocks["conv1"].conv.weight.fill_(float("nan"))
+    with pytest.raises(StudyError, match="diverged"):
+        view.features(images, sets.test[view.class_names[0]])
+
+
+def test_without_a_collective_the_open_world_says_so(tmp_path, images):
+    with pytest.raises(StudyError, match="learngene collective"):
+        met(tmp_path / "run", images)
+
+
+@pytest.mark.parametrize(("name", "value"), [("open_score", "msq"), ("open_head", "mine"), ("open_keep", 100.0)])
+def test_bad_values_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Config.preset("smoke", **{name: value})
+
+
+# figures ----------------------------------------------------------------------------------------------------------------
+def test_figures_draw_what_the_tables_hold(done, images):
+    import matplotlib.pyplot as plt
+
+    world, pixels = done[1], images.images.numpy()
+    axes = openfigures.score_distributions(world.images)
+    assert [a.get_title() for a in axes if a.get_visible()] == list(openfigures.SCORE_NAMES.values())
+    row = world.table[(world.table["task"] == 3) & (world.table["score"] == "msp")].iloc[0]
+    labels = openfigures.roc_with_band(world.images, "msp", n_resamples=5).get_legend_handles_labels()[1]
+    assert f"largest probability: AUROC {row['auroc']:.1f}" in labels
+    labels = openfigures.oscr_curves(world.images).get_legend_handles_labels()[1]
+    assert f"largest probability: OSCR {row['oscr']:.1f}" in labels
+    assert openfigures.over_tasks(world.table)[0].lines[0].get_ydata()[-1] == row["auroc"]
+    assert len(openfigures.learning(world.learning).get_yticklabels()) == len(world.learning)
+    assert len(openfigures.gallery({"some": pixels[:3], "none": pixels[:0]})) == 2
+    assert len(openexplore.draw_threshold(world.images, pixels)) == 5
+    plt.close("all")
+
+
+def test_the_threshold_puts_every_image_in_one_place(done):
+    shown = done[1].images[done[1].images["part"].isin(openexplore.PARTS)]
+    for threshold in (-np.inf, float(shown["ncm"].median()), np.inf):
+        groups = openfigures.threshold_counts(shown, "ncm", threshold)
+        assert sum(map(len, groups.values())) == len(shown)
+        assert pd.concat(groups.values())["image"].is_unique
+        assert all(
+            (rows["known"] == known).all()
+            for rows, (known, _) in zip(groups.values(), openfigures.GROUPS.values(), strict=True)
+        )
+    with pytest.raises(ValueError, match="no score 'mps'"):
+        openfigures.split(shown, "mps")
+
+
+def test_the_explorer_redraws(done, images):
+    import matplotlib.pyplot as plt
+
+    box = openexplore.openworld_explorer(done[1].images, images.images.numpy())
+    box.controls["keep"].value, box.controls["score"].value = 80.0, "energy"
+    plt.close("all")
+
+
+def test_open_figures_need_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys\nfrom learngene_core import openfigures, openexplore\nprint('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
