@@ -22,6 +22,8 @@ def stage_seconds(run: Run) -> dict[str, float]:
         )
     if "reconstruct" in todo:
         seconds["reconstruct"] = _individual_steps(cfg) * _individual_step(run) / run.machine.workers
+    if "openworld" not in run.manifest:
+        seconds["openworld"] = 3.0 * cfg.n_source_tasks  # mostly forward passes, once per saved task; a rough figure
     return seconds
 
 

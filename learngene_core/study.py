@@ -167,7 +167,7 @@ def _finished(run: Run) -> dict[str, str]:
 
 
 def _whole(run: Run) -> bool:
-    return all(run.done(stage) for stage in ("division", "collective", "criteria", "reconstruct"))
+    return all(run.done(stage) for stage in ("division", "collective", "criteria", "reconstruct", "openworld"))
 
 
 def _run_notebooks(run: Run, paths: list[Path]) -> None:

@@ -271,7 +271,9 @@ def test_ewc_pulls_towards_the_inherited_weights(world, monkeypatch):
     monkeypatch.setattr(fewshot, "fit", watching)
     shares = {}
     for strength in (0.0, 30.0, 300.0):
-        table = world.evaluate(methods=("learngene_ewc",), individual_ewc=strength, individual_epochs=4, ewc_form="proximal")
+        table = world.evaluate(
+            methods=("learngene_ewc",), individual_ewc=strength, individual_epochs=4, ewc_form="proximal"
+        )
         shares[strength] = table["ewc_share"].tolist()
     assert shares[0.0] == [0, 0] and all(0 < s < 100 for s in shares[30.0] + shares[300.0])
     assert sum(away[300.0]) < 0.8 * sum(away[30.0]) < 0.8 * sum(away[0.0])

@@ -401,7 +401,8 @@ def test_every_schedule_ends_at_the_final_widths(preset, n_tasks):
         for name, width in plan[task]:
             assert width > widths[name]
             widths[name] = width
-    assert tuple(widths.values()) == cfg.final_widths != cfg.start_widths
+    assert tuple(widths.values()) == cfg.final_widths
+    assert (cfg.final_widths == cfg.start_widths) == (cfg.growth == "none")
 
 
 def test_without_growth_the_network_starts_at_its_final_widths():
