@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .checkpoints import Collective
 from .config import Config
@@ -12,15 +12,27 @@ from .network import ConvNet
 from .presets import METHODS
 from .streams import generator
 
+Donor = Callable[[tuple], Learngene | None]
+"""What to inherit, made anew for every (group, target task, initial weights); None: nothing."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One way to make an individual: family, method, learning rate, EWC strength (0: none)."""
+    """One way to make an individual.
+
+    family, method; rate: learning rate; ewc: strength of the pull towards the inherited weights (0: none); hold: what that
+    pull weighs with, "fisher" (EWC) or "l2" (all alike: L2-SP, Li et al. 2018), or "frozen": inherited parameters do not move
+    at all (their batch-norm statistics do); donor: where the inherited blocks come from, by default as `inherited` has it for
+    the method; columns: further columns of the arm's rows.
+    """
 
     family: str
     method: str
     rate: float
     ewc: float = 0.0
+    hold: str = "fisher"
+    donor: Donor | None = dataclasses.field(default=None, compare=False)
+    columns: tuple[tuple[str, object], ...] = ()
 
 
 def arms_of(cfg: Config, methods: Sequence[str]) -> list[Arm]:

@@ -19,6 +19,8 @@ CHOICES = {
     "ewc_form": ("penalty", "proximal"),
     "new_columns": ("imputed", "zero"),
     "sign": ("positive", "absolute"),
+    "atlas_blocks": ("coarse", "full"),
+    "ancestors": ("single_task", "fixed_width", "joint", "permuted"),
     "open_head": ("refit", "own"),
     "open_score": ("msp", "maxlogit", "energy", "openmax", "ncm", "mahalanobis", "relative_mahalanobis"),
 }

@@ -27,6 +27,10 @@ STAGES: dict[str, tuple[str, ...]] = {
     "tune": ("criteria", "targets"),
     "reference": ("collective",),
     "openworld": ("collective",),
+    "measures": ("collective",),
+    "atlas": ("collective", "targets"),
+    "controls": ("criteria", "atlas"),
+    "claims": ("controls", "measures", "reconstruct", "openworld"),
 }
 
 
@@ -36,8 +40,14 @@ PLAIN = (
 STAGE_VERSION = 1  # part of every hash; raised when a change of the code changes results
 
 
-def _field(default: Any, stage: str, text: str, low: float = -math.inf, high: float = math.inf) -> Any:
-    return dataclasses.field(default=default, metadata={"stage": stage, "help": text, "low": low, "high": high})
+def _field(
+    default: Any, stage: str, text: str, low: float = -math.inf, high: float = math.inf, *, kind: str = ""
+) -> Any:
+    """kind "extent": how much of a stage is wanted, not what each piece of it is, so finished pieces stay valid;
+    "switch": left out of every hash while it is at its default, so that it can be added without changing any run."""
+    return dataclasses.field(
+        default=default, metadata={"stage": stage, "help": text, "low": low, "high": high, "kind": kind}
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +104,8 @@ class Config:
     null_networks: int = _field(6, "collective", "untrained networks with random labels behind every null", 2)
     null_steps: int = _field(2, "collective", "mini-batches per untrained network and task", 1)
 
+    defects: tuple[str, ...] = _field((), "collective", "defects of the released scripts (see `released`)", kind="switch")
+
     # criteria and the learngene
     criterion: str = _field("released", "criteria", "per-layer criterion that chooses the learngene")
     threshold: float = _field(5e-10, "criteria", "threshold on gradient entries (released: 5e-10 CIFAR, 5e-4 ImageNet)", 0)
@@ -139,7 +151,23 @@ class Config:
     open_rate: float = _field(0.03, "openworld", "peak learning rate of that training", 1e-8, 10)
     open_ewc: float = _field(3000.0, "openworld", "strength of EWC in that training (as a proximal step)", 0)
 
+    # the atlas of all blocks, and the controls beside it
+    atlas_blocks: str = _field("coarse", "atlas", "coarse (prefixes, suffixes, one length) or full (every block)", kind="extent")
+    atlas_length: int = _field(3, "atlas", "length of the blocks that a coarse atlas has at every depth", 1, kind="extent")
+    atlas_tasks: int = _field(6, "atlas", "target tasks of the atlas (the first ones)", 2, kind="extent")
+    atlas_pseudo_tasks: int = _field(4, "atlas", "pseudo-tasks of open-world classes (they recommend)", 0, kind="extent")
+    atlas_inits: int = _field(2, "atlas", "initial weights per task of the atlas", 1, kind="extent")
+    atlas_epochs: int = _field(15, "atlas", "epochs of an individual of the atlas", 1)
+    atlas_rate: float = _field(0.03, "atlas", "peak learning rate of the atlas", 1e-8, 10)
+    atlas_shots: int = _field(10, "atlas", "support images per class in the atlas", 1)
+    controls: tuple[str, ...] = _field(("all",), "controls", "content controls, by name; all; or none")
+    control_ewc: tuple[float, ...] = _field((0.0, 1.0, 100.0), "controls", "strengths of EWC to the inherited weights", 0)
+    control_l2: tuple[float, ...] = _field((0.01, 0.1, 1.0), "controls", "strengths of the plain pull to them (L2-SP)", 0)
+    ancestors: tuple[str, ...] = _field((), "controls", "other ancestors: single_task, fixed_width, joint, permuted")
+    inherited_share: float = _field(50.0, "claims", "most a recommended block inherits, percent of all parameters", 1, 100)
+
     # the machine (outside every hash; resolved into machine.json)
+    minutes: float = _field(0.0, "", "long stages stop after this many minutes and go on when called again; 0: no limit", 0)
     device: str = _field("auto", "", "auto, cpu, cuda or mps")
     workers: int = _field(0, "", "workers over independent individuals; 0: as many as processors, at most 2 on a CPU", 0, 256)
     threads: int = _field(1, "", "threads of one training loop; 0: all there are (more than one pays only on large networks)", 0)
@@ -217,12 +245,18 @@ class Config:
         values = self.to_dict()
         if self.split not in ("", "seed"):
             values["split"] = "file"  # its content is compared with division.json, its path is nobody's business
-        return {name: values[name] for name, field in FIELDS.items() if field.metadata["stage"] in stages}
+        asleep = {n for n, f in FIELDS.items() if f.metadata["kind"] == "switch" and getattr(self, n) == f.default}
+        return {n: values[n] for n, f in FIELDS.items() if f.metadata["stage"] in stages and n not in asleep}
 
     def stage_hash(self, stage: str) -> str:
         """16 hexadecimal digits over `fields_of(stage)`; equal configurations give equal hashes on any machine."""
         text = json.dumps([STAGE_VERSION, self.fields_of(stage)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def piece_hash(self, stage: str) -> str:
+        """As `stage_hash`, over what decides each piece of a stage and not over how many pieces are wanted."""
+        values = {n: v for n, v in self.fields_of(stage).items() if FIELDS[n].metadata["kind"] != "extent"}
+        return hashlib.sha256(json.dumps([STAGE_VERSION, values], sort_keys=True).encode()).hexdigest()[:16]
 
     def rate(self, family: str, method: str) -> float:
         """Learning rate of one method's individuals."""
@@ -279,6 +313,13 @@ def _check_together(cfg: Config) -> None:
             )
     if cfg.held_out_images == 1:
         raise ValueError("held_out_images = 1 cannot be halved into validation and test; use 2 or more, or 0 for all")
+    if cfg.n_target_tasks == 1:
+        raise ValueError("n_target_tasks = 1 gives no interval and no paired test; use 2 or more")
+    if "learngene_ewc" in cfg.methods and not cfg.individual_ewc:
+        raise ValueError(
+            "individual_ewc = 0 makes learngene_ewc the same as learngene; leave learngene_ewc out of methods, "
+            "or give a strength above 0"
+        )
     if cfg.carry_momentum and not cfg.momentum:
         raise ValueError("carry_momentum needs a momentum above 0")
     if cfg.growth != "none" and cfg.growth_start > cfg.n_source_tasks:

@@ -11,9 +11,9 @@ from .arms import arms_of
 from .checkpoints import Collective, load_state
 from .config import Config
 from .division import TargetTask
-from .fewshot import Reconstruction
 from .files import StudyError, read_json
 from .images import ImageSet
+from .individuals import Reconstruction
 from .learngene import Learngene
 from .network import ConvNet
 from .runs import Run

@@ -41,7 +41,8 @@ PRESETS: types.MappingProxyType[str, dict[str, Any]] = types.MappingProxyType({
     "smoke": {"source_images": 64, "held_out_images": 16, "support_pool": 40, "query_images": 20, "n_source_tasks": 4,
               "source_way": 4, "width_divisor": 16, "epochs": 3, "first_task_epochs": 3, "batch_size": 32,
               "fisher_images": 32, "null_networks": 3, "n_target_tasks": 4, "n_inits": 1,
-              "individual_epochs": 10, "tune_tasks": 2, "tune_rates": (0.01, 0.05), "tune_ewc": (1.0,)},
+              "individual_epochs": 10, "atlas_tasks": 2, "atlas_pseudo_tasks": 2, "atlas_inits": 1, "atlas_epochs": 5,
+              "tune_tasks": 2, "tune_rates": (0.01, 0.05), "tune_ewc": (1.0,)},
     # teaching; these are the defaults of Config. Its learning rate and EWC strength: `learngene tune` on 12 pseudo-tasks of
     # the open-world classes (seed 0) found no rate clearly better than 0.02 for any method, and no difference between the
     # strengths 1, 10 and 100; one rate for all methods keeps the comparison clean
@@ -52,7 +53,9 @@ PRESETS: types.MappingProxyType[str, dict[str, Any]] = types.MappingProxyType({
                   "n_target_tasks": 30, "n_inits": 1, "record_every": 4,
                   # 8 pseudo-tasks of the open-world classes, 10 shots, seed 0: no method clearly better at 0.01 or 0.05
                   # than at the common 0.02, no difference between the strengths 1 and 10
-                  "individual_ewc": 10.0},
+                  "individual_ewc": 10.0,
+                  # on 4 pseudo-tasks rates of 0.01 and 0.03 gave scratch and inherited blocks alike, 0.1 hurt both
+                  "atlas_tasks": 16, "atlas_pseudo_tasks": 8},
     # the check against published values: one joint training on all 64 base classes, no sequence, no growth
     "cifar-joint": {**_CIFAR, "n_source_tasks": 1, "source_way": 64, "width_divisor": 4, "growth": "none",
                     "first_task_epochs": 12, "batch_size": 128, "learning_rate": 0.1, "record_every": 100,

@@ -12,13 +12,14 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .config import STAGES, Config
-from .files import StudyError, atomic, file_hash, read_json, write_json
+from .config import FIELDS, STAGES, Config
+from .files import StudyError, atomic, file_hash, read_json, say, write_json
 from .machine import Machine
 
 HELD = "LEARNGENE_LOCKED"  # run folders locked by this process and the kernels that it starts
@@ -55,7 +56,7 @@ class Run:
             _following(stage)  # an unknown stage is noticed before anything changes
         run._refuse_other(except_for={s for stage in redo for s in _following(stage)})
         path = run.path / "config.json"
-        if redo or not path.exists() or read_json(path) != cfg.to_dict():
+        if redo or not path.exists() or _stored(path) != cfg.to_dict():
             with run.lock():
                 for stage in redo:
                     run.forget(stage)
@@ -80,7 +81,7 @@ class Run:
         Raises StudyError when a file of a finished stage is missing or damaged.
         """
         entry = self.manifest.get(stage)
-        if entry is None:
+        if entry is None or entry["hash"] != self.cfg.stage_hash(stage):
             return False
         for name, facts in entry["files"].items():
             path = self.path / name
@@ -113,10 +114,9 @@ class Run:
     def forget(self, stage: str) -> None:
         """Strike a stage and everything that reads it from the manifest, and delete its unfinished state."""
         gone = _following(stage)
-        if "collective" in gone and (self.path / "collective").exists():
-            import shutil
-
-            shutil.rmtree(self.path / "collective")
+        state = [*(["collective", "ancestors"] if "collective" in gone else []), *(f".parts/{s}" for s in gone)]
+        for folder in state:
+            shutil.rmtree(self.path / folder, ignore_errors=True)
         if self.path.joinpath("manifest.json").exists():
             write_json(self.path / "manifest.json", {s: e for s, e in self.manifest.items() if s not in gone})
 
@@ -126,10 +126,13 @@ class Run:
                 continue
             mine = self.cfg.fields_of(stage)
             names = [n for n in sorted({*mine, *entry["fields"]}) if mine.get(n) != entry["fields"].get(n)]
+            if names and all(n in FIELDS and FIELDS[n].metadata["kind"] == "extent" for n in names):
+                continue  # more (or less) of the same: made again from the pieces that are there
             changes = ", ".join(f"{n}: {entry['fields'].get(n)} there, {mine.get(n)} asked for" for n in names[:3])
+            lost = [s for s in self.manifest if s in _following(stage)]
             raise StudyError(
-                f"{self.path} was made with another configuration ({changes}); "
-                f"choose another --out, or rebuild with --redo {stage}"
+                f"{self.path} was made with another configuration ({changes}); choose another --out for this one, "
+                f"or give up what is there ({', '.join(lost)}) with --redo {stage}"
             )
 
     # files ----------------------------------------------------------------------------------------------------------
@@ -178,7 +181,7 @@ class Run:
         if self._machine is None:
             path = self.path / "machine.json"
             if path.exists():
-                here = Machine.stored(path)
+                here = _machine_of(path)
                 if self.cfg.device not in ("auto", here.device) or not Machine.available(here.device):
                     raise StudyError(
                         f"{self.path} was made on device {here.device!r}; {self.cfg.device!r} is asked "
@@ -222,10 +225,29 @@ class Run:
             guard.release()
 
 
+def _stored(path: Path) -> Any:
+    """What config.json holds; nothing when it is damaged: the hashes in the manifest have confirmed what is asked for."""
+    try:
+        return read_json(path)
+    except StudyError:
+        say(f"{path} was damaged and is written anew")
+        return None
+
+
+def _machine_of(path: Path) -> Machine:
+    try:
+        return Machine.stored(path)
+    except StudyError:
+        raise StudyError(
+            f"{path} is damaged; delete the file and repeat the command: it is written anew for this machine, "
+            "and finished stages stay"
+        ) from None
+
+
 def checked_manifest(path: Path) -> dict[str, dict[str, Any]]:
     """The manifest in `path`. Raises StudyError when it is not what this version writes."""
-    manifest = read_json(path)
     try:
+        manifest = read_json(path)
         good = all(
             stage in STAGES
             and isinstance(entry["hash"], str)
@@ -239,11 +261,12 @@ def checked_manifest(path: Path) -> dict[str, dict[str, Any]]:
             )
             for stage, entry in manifest.items()
         )
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, StudyError):
         good = False
     if not good:
         raise StudyError(
-            f"{path} is damaged: it is no manifest of this version; delete the run folder or restore the file"
+            f"{path} is damaged: it is no manifest of this version; restore the file, or delete it and repeat the "
+            "command: saved tasks of the collective are taken up, the rest is computed again"
         )
     return manifest
 

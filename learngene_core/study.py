@@ -117,6 +117,14 @@ class Chain:
         return open_world(self.images, self.division, self.source, self.cfg, self.run)
 
     @functools.cached_property
+    def atlas_cells(self) -> pd.DataFrame:
+        """Every block inherited: one row per individual (atlas_cells.csv)."""
+        from .atlas import atlas_tasks, compute_atlas
+
+        atlas_tasks(self.images, self.division, self.cfg)  # too few images are said before hours of training
+        return compute_atlas(self.collective, self.images, self.division, self.cfg, self.run)
+
+    @functools.cached_property
     def tuning(self) -> pd.DataFrame:
         """Learning rates on pseudo-tasks (tuning.csv)."""
         from .tuning import pseudo_tasks, tune

@@ -65,7 +65,7 @@ def fit(
     optimiser: torch.optim.Optimizer | None = None,
     first_epoch: int = 1,
     watch: Callable[[], None] | None = None,
-    penalty: Penalty | None = None,
+    penalty: Penalty | Frozen | None = None,
     on_epoch: Callable[[dict], None] | None = None,
 ) -> list[dict]:
     """Train `model` in place on uint8 `images` (n, 3, h, w) with `labels` (n,); returns one row per epoch.
@@ -237,6 +237,29 @@ class Penalty:
         if self.form == "proximal":
             for p, p0, w in zip(self.parameters, self.anchor, self.weight, strict=True):
                 p.add_(rate * w * p0).div_(1 + rate * w)
+
+
+class Frozen:
+    """Holds entries of parameters where they are: put back after every optimiser step, whatever weight decay and momentum did.
+
+    held: parameter name -> tensor of its shape, not zero where the entry is frozen. Stands where a `Penalty` may stand.
+    """
+
+    def __init__(self, model: nn.Module, held: dict[str, Tensor]):
+        named = dict(model.named_parameters())
+        self.parameters = [named[n] for n in held]
+        self.mask = [mask != 0 for mask in held.values()]
+        self.anchor = [p.detach().clone() for p in self.parameters]
+
+    def add_gradient(self) -> Tensor:
+        """Nothing is added; returns 0, ()."""
+        return torch.zeros((), device=self.parameters[0].device)
+
+    @torch.no_grad()
+    def pull(self, rate: float) -> None:
+        """Put the frozen entries back."""
+        for p, mask, anchor in zip(self.parameters, self.mask, self.anchor, strict=True):
+            p.copy_(torch.where(mask, anchor, p))
 
 
 def fisher_diagonal(

@@ -7,12 +7,13 @@ import dataclasses
 
 import pandas as pd
 
+from .arms import arms_of
 from .checkpoints import Collective
 from .config import Config
 from .division import Division, TargetTask, target_tasks
-from .fewshot import Reconstruction, arms_of
 from .files import StudyError, say
 from .images import ImageSet
+from .individuals import Reconstruction
 from .learngene import Learngene
 from .runs import Run
 

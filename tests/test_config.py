@@ -251,12 +251,16 @@ FOLLOWS = {  # field's stage -> the stages whose results change with it
     "": set(),
     "division": ALL,
     "collective": ALL - {"division", "targets"},
-    "criteria": {"criteria", "reconstruct", "tune"},  # tuning trains individuals of this learngene
-    "targets": {"targets", "reconstruct", "tune"},
-    "reconstruct": {"reconstruct"},
+    # tuning trains individuals of this learngene; the atlas and the measures do not care which was chosen
+    "criteria": {"criteria", "reconstruct", "tune", "controls", "claims"},
+    "targets": {"targets", "reconstruct", "tune", "atlas", "controls", "claims"},
+    "reconstruct": {"reconstruct", "claims"},
     "tune": {"tune"},
     "reference": {"reference"},
-    "openworld": {"openworld"},
+    "openworld": {"openworld", "claims"},
+    "atlas": {"atlas", "controls", "claims"},
+    "controls": {"controls", "claims"},
+    "claims": {"claims"},
 }
 OTHER = {
     "preset_name": "smoke", "data": "cifar100", "data_path": "/elsewhere", "split": "seed", "device": "cpu",
@@ -264,6 +268,7 @@ OTHER = {
     "individual_schedule": "constant", "ewc_form": "proximal", "new_columns": "zero", "sign": "absolute",
     "open_head": "own", "open_score": "energy",
     "criterion": "stability", "layers": ("conv1",), "methods": ("scratch",), "individual_rates": ("light:scratch=0.5",),
+    "atlas_blocks": "full", "controls": ("none",), "ancestors": ("joint",), "defects": ("leak",),
 }  # fmt: skip
 
 
