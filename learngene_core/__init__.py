@@ -40,10 +40,19 @@ _EXPORTS = {
     "openworld": ("OpenWorld", "open_world"),
     "tuning": ("tune",),
     "statistics": ("Interval", "mean_interval", "paired_interval", "paired_table"),
+    "atlas": ("compute_atlas",),
+    "ablations": ("compute_controls",),
+    "claims": ("load_claims",),
     "study": ("run_study",),
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
 _MODULES = (
+    "atlasexplore",
+    "controls",
+    "measures",
+    "observe",
+    "selection",
+    "verdicts",
     "checkpoints",
     "comparisons",
     "criteria",

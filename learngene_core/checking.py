@@ -9,6 +9,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from .presets import DEFECT_NAMES
+
 CHOICES = {
     "data": ("glyphs", "cifar100", "imagenet100", "cub200", "folder"),
     "source_draw": ("disjoint", "overlap"),
@@ -20,6 +22,7 @@ CHOICES = {
     "new_columns": ("imputed", "zero"),
     "sign": ("positive", "absolute"),
     "atlas_blocks": ("coarse", "full"),
+    "defects": DEFECT_NAMES,
     "ancestors": ("single_task", "fixed_width", "joint", "permuted"),
     "open_head": ("refit", "own"),
     "open_score": ("msp", "maxlogit", "energy", "openmax", "ncm", "mahalanobis", "relative_mahalanobis"),
@@ -46,7 +49,7 @@ def checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
                 raise ValueError(f"{name} takes a list, not {value!r} (with papermill: -y '{{{name}: [...]}}')")
             value = (value,)
         values = tuple(_scalar(field, item, v) for v in value)
-        if name in ("shots", "methods", "layers") and len(set(values)) != len(values):
+        if name in ("shots", "methods", "layers", "defects") and len(set(values)) != len(values):
             raise ValueError(f"{name} holds {value!r}: each value once")
         return values
     return _scalar(field, kind, value)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import __version__, interrupt
 from .config import STAGES, Config
 from .files import StudyError, say
 from .presets import PRESETS
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from .runs import Run
     from .study import Chain
 
 VERBS = {
@@ -22,25 +28,31 @@ VERBS = {
     "reconstruct": "train and test individual models on the target tasks",
     "reference": "few-shot accuracy of frozen features beside published values",
     "openworld": "tell unknown classes from known ones, then learn them",
+    "atlas": "inherit every block, hold the criteria against it, judge the claims",
     "tune": "try learning rates on pseudo-tasks of the open-world classes",
+    "released": "what each defect of the released scripts does to accuracy and choice",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0, or 1 after one line that says what is wrong)."""
+    """Run one command; returns the exit status: 0, 1 after one line that says what is wrong, 130 after Ctrl+C."""
     options = parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except Exception as error:
-        if options.debug:
-            raise
-        known = isinstance(error, StudyError | ValueError | OSError)
-        text = _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)} (--debug shows where)"
-        print(f"learngene: {text}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("learngene: stopped; the same command goes on from the last finished task", file=sys.stderr)
-        return 130
+    with interrupt.watched() as stop:
+        try:
+            return _run(options)
+        except KeyboardInterrupt:
+            text, status = interrupt.TEXT, interrupt.STATUS
+        except Exception as error:
+            if stop.asked:  # a kernel or a library made an error of its own of it
+                text, status = interrupt.TEXT, interrupt.STATUS
+            elif options.debug:
+                raise
+            else:
+                known = isinstance(error, StudyError | ValueError | OSError)
+                more = "" if known else f"{type(error).__name__}: "
+                text, status = f"learngene: {more}{_one_line(error)}{'' if known else ' (--debug shows where)'}", 1
+        print(text, file=sys.stderr)
+        return status
 
 
 def _one_line(error: Exception) -> str:
@@ -54,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="learngene", description="An interactive study of Learngene (Wang et al., AAAI 2022)."
     )
+    top.add_argument("--version", action="version", version=f"learngene {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text)
@@ -61,7 +74,12 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--data", metavar="NAME", help="glyphs, cifar100, imagenet100, cub200 or folder (default: the preset's)"
         )
-        sub.add_argument("--data-path", metavar="FOLDER", help="folder that holds the images")
+        sub.add_argument(
+            "--data-path",
+            metavar="FOLDER",
+            help="folder or zip archive that holds the images; with --data cifar100 also the word 'download', which fetches "
+            "CIFAR-100 (169 MB) once; glyphs need none",
+        )
         sub.add_argument(
             "--out", default="", metavar="FOLDER", help="run folder (default: runs/<preset>[-<data>][-s<seed>])"
         )
@@ -78,22 +96,32 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+OTHERWISE = {"preset_name": "--preset", "preset": "--preset", "out": "--out"}  # what --set must not say
+
+
 def configuration(options: argparse.Namespace) -> Config:
-    """The configuration that the options describe. Raises ValueError for unknown names and bad values."""
+    """The configuration that the options describe.
+
+    Raises ValueError for unknown names, bad values, and a name that is given two values.
+    """
     import yaml
 
-    changes: dict[str, Any] = {}
+    given: list[tuple[str, Any]] = []
     for entry in options.set:
-        name, equals, text = entry.partition("=")
+        name, equals, text = (part.strip() for part in entry.partition("="))
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, not {entry!r}")
+        if name in OTHERWISE:
+            raise ValueError(f"--set {name} is not possible; use {OTHERWISE[name]}")
         try:
-            changes[name.strip()] = _number(yaml.safe_load(text)) if text else ""
+            given.append((name, _number(yaml.safe_load(text)) if text else ""))
         except yaml.YAMLError:
             raise ValueError(f"--set {name}: {text!r} is no value") from None
-    for name in ("seed", "data", "data_path"):
-        if getattr(options, name) is not None:
-            changes[name] = getattr(options, name)
+    given += [(n, v) for n in ("seed", "data", "data_path") if (v := getattr(options, n)) is not None]
+    changes: dict[str, Any] = {}
+    for name, value in given:
+        if changes.setdefault(name, value) != value:
+            raise ValueError(f"{name} is given twice, as {changes[name]!r} and as {value!r}; keep one of them")
     return Config.preset(options.preset, **changes)
 
 
@@ -119,12 +147,30 @@ def _run(options: argparse.Namespace) -> int:
         run_study(cfg, options.out, redo=tuple(options.redo))
         return 0
     from .runs import Run
-    from .study import Chain
 
-    chain = Chain(Run.open(cfg, options.out, redo=options.redo))
-    _VERBS[options.verb](chain)
+    run = Run.open(cfg, options.out, redo=options.redo)
+    name, stage, describe = _VERBS[options.verb]
+    with contextlib.ExitStack() as stack:
+        chain = _announced(run, stage, stack)
+        getattr(chain, name)  # computed or loaded when asked for
+    describe(chain)
     say(f"run folder: {chain.run.path}")
     return 0
+
+
+def _announced(run: Run, stage: str, stack: contextlib.ExitStack) -> Chain:
+    """The chain of a run; what `stage` will cost is said, and its bar begins, once nothing cheap is left to be refused."""
+    from .progress import shown
+    from .study import Chain
+
+    class Announced(Chain):
+        @functools.cached_property
+        def collective(self):  # whatever trains asks for it first, when it has checked what it can
+            self.source  # noqa: B018 (too few classes are said before)
+            stack.enter_context(shown(run, stage))
+            return super().collective
+
+    return Announced(run)
 
 
 def _divide(chain: Chain) -> None:
@@ -163,7 +209,6 @@ def _criteria(chain: Chain) -> None:
 def _reconstruct(chain: Chain) -> None:
     from .summary import summary_text
 
-    chain.results  # noqa: B018 (computed or loaded when asked for)
     say(summary_text(chain.run))
 
 
@@ -179,16 +224,40 @@ def _openworld(chain: Chain) -> None:
     say(describe(chain.openworld))
 
 
+def _atlas(chain: Chain) -> None:
+    from .verdicts import summary
+
+    say(summary(chain.verdicts, chain.cfg))
+
+
+def _released(chain: Chain) -> None:
+    from .releasedtable import describe
+
+    say(describe(chain.released))
+
+
 def _tune(chain: Chain) -> None:
     say(chain.tuning.to_string(index=False, float_format="{:.4g}".format))
+    say(f"to use the best: {best_settings(chain.tuning)}")
 
 
-_VERBS = {
-    "divide": _divide,
-    "collective": _collective,
-    "criteria": _criteria,
-    "reconstruct": _reconstruct,
-    "tune": _tune,
-    "reference": _reference,
-    "openworld": _openworld,
+def best_settings(tuning: pd.DataFrame) -> str:
+    """The best rates (and EWC strength) of tuning.csv as options to paste behind another command."""
+    best = tuning[tuning["best"]].drop_duplicates(["family", "method"])
+    rates = ",".join(f"{r.family}:{r.method}={r.rate:g}" for r in best.itertuples())
+    strengths = best.loc[best["method"] == "learngene_ewc", "ewc"]
+    return f"--set 'individual_rates=[{rates}]'" + "".join(f" --set individual_ewc={s:g}" for s in strengths)
+
+
+# verb: what it asks the chain for, its stage, what it says
+_VERBS: dict[str, tuple[str, str, Callable[[Chain], None]]] = {
+    "divide": ("division", "division", _divide),
+    "collective": ("collective", "collective", _collective),
+    "criteria": ("learngene", "criteria", _criteria),
+    "reconstruct": ("results", "reconstruct", _reconstruct),
+    "tune": ("tuning", "tune", _tune),
+    "reference": ("reference", "reference", _reference),
+    "openworld": ("openworld", "openworld", _openworld),
+    "atlas": ("verdicts", "claims", _atlas),
+    "released": ("released", "released", _released),
 }

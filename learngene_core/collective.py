@@ -12,6 +12,7 @@ from .division import Division, SourceTask
 from .files import say
 from .images import ImageSet
 from .learngene import Learngene
+from .procedure import procedure_of
 from .runs import Run
 from .walk import Walk
 
@@ -68,11 +69,12 @@ def cut_learngene(col: Collective, cfg: Config, run: Run | None = None) -> Learn
     if run is not None and run.done("criteria"):
         say("criteria: found in the run folder, loaded")
         return Learngene.load(run.path / "learngene.safetensors")
-    layers = choose(col.record, cfg)
+    choice = procedure_of(cfg).choice(cfg)
+    layers = choose(col.record, choice)
     by = (
         {"chosen_by": "hand"}
         if cfg.layers
-        else {"chosen_by": cfg.criterion, "threshold": cfg.threshold, "sign": cfg.sign}
+        else {"chosen_by": choice.criterion, "threshold": choice.threshold, "sign": choice.sign}
     )
     gene = Learngene.from_model(
         col.model,

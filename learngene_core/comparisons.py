@@ -18,8 +18,11 @@ def training_curves(curves: pd.DataFrame, *, band: bool = True) -> np.ndarray:
     """Training loss per epoch and method: a row of panels per `shots`, a panel per family; returns the axes (shots, families).
 
     curves: curves.csv (family, method, shots, epoch, loss in nats, loss_sd over tasks, n_tasks); the band is +- 1 sd.
+    Where no method was trained, one panel says so.
     """
     families = in_order([f for f in curves["family"] if f != NO_TRAINING], FAMILY_LABELS)
+    if not families:
+        return _nothing_trained()
     shots = sorted(curves["shots"].unique())
     size = (5.6 * len(families), 3.3 * len(shots) + 0.9)
     figure, axes = plt.subplots(
@@ -43,6 +46,13 @@ def training_curves(curves: pd.DataFrame, *, band: bool = True) -> np.ndarray:
     for ax in axes[-1]:
         ax.set_xlabel("epoch of the individual")
         legend_below(ax, 2)
+    return axes
+
+
+def _nothing_trained() -> np.ndarray:
+    figure, axes = plt.subplots(figsize=(5.6, 1.6), squeeze=False, layout="constrained")
+    axes[0, 0].text(0.5, 0.5, "no method of this run is trained", ha="center", va="center")
+    axes[0, 0].set_axis_off()
     return axes
 
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .checking import checked, nearest
-from .presets import ALL_METHODS, DATA, METHODS, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
+from .presets import ALL_METHODS, DATA, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
+from .rules import check_together
 
 STAGES: dict[str, tuple[str, ...]] = {
     # stage: the stages whose results it reads; the hash of a stage covers its own fields and those of all of these
@@ -27,10 +28,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     "tune": ("criteria", "targets"),
     "reference": ("collective",),
     "openworld": ("collective",),
-    "measures": ("collective",),
+    "measures": ("criteria",),
     "atlas": ("collective", "targets"),
     "controls": ("criteria", "atlas"),
     "claims": ("controls", "measures", "reconstruct", "openworld"),
+    "released": ("reconstruct",),  # the same individuals' settings
 }
 
 
@@ -176,7 +178,7 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field, _TYPES[field.name], getattr(self, field.name)))
-        _check_together(self)
+        check_together(self)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Config:
@@ -283,51 +285,3 @@ class Config:
 FIELDS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Config)}
 _TYPES = typing.get_type_hints(Config)
 RUN_NAMES = ("preset", "out")  # what a parameter cell may hold beside fields: the preset and the run folder
-
-
-def _check_together(cfg: Config) -> None:
-    """Rules between fields. Raises ValueError."""
-    if cfg.preset_name not in PRESETS:
-        raise ValueError(
-            f"unknown preset {cfg.preset_name!r}{nearest(cfg.preset_name, PRESETS)}; there are {', '.join(PRESETS)}"
-        )
-    for name in ("shots", "methods", "tune_rates", "tune_ewc"):
-        if not getattr(cfg, name):
-            raise ValueError(f"{name} is empty")
-    known = {method for methods in METHODS.values() for method in methods}
-    for method in cfg.methods:
-        if method not in known:
-            raise ValueError(
-                f"unknown method {method!r} in methods{nearest(method, known)}; there are {', '.join(sorted(known))}"
-            )
-    for entry in cfg.individual_rates:
-        family, _, rest = entry.partition(":")
-        method, _, value = rest.partition("=")
-        try:
-            good = method in METHODS.get(family, ()) and 1e-8 <= float(value) <= 10
-        except ValueError:
-            good = False
-        if not good:
-            raise ValueError(
-                f"individual_rates holds {entry!r}: each entry reads 'family:method=rate', e.g. 'light:scratch=0.02'"
-            )
-    if cfg.held_out_images == 1:
-        raise ValueError("held_out_images = 1 cannot be halved into validation and test; use 2 or more, or 0 for all")
-    if cfg.n_target_tasks == 1:
-        raise ValueError("n_target_tasks = 1 gives no interval and no paired test; use 2 or more")
-    if "learngene_ewc" in cfg.methods and not cfg.individual_ewc:
-        raise ValueError(
-            "individual_ewc = 0 makes learngene_ewc the same as learngene; leave learngene_ewc out of methods, "
-            "or give a strength above 0"
-        )
-    if cfg.carry_momentum and not cfg.momentum:
-        raise ValueError("carry_momentum needs a momentum above 0")
-    if cfg.growth != "none" and cfg.growth_start > cfg.n_source_tasks:
-        raise ValueError(
-            f"growth_start = {cfg.growth_start}, but there are {cfg.n_source_tasks} source tasks; "
-            "use growth=none for the final widths at once"
-        )
-    if any(t > cfg.n_source_tasks for t in cfg.deepen_before):
-        raise ValueError(f"deepen_before = {cfg.deepen_before}, but there are {cfg.n_source_tasks} source tasks")
-    if cfg.n_blocks > len(PAPER_WIDTHS):
-        raise ValueError(f"n_blocks = {cfg.n_blocks}: the collective has {len(PAPER_WIDTHS)} blocks")

@@ -3,39 +3,115 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from .config import Config
+from .config import STAGES, Config
 from .runs import Run
 
+KERNEL_SECONDS = 9.0  # of every notebook: a kernel, its imports and its figures; measured on two cores
 
-def stage_seconds(run: Run) -> dict[str, float]:
-    """Expected seconds of the stages that this run has still to compute, in order."""
+
+def stage_seconds(run: Run, *stages: str) -> dict[str, float]:
+    """Expected seconds of what these stages, and those that they read, have still to compute, in order; by default of
+    the stages of the study."""
+    wanted = {s for stage in stages or ("claims",) for s in _needed(stage)}
+    costs: dict[str, Callable[[Run], float]] = {
+        "division": lambda run: 4.0,
+        "collective": _collective,
+        "reconstruct": _reconstruct,
+        "openworld": lambda run: 3.0 * run.cfg.n_source_tasks,  # forward passes, once per saved task; a rough figure
+        "tune": _tune,
+        "reference": lambda run: 0.05 * run.cfg.reference_episodes,  # thirty ridge solutions an episode; a rough figure
+        "measures": lambda run: 2.0 * (run.cfg.null_networks + 1) * (1 if run.cfg.width_divisor >= 8 else 8),  # rough
+        "atlas": _atlas,
+        "controls": _controls,
+    }
+    done = {s for s, entry in run.manifest.items() if entry["hash"] == run.cfg.stage_hash(s)}
+    return {s: cost(run) * (1 - share_done(run, s)) for s, cost in costs.items() if s in wanted - done}
+
+
+def share_done(run: Run, stage: str) -> float:
+    """Share (0 to 1) of an unfinished stage that an earlier call has saved: source tasks, or pieces (see `parts`)."""
     cfg = run.cfg
-    todo = [s for s in ("collective", "reconstruct") if s not in run.manifest]
-    seconds = {"division": 4.0} if "division" not in run.manifest else {}
-    if "collective" in todo:
-        n_steps = _collective_steps(cfg)
-        seconds["collective"] = (
-            n_steps * _collective_step(run) * 1.1
-            + cfg.null_networks * min(8, cfg.n_source_tasks) * cfg.null_steps * 0.03
-        )
-    if "reconstruct" in todo:
-        seconds["reconstruct"] = _individual_steps(cfg) * _individual_step(run) / run.machine.workers
-    if "openworld" not in run.manifest:
-        seconds["openworld"] = 3.0 * cfg.n_source_tasks  # mostly forward passes, once per saved task; a rough figure
-    return seconds
+    if stage == "collective":
+        done = len([*run.path.glob("collective/task_*/about.json")])
+        return (cfg.first_task_epochs + cfg.epochs * (done - 1)) / _epochs(cfg) if done else 0.0
+    pieces = {
+        "reconstruct": cfg.n_target_tasks * cfg.n_inits,
+        "atlas": (cfg.atlas_tasks + cfg.atlas_pseudo_tasks) * cfg.atlas_inits * (1 + (cfg.atlas_blocks == "full")),
+        "controls": 2 * cfg.atlas_tasks * cfg.atlas_inits,  # of two blocks
+    }
+    done = len([*run.path.glob(f".parts/{stage}/*.json")])
+    return min(1.0, done / pieces[stage]) if stage in pieces else 0.0
 
 
-def _collective_steps(cfg: Config) -> int:
+def duration(seconds: float) -> str:
+    """ "40 s", "12 min", "3 h 20 min": as exact as an estimate is."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _needed(stage: str) -> Iterator[str]:
+    for before in STAGES[stage]:
+        yield from _needed(before)
+    yield stage
+
+
+def _epochs(cfg: Config) -> int:
+    return cfg.first_task_epochs + cfg.epochs * (cfg.n_source_tasks - 1)
+
+
+def _collective(run: Run) -> float:
+    cfg = run.cfg
     images = cfg.source_way * (cfg.source_images or 500)
-    epochs = cfg.first_task_epochs + cfg.epochs * (cfg.n_source_tasks - 1)
-    return epochs * -(-images // cfg.batch_size)
+    null = cfg.null_networks * min(8, cfg.n_source_tasks) * cfg.null_steps * 0.03
+    return _epochs(cfg) * -(-images // cfg.batch_size) * _collective_step(run) * 1.1 + null
 
 
-def _individual_steps(cfg: Config) -> int:
-    per_epoch = sum(-(-cfg.n_way * shots // cfg.individual_batch) for shots in cfg.shots)
-    return cfg.n_target_tasks * cfg.n_inits * cfg.individual_epochs * per_epoch
+def _reconstruct(run: Run) -> float:
+    return run.cfg.n_target_tasks * run.cfg.n_inits * _all_arms(run)
+
+
+def _tune(run: Run) -> float:
+    cfg = run.cfg
+    per_rate = 1 + (len(cfg.tune_ewc) - 1) / 8 if "learngene_ewc" in cfg.methods else 1  # one of the eight arms has EWC
+    return cfg.tune_tasks * len(cfg.tune_rates) * per_rate * _all_arms(run)
+
+
+def _atlas(run: Run) -> float:
+    from .atlas import all_blocks, coarse_blocks
+
+    cfg, n = run.cfg, len(run.cfg.final_widths)
+    blocks = all_blocks(n) if cfg.atlas_blocks == "full" else coarse_blocks(n, min(cfg.atlas_length, n))
+    return (len(blocks) + 1) * (cfg.atlas_tasks + cfg.atlas_pseudo_tasks) * _atlas_arm(run)
+
+
+def _controls(run: Run) -> float:
+    cfg = run.cfg
+    arms = (
+        3
+        + (10 if "all" in cfg.controls else len(cfg.controls))
+        + len(cfg.control_ewc)
+        + len(cfg.control_l2)
+        + len(cfg.ancestors)
+    )
+    return 2 * arms * cfg.atlas_tasks * _atlas_arm(run) + len(cfg.ancestors) * _collective(run)  # two blocks; rough
+
+
+def _atlas_arm(run: Run) -> float:
+    """Seconds that the workers need for one arm of the atlas on one task."""
+    cfg = run.cfg
+    steps = cfg.atlas_epochs * -(-cfg.n_way * cfg.atlas_shots // cfg.individual_batch)
+    return cfg.atlas_inits * steps * _stack_step(run, "same_shape", 8) / 8 / run.machine.workers
+
+
+def _all_arms(run: Run) -> float:
+    """Seconds that the workers need for all trained methods of one task and one set of initial weights."""
+    cfg = run.cfg
+    steps = cfg.individual_epochs * sum(-(-cfg.n_way * shots // cfg.individual_batch) for shots in cfg.shots)
+    return steps * _individual_step(run) / run.machine.workers
 
 
 def _collective_step(run: Run) -> float:
@@ -54,31 +130,27 @@ def _collective_step(run: Run) -> float:
 
 
 def _individual_step(run: Run) -> float:
-    """Seconds of one step of all trained methods of one task: a stack of four per family."""
-    import torch
+    """Seconds of one step of all trained methods of one task, a stack per family."""
+    from .arms import arms_of
 
-    from .fewshot import arms_of
+    families = [arm.family for arm in arms_of(run.cfg, run.cfg.methods)]
+    return sum(_stack_step(run, family, families.count(family)) for family in dict.fromkeys(families))
+
+
+def _stack_step(run: Run, family: str, n: int) -> float:
+    """Seconds of one step of a stack of n individuals."""
     from .network import ConvNet
     from .presets import PAPER_POOLS
     from .stack import Stack
     from .streams import generator
     from .training import stack_loss
 
-    cfg, total = run.cfg, 0.0
-    arms = arms_of(cfg, cfg.methods)
-    w = cfg.final_widths[-1]
+    cfg, w = run.cfg, run.cfg.final_widths[-1]
     light = {"widths": [w // 8 or 1, w // 4 or 1, w // 2 or 1, w, w, w, w], "pools": (1, 2, 3, 7)}
-    for family, shape in (("light", light), ("same_shape", {"widths": cfg.final_widths, "pools": PAPER_POOLS})):
-        count = sum(a.family == family for a in arms)
-        if count:
-            nets = [
-                ConvNet(**shape, n_classes=cfg.n_way, image_size=cfg.image_size, generator=generator(0, "cost"))
-                for _ in range(count)
-            ]
-            stack = Stack(nets).to(run.machine.device)
-            total += _step(run, stack, cfg.individual_batch, lambda out, y: stack_loss(out, y)[0].sum())
-    torch.set_num_threads(run.machine.threads)
-    return total
+    shape = light if family == "light" else {"widths": cfg.final_widths, "pools": PAPER_POOLS}
+    made = {**shape, "n_classes": cfg.n_way, "image_size": cfg.image_size}
+    stack = Stack([ConvNet(**made, generator=generator(0, "cost")) for _ in range(n)]).to(run.machine.device)
+    return _step(run, stack, cfg.individual_batch, lambda out, y: stack_loss(out, y)[0].sum())
 
 
 def _step(run: Run, model, batch_size: int, loss: Callable, budget: float = 0.5) -> float:

@@ -7,10 +7,7 @@ stability criteria it is only an upper bound: the null sees few batches per task
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,31 +15,42 @@ import pandas as pd
 
 from .config import Config
 from .files import StudyError
-from .record import EDGES, Record, edge_index
+from .record import EDGES, Record, edge_index, share_above
+from .scoring import Criterion, best_block, choices, quiet
 
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Profile",
+    "best_block",
+    "check_choice",
+    "choices",
+    "choose",
+    "criterion",
+    "null_choices",
+    "options_of",
+    "profile",
+    "score",
+    "score_all",
+]
 Profile = tuple[np.ndarray, np.ndarray]
 """A quantity per task and layer (t, l), averaged over the epochs of a task, and for untrained networks (n, t', l)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Criterion:
-    """compute(record, **options) -> (score (l,), null (n, l)); inherit: "low" or "high"."""
-
-    name: str
-    compute: Callable[..., Profile]
-    inherit: str
-    source: str
-    predicts: str
-
-
 CRITERIA: dict[str, Criterion] = {}
+"""compute(record, **options) -> Profile of one score per layer: (l,) and, for untrained networks, (n, l)."""
+
+FREE = "nothing: read from the record, which costs a few percent of a training step"
 
 
-def criterion(name: str, *, inherit: str, source: str, predicts: str) -> Callable:
-    """Register a criterion under a name; it becomes available to `score`, the configuration and the notebooks."""
+def criterion(name: str, *, inherit: str, source: str, predicts: str, cost: str = FREE) -> Callable:
+    """Register a criterion under a name; it becomes available to `score`, the configuration and the notebooks.
+
+    Its options are the keyword-only parameters of the function.
+    """
 
     def register(compute: Callable[..., Profile]) -> Callable[..., Profile]:
-        CRITERIA[name] = Criterion(name, compute, inherit, source, predicts)
+        CRITERIA[name] = Criterion(name, compute, inherit, source, predicts, cost)
         return compute
 
     return register
@@ -62,6 +70,11 @@ def profile(record: Record, quantity: str = "fraction", *, threshold: float = 5e
         null = record.null_table[quantity].to_numpy().reshape(record.null_zeros.shape)
     else:
         raise ValueError(f"unknown quantity {quantity!r}; there are fraction and the columns of gradients.csv")
+    return _by_task(record, rows, null)
+
+
+def _by_task(record: Record, rows: np.ndarray, null: np.ndarray) -> Profile:
+    """Rows (r, l) averaged over the epochs of each task, (t, l); the null (n, t', l) has no epochs."""
     return np.stack([rows[record.task == t].mean(0) for t in np.unique(record.task)]), null
 
 
@@ -71,16 +84,8 @@ def _over_tasks(per_task: Profile, reduce: Callable[[np.ndarray], np.ndarray]) -
     return reduce(values), reduce(null)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """A layer that was inserted late has no value in early tasks: not a number, without a warning."""
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
-
-
 def _mean(g: np.ndarray) -> np.ndarray:
-    with _quiet():
+    with quiet():
         return np.nanmean(g, -2)
 
 
@@ -88,7 +93,7 @@ def _variation(g: np.ndarray) -> np.ndarray:
     """Coefficient of variation: standard deviation over tasks, relative to the mean."""
     if g.shape[-2] < 2:
         return np.full(g[..., 0, :].shape, np.nan)
-    with _quiet():
+    with quiet():
         return np.nanstd(g, -2, ddof=1) / np.nanmean(g, -2)
 
 
@@ -96,7 +101,7 @@ def _total_variation(g: np.ndarray) -> np.ndarray:
     """Mean absolute change from one task to the next."""
     if g.shape[-2] < 2:
         return np.full(g[..., 0, :].shape, np.nan)
-    with _quiet():
+    with quiet():
         return np.nanmean(np.abs(np.diff(g, axis=-2)), -2)
 
 
@@ -134,12 +139,37 @@ def released_tv(record: Record, *, threshold: float = 5e-10, sign: str = "positi
 
 
 @criterion(
+    "released_relative",
+    inherit="low",
+    source="this study: the released count with a threshold relative to each layer",
+    predicts="as released, without the scale that depth, width and batch norm give to single entries",
+)
+def released_relative(record: Record, *, c: float = 1.0) -> Profile:
+    """Share of entries with |entry| > c / (|w| sqrt(n)), |w| the norm of a layer's n weights in that epoch.
+
+    A layer whose entries all are as large as that has gradient norm times weight norm c: weights before a batch norm have a
+    direction and no length, and turning them by one radian would change the loss by c nats, to first order. So c = 1 is the
+    natural unit; rescaling weights before a batch norm, or spreading the same gradient over more entries, does not move
+    the count. Every layer's threshold is moved to the nearest edge of the record.
+    """
+    shares = []
+    for table, counts, zeros in (
+        (record.table, record.counts, record.zeros),
+        (record.null_table, record.null_counts, record.null_zeros),
+    ):
+        norm, n = (table[column].to_numpy(float).reshape(zeros.shape) for column in ("weight_norm", "n_weights"))
+        with quiet():
+            shares.append(share_above(counts, zeros, edge_index(c / (norm * np.sqrt(n))), "absolute"))
+    return _over_tasks(_by_task(record, *shares), _mean)
+
+
+@criterion(
     "relative_norm",
     inherit="low",
     source="Lee et al. 2023 (arXiv 2210.11466), RGN; there on target data, here over the source tasks",
     predicts="blocks that new tasks hardly pull on: gradient norm over weight norm; not invariant under batch norm",
 )
-def relative_norm(record: Record, **_: Any) -> Profile:
+def relative_norm(record: Record) -> Profile:
     """Gradient norm divided by weight norm."""
     return _over_tasks(profile(record, "relative_norm"), _mean)
 
@@ -150,65 +180,33 @@ def relative_norm(record: Record, **_: Any) -> Profile:
     source="this study: unchanged when weights before a batch norm are rescaled",
     predicts="as relative_norm, without the arbitrary scale of weights before batch norm",
 )
-def scaled_norm(record: Record, **_: Any) -> Profile:
+def scaled_norm(record: Record) -> Profile:
     """Gradient norm times weight norm."""
     return _over_tasks(profile(record, "norm_times_weight"), _mean)
 
 
 def score(source: Any, name: str, **options: Any) -> pd.DataFrame:
-    """Score table of one criterion: layer, score, null, null_sd, z = (score - null) / null_sd, inherit.
+    """Score table of one criterion: criterion, layer, score, null, null_sd, z = (score - null) / null_sd, inherit, cost.
 
-    source: a `Collective`, or anything with a `.record`, or a `Record`. Options go to the criterion (threshold, sign);
-    a threshold is moved to the nearest edge of the record, which the table names.
+    source: a `Collective`, or anything with a `.record`, or a `Record`. Options go to the criterion (the released ones know
+    threshold and sign, `released_relative` knows c); a threshold is moved to the nearest edge of the record, which the table
+    names.
 
-    Raises ValueError for an unknown criterion or an option it does not know.
+    Raises ValueError for an unknown criterion, an option that it does not know, or a threshold out of range.
     """
     if name not in CRITERIA:
         raise ValueError(f"unknown criterion {name!r}; there are {', '.join(CRITERIA)}")
-    strange = set(options) - {"threshold", "sign"}
-    if strange:
-        raise ValueError(f"unknown option {sorted(strange)[0]!r} of a criterion; there are threshold and sign")
+    CRITERIA[name].check(options)
     record: Record = getattr(source, "record", source)
-    values, null = CRITERIA[name].compute(record, **options)
-    mean, sd = null.mean(0), null.std(0, ddof=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = np.where(sd > 0, (values - mean) / sd, np.nan)
-    table = pd.DataFrame(
-        {
-            "criterion": name,
-            "layer": record.layers,
-            "score": values,
-            "null": mean,
-            "null_sd": sd,
-            "z": z,
-            "inherit": CRITERIA[name].inherit,
-        }
-    )
+    table = CRITERIA[name].table(record.layers, *CRITERIA[name].compute(record, **options))
     if "threshold" in options:
         table["threshold"] = float(EDGES[edge_index(options["threshold"])])
     return table
 
 
-def best_block(table: pd.DataFrame, n_blocks: int, column: str = "score") -> tuple[str, ...]:
-    """The contiguous block of `n_blocks` layers with the lowest mean score (highest where the criterion says so).
-
-    Of equal blocks the deepest is taken, as the paper would. Raises ValueError when there are fewer layers, or a score is
-    not a number or the same everywhere (a criterion that cannot choose).
-    """
-    values = table[column].to_numpy(float)
-    if not 1 <= n_blocks <= len(values):
-        raise ValueError(f"n_blocks = {n_blocks}, but there are {len(values)} layers")
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"criterion {table['criterion'].iloc[0]!r} has no value for {table['layer'][~np.isfinite(values)].iloc[0]}"
-        )
-    if np.ptp(values) == 0 and n_blocks < len(values):
-        raise ValueError(f"criterion {table['criterion'].iloc[0]!r} is the same for every layer; it cannot choose")
-    means = np.convolve(values, np.ones(n_blocks) / n_blocks, "valid") * (
-        1 if table["inherit"].iloc[0] == "low" else -1
-    )
-    start = len(means) - 1 - int(np.argmin((means[::-1] / np.abs(values).max()).round(12)))
-    return tuple(table["layer"].iloc[start : start + n_blocks])
+def options_of(name: str, cfg: Config) -> dict[str, Any]:
+    """What `cfg` says about the options of criterion `name` (threshold and sign, where it knows them)."""
+    return {option: getattr(cfg, option) for option in ("threshold", "sign") if option in CRITERIA[name].options}
 
 
 def null_choices(record: Record, name: str, n_blocks: int, **options: Any) -> list[tuple[str, ...]]:
@@ -217,23 +215,9 @@ def null_choices(record: Record, name: str, n_blocks: int, **options: Any) -> li
     return [best_block(table.assign(score=network), n_blocks) for network in null]
 
 
-def choices(scores: pd.DataFrame, n_blocks: int) -> dict[str, tuple[str, ...]]:
-    """Criterion -> the block it chooses, from `score_all`'s table; criteria that cannot choose are left out (stability
-    over tasks needs two tasks)."""
-    chosen = {}
-    for name, part in scores.groupby("criterion", sort=False):
-        with contextlib.suppress(ValueError):
-            chosen[name] = best_block(part, n_blocks)
-    return chosen
-
-
 def score_all(record: Record, cfg: Config) -> pd.DataFrame:
     """Score tables of every criterion, one below the other (scores.csv)."""
-    tables = []
-    for name in CRITERIA:
-        options = {"threshold": cfg.threshold, "sign": cfg.sign} if name.startswith("released") else {}
-        tables.append(score(record, name, **options))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([score(record, name, **options_of(name, cfg)) for name in CRITERIA], ignore_index=True)
 
 
 def check_choice(cfg: Config, names: Sequence[str]) -> None:
@@ -259,8 +243,7 @@ def choose(record: Record, cfg: Config) -> tuple[str, ...]:
     check_choice(cfg, record.layers)
     if cfg.layers:
         return cfg.layers
-    options = {"threshold": cfg.threshold, "sign": cfg.sign} if cfg.criterion.startswith("released") else {}
     try:
-        return best_block(score(record, cfg.criterion, **options), cfg.n_blocks)
+        return best_block(score(record, cfg.criterion, **options_of(cfg.criterion, cfg)), cfg.n_blocks)
     except ValueError as error:
         raise StudyError(str(error)) from None

@@ -18,9 +18,13 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from .atlasfigures import atlas_map, choices_of, ends
+from .atlasmargins import gain_by_parameters, gain_by_position, margins, score_against_gain
+from .claimfigures import claims_figure, controls_figure, released_figure
 from .comparisons import comparison, paired_dots, training_curves
 from .diagrams import growth, networks_side_by_side, shape_parameters
 from .drawings import division_overview, episode, image_rows, task_table
+from .selectionfigures import score_panels, selection_figure
 from .style import (
     DIVERGING,
     METHOD_COLOURS,
@@ -41,18 +45,30 @@ __all__ = [
     "METHOD_COLOURS",
     "METHOD_LABELS",
     "accuracy_matrix",
+    "atlas_map",
+    "choices_of",
+    "claims_figure",
     "comparison",
+    "controls_figure",
     "criteria_panel",
     "division_overview",
+    "ends",
     "episode",
+    "gain_by_parameters",
+    "gain_by_position",
     "growth",
     "image_rows",
     "layer_colours",
     "layer_task_heatmap",
     "learning_curves",
+    "margins",
     "networks_side_by_side",
     "paired_dots",
     "profile_with_null",
+    "released_figure",
+    "score_against_gain",
+    "score_panels",
+    "selection_figure",
     "shape_parameters",
     "task_table",
     "training_curves",

@@ -6,7 +6,6 @@ every difference between them is paired. Finished pieces can be kept (`Parts`); 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
@@ -26,6 +25,7 @@ from .machine import Machine
 from .network import ConvNet
 from .parts import Parts
 from .presets import METHODS
+from .procedure import Lesson, procedure_of
 from .runs import Run
 from .stack import Stack
 from .streams import generator
@@ -48,7 +48,7 @@ class Reconstruction:
         stage: str = "reconstruct",
     ):
         self.gene, self.col, self.imgs, self.cfg = gene, col, imgs, cfg
-        self.arms, self.run, self.stage = arms, run, stage
+        self.arms, self.run, self.stage, self.how = arms, run, stage, procedure_of(cfg)
         self.span: tuple[int, int] | None = None  # pieces of the stage before these, and in all, where there are more
         self.machine = run.machine if run is not None else Machine.resolve(cfg)
         self.device = torch.device(self.machine.device)
@@ -80,8 +80,8 @@ class Reconstruction:
 
         Raises OutOfTime when `parts` may begin no more pieces.
         """
-        jobs = [(task, init) for task in tgt for init in range(1, self.cfg.n_inits + 1)]
-        named = {f"{label}{task.group}_{task.number:03d}_{init}": (task, init) for task, init in jobs}
+        jobs = [(tasks, init) for tasks in self.how.chains(tgt) for init in range(1, self.cfg.n_inits + 1)]
+        named = {f"{label}{tasks[0].group}_{tasks[0].number:03d}_{init}": (tasks, init) for tasks, init in jobs}
         found = {name: piece for name in named if parts is not None and (piece := parts.get(name)) is not None}
         yield from found.values()
         done, left = len(found), [name for name in named if name not in found]
@@ -92,7 +92,7 @@ class Reconstruction:
                 while left or running:
                     while left and len(running) < self.machine.workers and (parts is None or parts.in_time):
                         name = left.pop(0)
-                        running[pool.submit(self._piece, *named[name])] = name
+                        running[pool.submit(self._chain, *named[name])] = name
                     if not running:
                         raise parts.stopped(*self._counted(done, len(named)))
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -116,11 +116,21 @@ class Reconstruction:
             done, total = self._counted(done, total)
             self.run.progress(self.stage, done, total, f"{done} of {total} tasks and initial weights")
 
-    def _piece(self, task: TargetTask, init: int) -> dict:
-        """All arms of one target task and one set of initial weights, for every number of shots."""
+    def _chain(self, tasks: Sequence[TargetTask], init: int) -> dict:
+        """A piece: `_piece` of each task in turn; usually there is one, and nothing is left for another."""
+        left: dict | None = {} if len(tasks) > 1 else None
+        pieces = [self._piece(task, init, left) for task in tasks]
+        return {key: [row for piece in pieces for row in piece[key]] for key in ("rows", "curves")}
+
+    def _piece(self, task: TargetTask, init: int, left: dict | None = None) -> dict:
+        """All arms of one target task and one set of initial weights, for every number of shots.
+
+        left: what every arm has become on the task before, by (shots, arm); updated. None: nobody asks for it.
+        """
         rows, curves = [], []
         query = torch.from_numpy(task.query)
-        query_images = self.imgs.images[query.flatten()].to(self.device)
+        draw = generator(self.cfg.seed, "test images", task.group, task.number, init, self.cfg.target_seed)
+        query_images = self.how.test_images(self.imgs.images[query.flatten()].to(self.device), self.cfg, draw)
         query_labels = torch.arange(len(query)).repeat_interleave(query.shape[1]).to(self.device)
         for shots in self.cfg.shots:
             support = torch.from_numpy(task.support[:, :shots])
@@ -128,12 +138,14 @@ class Reconstruction:
             labels = torch.arange(len(support)).repeat_interleave(shots).to(self.device)
             for arms in self._stacks():
                 genes = [self._donated(arm, task, init) for arm in arms]
-                stack, history = self._train(arms, genes, task, init, shots, images, labels)
+                stack, history = self._train(arms, genes, task, init, shots, images, labels, left or {})
                 accuracy = evaluate(stack, query_images, query_labels, self.mean, self.std).tolist()
                 for i, arm in enumerate(arms):
                     where = {"shots": shots, "target_task": task.number, "init": init}
                     rows.append(_row(arm, where, accuracy[i], genes[i], history, i))
                     curves += _curve(arm, where, history, i)
+                    if left is not None:
+                        left[shots, arm] = stack.network(i)
         return {"rows": rows, "curves": curves}
 
     def _stacks(self) -> list[list[Arm]]:
@@ -160,26 +172,31 @@ class Reconstruction:
         shots: int,
         images: Tensor,
         labels: Tensor,
+        left: dict,
     ) -> tuple[Stack, list[dict]]:
         cfg, family = self.cfg, arms[0].family
-        start = functools.partial(ConvNet.from_shape, family_shape(family, self.gene, self.col, cfg))
-        networks = []
-        for gene in genes:
+        networks, shape = [], family_shape(family, self.gene, self.col, cfg)
+        for arm, gene in zip(arms, genes, strict=True):
             # made anew for every arm from the same stream: equal initial weights, no shared tensor
             draw = (task.group, task.number, init)
-            net = start(generator=generator(cfg.seed, "individual weights", family, *draw, cfg.target_seed))
-            networks.append(gene.inherit_into(net) if gene is not None else net)
-        stack = Stack(networks).to(self.device)
+            fresh = generator(cfg.seed, "individual weights", family, *draw, cfg.target_seed)
+            net = ConvNet.from_shape(shape, generator=fresh)
+            networks.append(self.how.start(net, gene, left.get((shots, arm))))
+        stack, recipe = Stack(networks).to(self.device), self._recipe(arms[0].rate)
+        optimiser, penalty = recipe.optimiser(stack), self._pull(stack, arms, genes)
+        lesson = Lesson(stack, images, labels, recipe, optimiser, penalty)
         history = fit(
             stack,
             images,
             labels,
             stack_loss,
-            self._recipe(arms[0].rate),
-            penalty=self._pull(stack, arms, genes),
+            recipe,
+            optimiser=optimiser,
+            penalty=penalty,
             stream=lambda epoch: generator(
                 cfg.seed, "support batches", task.group, task.number, init, cfg.target_seed, epoch
             ),
+            on_epoch=lambda row: self.how.between_epochs(lesson),
             where=f"target task {task.number}, {family}, {shots} shots",
         )
         return stack, history
@@ -204,13 +221,11 @@ class Reconstruction:
         held = next((arm for arm in arms if _holds(arm)), None)
         if held is None:
             return None
-        weights = []
-        for arm, gene in zip(arms, genes, strict=True):
-            weights.append(_weights(arm, gene) if _holds(arm) else {})
-        joined = stack.join(weights)
+        pairs = zip(arms, genes, strict=True)
+        joined = stack.join([_weights(arm, gene) if _holds(arm) else {} for arm, gene in pairs])
         if held.hold == "frozen":
             return Frozen(stack, joined)
-        return Penalty(stack, dict(stack.named_parameters()), joined, 1.0, self.cfg.ewc_form)
+        return self.how.penalty(stack, joined, held, self.cfg)
 
 
 def _holds(arm: Arm) -> bool:

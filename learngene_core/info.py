@@ -1,62 +1,112 @@
-"""What is in a run folder, and whether it is whole."""
+"""What is in a run folder: every stage of the chain, whether it is whole, and the command that goes on."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
-from .config import Config
+from .config import STAGES, Config
 from .files import StudyError, file_hash, read_json, say
-from .runs import checked_manifest
+from .notebooks import parameters_of
+from .runs import checked_manifest, default_folder
+
+# what `learngene study` computes
+STUDY = ("division", "collective", "criteria", "reconstruct", "openworld", "measures", "atlas", "controls", "claims")
+COMPUTED = tuple(stage for stage in STAGES if stage != "targets")  # target tasks are drawn again, never stored
 
 
-def inspect(path: Path) -> dict:
-    """Stages of a run folder -> files -> whole, missing or damaged; and the configuration.
+def inspect(path: Path) -> dict[str, Any]:
+    """What stands in a run folder.
 
-    Raises StudyError when `path` is no run folder.
+    `stages`: every stage of the study, and others that were asked for -> `state` (whole, missing, damaged, another
+    configuration), `files` (name -> whole, missing, damaged) and `configuration` (matches, another, none). `whole`: something
+    is finished, and all that is can be used. `complete`: every stage of the study is whole. `next`: the command that goes on.
+
+    Raises StudyError when `path` is no run folder or its bookkeeping is damaged.
     """
-    if not (path / "config.json").is_file():
-        raise StudyError(f"{path} is no run folder (it has no config.json)")
-    try:
-        cfg = Config.from_dict(read_json(path / "config.json"))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise StudyError(f"{path / 'config.json'} is no configuration of this version: {error}") from None
+    cfg = _configuration(path)
     manifest = checked_manifest(path / "manifest.json") if (path / "manifest.json").exists() else {}
-    stages = {}
-    for stage, entry in manifest.items():
-        files = {}
-        for name, facts in entry["files"].items():
-            file = path / name
-            if not file.is_file():
-                files[name] = "missing"
-            else:
-                whole = file.stat().st_size == facts["bytes"] and file_hash(file) == facts["sha256"]
-                files[name] = "whole" if whole else "damaged"
-        matches = entry["hash"] == cfg.stage_hash(stage)
-        stages[stage] = {"configuration": "matches" if matches else "another", "files": files}
+    stages = {s: _stage(path, manifest.get(s), cfg.stage_hash(s)) for s in COMPUTED if s in STUDY or s in manifest}
+    complete = all(stages[stage]["state"] == "whole" for stage in STUDY)
+    bad = [stage for stage, facts in stages.items() if facts["state"] not in ("whole", "missing")]
     return {
         "run": str(path),
         "preset": cfg.preset_name,
         "data": cfg.data,
         "seed": cfg.seed,
         "stages": stages,
-        "whole": all(
-            s["configuration"] == "matches" and set(s["files"].values()) == {"whole"} for s in stages.values()
-        ),
+        "source_tasks": {"saved": len([*path.glob("collective/task_*/about.json")]), "all": cfg.n_source_tasks},
+        "whole": bool(manifest) and not bad,
+        "complete": complete,
+        "next": "" if complete and not bad else command(cfg, path, redo=bad),
     }
 
 
+def _configuration(path: Path) -> Config:
+    file = path / "config.json"
+    if not file.is_file():
+        raise StudyError(f"{path} is no run folder (it has no config.json)")
+    try:
+        return Config.from_dict(read_json(file))
+    except (StudyError, ValueError, TypeError, AttributeError) as error:
+        reason = "" if isinstance(error, StudyError) else f" ({error})"
+        raise StudyError(
+            f"{file} is damaged or of another version{reason}; the command that made this run, called again, writes it anew"
+        ) from None
+
+
+def _stage(path: Path, entry: dict[str, Any] | None, stage_hash: str) -> dict[str, Any]:
+    if entry is None:
+        return {"state": "missing", "configuration": "none", "files": {}}
+    files = {name: _file(path / name, facts) for name, facts in entry["files"].items()}
+    matches = entry["hash"] == stage_hash
+    state = "damaged" if set(files.values()) - {"whole"} else "whole" if matches else "another configuration"
+    return {"state": state, "configuration": "matches" if matches else "another", "files": files}
+
+
+def _file(path: Path, facts: dict[str, Any]) -> str:
+    if not path.is_file():
+        return "missing"
+    return "whole" if path.stat().st_size == facts["bytes"] and file_hash(path) == facts["sha256"] else "damaged"
+
+
+def command(cfg: Config, path: Path, verb: str = "study", redo: list[str] | None = None) -> str:
+    """The command line that asks for exactly `cfg` in the run folder `path`."""
+    given = parameters_of(cfg, path)
+    words = ["learngene", verb, "--preset", given.pop("preset")]
+    if given["data"] == Config.preset(cfg.preset_name).data:
+        given.pop("data")
+    if given.pop("out") == str(default_folder(cfg)):
+        path = None
+    for name in ("data", "data_path", "seed"):
+        if name in given:
+            words += [f"--{name.replace('_', '-')}", str(given.pop(name))]
+    for name, value in given.items():
+        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    words += ["--out", str(path)] if path else []
+    return shlex.join([*words, *(word for stage in redo or () for word in ("--redo", stage))])
+
+
 def report(run: str | Path, *, as_json: bool = False) -> int:
-    """Print what `inspect` finds; returns 0 when the run is whole, else 1."""
+    """Print what `inspect` finds; returns 0 when the run is whole (so far), else 1."""
     facts = inspect(Path(run).expanduser().absolute())
     if as_json:
         say(json.dumps(facts, indent=1))
+        return 0 if facts["whole"] else 1
+    say(f"{facts['run']}: preset {facts['preset']}, data {facts['data']}, seed {facts['seed']}")
+    for stage, entry in facts["stages"].items():
+        bad = [f"{name} {state}" for name, state in entry["files"].items() if state != "whole"]
+        text = f"{', '.join(bad)} (rebuild with --redo {stage})" if bad else entry["state"]
+        if entry["state"] == "another configuration":
+            text = f"from another configuration (rebuild with --redo {stage})"
+        tasks = facts["source_tasks"]
+        if stage == "collective" and entry["state"] == "missing" and tasks["saved"]:
+            text = f"missing ({tasks['saved']} of {tasks['all']} source tasks are saved)"
+        say(f"  {stage}: {text}")
+    if facts["complete"] and facts["whole"]:
+        say("complete: every stage of the study is whole")
     else:
-        say(f"{facts['run']}: preset {facts['preset']}, data {facts['data']}, seed {facts['seed']}")
-        for stage, entry in facts["stages"].items():
-            bad = [f"{name} {state}" for name, state in entry["files"].items() if state != "whole"]
-            state = "whole" if not bad else f"{', '.join(bad)} (rebuild with --redo {stage})"
-            say(f"  {stage}: {state}" + ("" if entry["configuration"] == "matches" else "; from another configuration"))
-        if not facts["stages"]:
-            say("  no stage is finished yet")
+        say(f"{'not complete' if facts['whole'] else 'not whole'}; go on with: {facts['next']}")
     return 0 if facts["whole"] else 1

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .explore import _explorer, unwatched
+from .explore import explorer, unwatched
 from .openfigures import GROUPS, SCORE_NAMES, _histogram, _row, threshold_counts
 from .opensets import threshold_at
 from .style import tidy
@@ -72,4 +72,4 @@ def openworld_explorer(
             layout={"width": "560px"},
         ),
     }
-    return _explorer(controls, lambda **options: draw_threshold(images, pixels, **options))
+    return explorer(controls, lambda **options: draw_threshold(images, pixels, **options))

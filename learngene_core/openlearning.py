@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,15 @@ from .images import ImageSet
 from .network import ConvNet, linear_of
 from .openafter import SAVED, moved
 from .opensets import accuracies, threshold_at
-from .openviews import OpenSets, View, described, gathered
+from .openviews import OpenSets, View, described, gathered, on_workers
 from .runs import Run
 from .scores import class_means, distances
 from .streams import generator, numpy_generator
 from .training import Penalty, fisher_diagonal, fit, task_loss
 from .walk import recipe_of
+
+WAYS = ("before", "rehearsed", "imprinted", "nothing", "ewc", "exemplars", "all_given")  # in the order of the table
+REHEARSING = ("rehearsed", "exemplars", "all_given")  # with exemplars of the old classes among the images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,27 +90,30 @@ def learn(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config, run: Run) -> 
     if not told:
         say(f"openworld: no class had {cfg.open_min_images} labelled images, none joins (open_min_images, open_keep)")
     lesson = _Lesson(view, imgs, sets, cfg)
-    ways = [("before", {}, False), ("rehearsed", {}, True), ("imprinted", told, False), ("nothing", told, True),
-            ("ewc", told, True), ("exemplars", told, True), ("all_given", sets.stream, True)]  # fmt: skip
-    rows, kept = [], {}
-    for step, (way, given, trains) in enumerate(ways):
-        run.progress("openworld", view.task + 4 * step / len(ways), view.task + 4, way)
-        model = lesson.taught(way, given, trains)
-        rows.append(lesson.row(way, given, lesson.predictions(model, given), flags))
-        if way in SAVED:
-            kept[way] = _saved(model, [*view.class_names, *given], view, run.path / SAVED[way])
-    for way, given in (("ncm", told), ("ncm_all_given", sets.stream)):
-        rows.append(lesson.row(way, given, lesson.nearest(given), flags))
-    return pd.DataFrame(rows), pd.concat(
-        [moved(view.model, m).assign(method=w) for w, m in kept.items()], ignore_index=True
-    )
+    given = {"all_given": sets.stream, "exemplars": told, "rehearsed": {}, "ewc": told, "nothing": told, "imprinted": told,
+             "before": {}}  # the longest first  # fmt: skip
+
+    def done(k: int) -> None:
+        run.progress(
+            "openworld", view.task + 4 * k / len(given), view.task + 4, f"{k} of {len(given)} ways of learning"
+        )
+
+    jobs = {way: functools.partial(lesson.examined, way, classes) for way, classes in given.items()}
+    found = on_workers(jobs, run, done=done, alone=view.model.dropout > 0)
+    rows = [lesson.row(way, given[way], found[way][1], flags) for way in WAYS]
+    for way, classes in (("ncm", told), ("ncm_all_given", sets.stream)):
+        rows.append(lesson.row(way, classes, lesson.nearest(classes), flags))
+    kept = {way: model for way in WAYS if (model := found[way][0]) is not None}
+    for way, model in kept.items():
+        _save(model, [*view.class_names, *given[way]], view, run.path / SAVED[way])
+    blocks = [moved(view.model, model).assign(method=way) for way, model in kept.items()]
+    return pd.DataFrame(rows), pd.concat(blocks, ignore_index=True)
 
 
-def _saved(model: ConvNet, names: list[str], view: View, folder: Path) -> ConvNet:
+def _save(model: ConvNet, names: list[str], view: View, folder: Path) -> None:
     save_state(folder, model, {})
     about = {"shape": model.shape, "class_names": names, "mean": view.mean.tolist(), "std": view.std.tolist()}
     write_json(folder / "about.json", about)
-    return model
 
 
 def _told(images: np.ndarray, names: np.ndarray) -> dict[str, np.ndarray]:
@@ -129,8 +136,13 @@ class _Lesson:
     def _images(self, indices: np.ndarray) -> Tensor:
         return self.imgs.images[torch.from_numpy(indices)].to(self.device)
 
-    def taught(self, way: str, given: dict[str, np.ndarray], trains: bool) -> ConvNet:
-        """A copy of the network whose head holds the given classes too, trained on where asked."""
+    def examined(self, way: str, given: dict[str, np.ndarray]) -> tuple[ConvNet | None, tuple[np.ndarray, np.ndarray]]:
+        """The network that is `taught`, where it is one of those saved, and its `predictions`."""
+        model = self.taught(way, given)
+        return model if way in SAVED else None, self.predictions(model, given)
+
+    def taught(self, way: str, given: dict[str, np.ndarray]) -> ConvNet:
+        """A copy of the network whose head holds the given classes too, trained on unless `way` is before or imprinted."""
         model, n_old = copy.deepcopy(self.view.model), len(self.view.class_names)
         head = self.head
         penalty = None
@@ -140,7 +152,7 @@ class _Lesson:
             head = imprinted(head, means, self.old_features, self.old_labels)
         weight, bias = (torch.from_numpy(v).float() for v in (head.weight, head.bias))
         model.classifier[-1] = linear_of(weight, bias).to(self.device)
-        if not trains or not (given or way == "rehearsed"):
+        if way in ("before", "imprinted") or not (given or way == "rehearsed"):
             return model
         if way == "ewc":
             penalty = self._penalty(model, n_old)
@@ -148,7 +160,7 @@ class _Lesson:
         fewest = self.cfg.open_exemplars
         turns = [np.resize(own, min(max(len(own), fewest), 3 * fewest)) for own in given.values()]
         places = [np.full(len(own), n_old + i) for i, own in enumerate(turns)]
-        if way in ("rehearsed", "exemplars", "all_given"):
+        if way in REHEARSING:
             turns, places = [self.old, *turns], [self.old_labels, *places]
         indices, labels = np.concatenate(turns), np.concatenate(places)
         recipe = dataclasses.replace(
@@ -179,11 +191,16 @@ class _Lesson:
     def predictions(self, model: ConvNet, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Whether each known and each unknown test image gets its right class among all outputs, (n,) and (m,)."""
         head = Head(*(p.detach().double().cpu().numpy() for p in (model.head.weight, model.head.bias)))
-        found = [
-            head.logits(described(model, self._images(i), self.mean, self.std)[0]).argmax(1)
-            for i in (self.test, self.unknown)
-        ]
+        features = [self._below_head(model, indices) for indices in (self.test, self.unknown)]
+        found = [head.logits(below).argmax(1) for below in features]
         return found[0] == self.test_labels, found[1] == self._outputs(given)
+
+    def _below_head(self, model: ConvNet, indices: np.ndarray) -> np.ndarray:
+        """What the head of `model` sees (n, d); known already where nothing below the head has changed."""
+        before, head = self.view.model.state_dict(), f"classifier.{len(model.classifier) - 1}."
+        if all(torch.equal(t, before[n]) for n, t in model.state_dict().items() if not n.startswith(head)):
+            return self.view.features(self.imgs, indices)[0]
+        return described(model, self._images(indices), self.mean, self.std)[0]
 
     def nearest(self, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The same for nearest class mean on the frozen features (`described`): exemplars, and the given images."""

@@ -1,7 +1,7 @@
 """Measures of telling known from unknown images by a score (higher = known), with intervals over classes.
 
-All are computed from counts of accepted images at every different score, so ties are exact, and a bootstrap over classes is
-one product of draws and counts per class. Percent throughout.
+All are computed from counts of images at every different score, so ties are exact, and a bootstrap over classes is a product of
+draws and counts per class. Percent throughout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def metrics(known: np.ndarray, unknown: np.ndarray, correct: np.ndarray) -> dict
 
     Raises StudyError when there is no known or no unknown image, or a score is NaN.
     """
-    values = _measured(*(line[None] for line in _lines(known, unknown, correct)))
+    counts = _counts(known, unknown, correct)
+    values = _measured(counts, np.ones((1, 1)), np.ones((1, 1)))
     return {name: float(v[0]) for name, v in values.items()}
 
 
@@ -49,20 +50,19 @@ def intervals(
         return dict.fromkeys(METRICS, (np.nan, np.nan))
     rng = numpy_generator(seed, "open-set intervals")
     times = [rng.multinomial(k, np.full(k, 1 / k), n_resamples).astype(float) for k in counts]  # (r, classes)
-    lines = _lines(known, unknown, correct, *groups)  # per class (classes, ends)
-    values = _measured(times[0] @ lines[0], times[0] @ lines[1], times[1] @ lines[2])
+    values = _measured(_counts(known, unknown, correct, *groups), *times)
     return {name: expanded_limits(v, min(counts), 0.95) for name, v in values.items()}
 
 
-def _lines(
+def _counts(
     known: np.ndarray,
     unknown: np.ndarray,
     correct: np.ndarray,
     known_class: np.ndarray | None = None,
     unknown_class: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images accepted at each threshold from the highest down, one per different score: known, known and right, unknown;
-    counts (ends,), or (classes, ends) with the classes (n,), (m,) of the images.
+    """Images at each different score, from the highest down: known, known and right, unknown; (classes, ends) each, with the
+    classes (n,), (m,) of the images, by default one.
 
     Raises StudyError where there is nothing to count or a score is NaN.
     """
@@ -73,7 +73,7 @@ def _lines(
         if np.isnan(values).any():
             raise StudyError(f"{int(np.isnan(values).sum())} scores of {name} images are NaN")
     thresholds, place = np.unique(-np.concatenate([known, unknown]), return_inverse=True)
-    accepted = []
+    counted = []
     for where, group, weight in (
         (place[: len(known)], known_class, np.ones(len(known))),
         (place[: len(known)], known_class, np.asarray(correct, float)),
@@ -82,37 +82,42 @@ def _lines(
         rows = np.zeros(len(where), int) if group is None else group
         counts = np.zeros((rows.max() + 1, len(thresholds)))
         np.add.at(counts, (rows, where), weight)
-        accepted.append(counts.cumsum(1)[0] if group is None else counts.cumsum(1))
-    return tuple(accepted)
+        counted.append(counts)
+    return tuple(counted)
 
 
-def _measured(known: np.ndarray, right: np.ndarray, unknown: np.ndarray) -> dict[str, np.ndarray]:
-    """The measures (r,) from r sets of accepted images (r, ends): known, known and right, unknown."""
-    n_known, n_unknown = known[:, -1:], unknown[:, -1:]
-    fpr = unknown / n_unknown
-    first = np.zeros_like(n_known)
-    steps = np.diff(unknown, axis=1, prepend=first)  # unknown images at each threshold
-    below = n_unknown - unknown + steps  # unknown images at or below it
-    all_below = below + n_known - np.concatenate([first, known[:, :-1]], axis=1)
-    precision = np.divide(below, all_below, out=np.zeros_like(below), where=all_below > 0)
-    passed = known >= (0.95 - 1e-12) * n_known
+def _measured(
+    counts: tuple[np.ndarray, np.ndarray, np.ndarray], known_times: np.ndarray, unknown_times: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The measures (r,) when the classes of `_counts` are taken known_times (r, known classes) and unknown_times (r, unknown
+    classes) times.
+
+    AUROC and OSCR are sums over pairs of classes, counted once for all r; the others look at each r, but only at the scores
+    where they can change: AUPR at those of unknown images, FPR95 at those of known ones.
+    """
+    known, right, unknown = counts
+    n_known, n_unknown = known_times @ known.sum(1), unknown_times @ unknown.sum(1)
+    below = unknown[:, ::-1].cumsum(1)[:, ::-1]  # unknown images at or below each score
+    beaten = below - unknown / 2  # a tie counts half
+    won = [((known_times @ (side @ beaten.T)) * unknown_times).sum(1) for side in (known, right)]
+    at_known, at_unknown = known.any(0), unknown.any(0)
+    unknown_below = unknown_times @ below[:, at_unknown]
+    precision = unknown_below + known_times @ known[:, ::-1].cumsum(1)[:, ::-1][:, at_unknown]
+    np.divide(unknown_below, precision, out=precision, where=precision > 0)
+    kept = known_times @ known.cumsum(1)[:, at_known] >= (0.95 - 1e-12) * n_known[:, None]
+    accepted = unknown.cumsum(1)[:, at_known][:, kept.argmax(1)]  # where 95 % are kept first: (classes, r)
     return {
-        "auroc": 100 * _area(fpr, known / n_known),
-        "aupr": 100 * (precision * steps).sum(1) / n_unknown[:, 0],
-        "fpr95": 100 * np.take_along_axis(fpr, passed.argmax(1)[:, None], 1)[:, 0],
-        "oscr": 100 * _area(fpr, right / n_known),
+        "auroc": 100 * won[0] / (n_known * n_unknown),
+        "aupr": 100 * (precision * (unknown_times @ unknown[:, at_unknown])).sum(1) / n_unknown,
+        "fpr95": 100 * (accepted.T * unknown_times).sum(1) / n_unknown,
+        "oscr": 100 * won[1] / (n_known * n_unknown),
     }
-
-
-def _area(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Area (r,) under y over x (r, k) from (0, 0), straight between the points: a tie counts half."""
-    return x[:, 0] * y[:, 0] / 2 + (np.diff(x, axis=1) * (y[:, 1:] + y[:, :-1])).sum(1) / 2
 
 
 def curves(known: np.ndarray, unknown: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shares (k,) in percent at every threshold from the highest score down, starting at 0: unknown accepted (the
     horizontal axis of ROC and OSCR), known accepted (ROC), known accepted and right (OSCR)."""
-    rate, right, accepted = _lines(known, unknown, correct)
+    rate, right, accepted = (counts[0].cumsum() for counts in _counts(known, unknown, correct))
     totals = len(unknown), len(known), len(known)
     return tuple(np.append(0.0, 100 * v / n) for v, n in zip((accepted, rate, right), totals, strict=True))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from .images import ImageSet, normalise
 from .network import ConvNet
 from .runs import Run
 from .scores import Scorer
+
+Name, Found = TypeVar("Name", bound=Hashable), TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +46,16 @@ class View:
     std: Tensor
     scorers: dict[str, Scorer]
     depths: int
-    seen: dict[bytes, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
-        default_factory=dict, repr=False
-    )  # features had before
+    # image -> its features, had before
+    seen: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
 
     def features(self, imgs: ImageSet, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`described` for images with these indices (n,)."""
-        key = indices.tobytes()
-        if key not in self.seen:
-            images = imgs.images[torch.from_numpy(indices)]
-            self.seen[key] = described(self.model, images, self.mean, self.std, self.depths)
-        return self.seen[key]
+        """`described` for images with these indices (n,), each looked at once; `imgs` are those of the exemplars."""
+        if missing := [int(i) for i in dict.fromkeys(indices.tolist()) if i not in self.seen]:
+            found = described(self.model, imgs.images[missing], self.mean, self.std, self.depths)
+            self.seen.update(zip(missing, zip(*found, strict=True), strict=True))
+        rows = [self.seen[i] for i in indices.tolist()]
+        return np.stack([below for below, _ in rows]), np.stack([deep for _, deep in rows])
 
 
 def open_sets(imgs: ImageSet, div: Division, src: Sequence[SourceTask], cfg: Config) -> OpenSets:
@@ -121,7 +124,7 @@ def view_of(run: Run, imgs: ImageSet, sets: OpenSets, task: int) -> View:
     model, _, about = load_state(run.path / "collective" / f"task_{task:02d}")
     mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
     layout = torch.channels_last if run.machine.channels_last else torch.contiguous_format
-    model.to(run.machine.device, memory_format=layout)
+    model.to(run.machine.device, memory_format=layout).eval()  # and stays so: workers share it
     names, cfg = tuple(about["class_names"]), run.cfg
     indices, labels = gathered(sets.exemplars, names)
     features, deep = described(model, imgs.images[torch.from_numpy(indices)], mean, std, cfg.open_depths)
@@ -130,4 +133,28 @@ def view_of(run: Run, imgs: ImageSet, sets: OpenSets, task: int) -> View:
     made = {
         n: Scorer.fit(h, features, deep, labels, tail=cfg.open_tail, alpha=cfg.open_alpha) for n, h in heads.items()
     }
-    return View(task, model, names, mean, std, made, cfg.open_depths)
+    seen = dict(zip(indices.tolist(), zip(features, deep, strict=True), strict=True))
+    return View(task, model, names, mean, std, made, cfg.open_depths, seen)
+
+
+def on_workers(
+    jobs: Mapping[Name, Callable[[], Found]], run: Run, *, done: Callable[[int], None], alone: bool = False
+) -> dict[Name, Found]:
+    """Name -> result of independent jobs, begun in order on the machine's workers; done(k) is told that k are finished.
+
+    alone: one at a time, for jobs that draw from torch's global state. Raises what a job raises.
+    """
+    workers = 1 if alone else run.machine.workers
+    threads = run.machine.threads if run.machine.workers == 1 else 1
+    done(0)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        names = {pool.submit(job): name for name, job in jobs.items()}
+        try:
+            for finished, future in enumerate(as_completed(names), 1):
+                future.result()  # an error ends the others before they begin
+                done(finished)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    run.machine.use()
+    return {name: future.result() for future, name in names.items()}

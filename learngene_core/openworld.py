@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ from .files import StudyError, say
 from .images import ImageSet
 from .openafter import SAVED
 from .opensets import intervals, metrics
-from .openviews import OpenSets, View, gathered, open_sets, view_of
+from .openviews import OpenSets, View, gathered, on_workers, open_sets, view_of
 from .runs import Run
 from .scores import FEATURE_SCORES
 
@@ -106,13 +107,19 @@ def open_world(imgs: ImageSet, div: Division, src: Sequence[SourceTask], cfg: Co
 def _computed(imgs: ImageSet, src: Sequence[SourceTask], sets: OpenSets, cfg: Config, run: Run) -> OpenWorld:
     from .openlearning import learn
 
-    rows = []
-    for task in src:
-        run.progress("openworld", task.number - 1, len(src) + 4, f"task {task.number} of {len(src)}")
-        view = view_of(run, imgs, sets, task.number)
-        rows += measure(view, imgs, sets, cfg)
-    heads = pd.DataFrame(rows)
-    run.progress("openworld", len(src), len(src) + 4, "learning the unknown")
+    last = src[-1].number
+
+    def state(task: int) -> tuple[View | None, list[dict]]:
+        view = view_of(run, imgs, sets, task)
+        return view if task == last else None, measure(view, imgs, sets, cfg)
+
+    def done(k: int) -> None:
+        run.progress("openworld", k, len(src) + 4, f"{k} of {len(src)} states measured")
+
+    jobs = {task.number: functools.partial(state, task.number) for task in reversed(src)}  # the longest first
+    states = on_workers(jobs, run, done=done)
+    heads = pd.DataFrame([row for task in src for row in states[task.number][1]])
+    view = states[last][0]
     learning, blocks = learn(view, imgs, sets, cfg, run)
     chosen = heads[heads["head"].isin([cfg.open_head, "none"])].reset_index(drop=True)
     return OpenWorld(chosen, heads, image_scores(view, imgs, sets, cfg), learning, blocks)
@@ -121,8 +128,12 @@ def _computed(imgs: ImageSet, src: Sequence[SourceTask], sets: OpenSets, cfg: Co
 @contextlib.contextmanager
 def _one_thread_each(run: Run) -> Iterator[None]:
     """As many threads for NumPy and scikit-learn as for torch, so that equal machines give equal files."""
+    import sklearn.covariance
+    import sklearn.linear_model  # noqa: F401 (only what is loaded by now can be limited)
+    import torch
     from threadpoolctl import threadpool_limits
 
+    torch.optim.SGD([torch.zeros(1)])  # the first one loads much that two workers had better not load at once
     run.machine.use()
     with threadpool_limits(run.machine.threads):
         yield

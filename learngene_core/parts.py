@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -63,3 +64,5 @@ class Parts:
     def clear(self) -> None:
         """The stage is whole and cannot grow: its pieces are no longer needed."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()  # unless another stage has pieces there

@@ -72,16 +72,29 @@ def fold(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return counts, zeros
 
 
-def edge_index(threshold: float) -> int:
+def edge_index(threshold: float | np.ndarray) -> int | np.ndarray:
     """Index of the edge nearest to `threshold`: exact for 0, 5e-10 and 5e-4, else within 6 % (on a log scale).
 
+    An array of thresholds gives an array of its shape; NaN in it (of a layer that is not there) gives 0.
     Raises ValueError for a threshold outside the record's range, about 1e-15 to 1e3, that is not 0.
     """
-    if threshold == 0:
-        return 0
-    if not EDGES[1] / 1.1 <= threshold <= EDGES[-1] * 1.1:
-        raise ValueError(f"threshold {threshold:g} is outside the record's range {EDGES[1]:.1e} to {EDGES[-1]:.1e}")
-    return 1 + int(np.abs(np.log(EDGES[1:].astype(float)) - np.log(threshold)).argmin())
+    if not np.ndim(threshold):
+        return int(_edge_indices(np.array([threshold], float))[0])
+    index = np.zeros(threshold.shape, int)
+    there = ~np.isnan(threshold)
+    index[there] = _edge_indices(threshold[there])
+    return index
+
+
+def _edge_indices(thresholds: np.ndarray) -> np.ndarray:
+    good = (thresholds == 0) | ((EDGES[1] / 1.1 <= thresholds) & (thresholds <= EDGES[-1] * 1.1))
+    if not good.all():
+        raise ValueError(
+            f"threshold {thresholds[~good][0]:g} is outside the record's range {EDGES[1]:.1e} to {EDGES[-1]:.1e}"
+        )
+    with np.errstate(divide="ignore"):
+        distance = np.abs(np.log(EDGES[1:].astype(float)) - np.log(thresholds)[:, None])
+    return np.where(thresholds == 0, 0, 1 + distance.argmin(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,11 +203,16 @@ class Record:
             ) from None
 
 
-def share_above(counts: np.ndarray, zeros: np.ndarray, edge: int, sign: str) -> np.ndarray:
-    """(..., l, 2, N_BINS), (..., l) -> (..., l): share of all entries that lie above edge number `edge`."""
+def share_above(counts: np.ndarray, zeros: np.ndarray, edge: int | np.ndarray, sign: str) -> np.ndarray:
+    """(..., l, 2, N_BINS), (..., l) -> (..., l): share of all entries that lie above edge number `edge`.
+
+    edge: one for all, or (..., l), one for each. Raises ValueError for a sign other than positive and absolute.
+    """
     if sign not in ("positive", "absolute"):
         raise ValueError(f"unknown sign {sign!r}; there are positive and absolute")
     total = counts.sum((-1, -2)) + zeros
+    if np.ndim(edge):
+        counts, edge = np.where(np.arange(N_BINS) >= edge[..., None, None], counts, 0), 0
     above = counts[..., 0, edge:].sum(-1)
     if sign == "absolute":
         above = above + counts[..., 1, edge:].sum(-1)

@@ -124,19 +124,29 @@ def hierarchical_interval(
     again below them counts the lower noise twice and covers up to 99 % (Davison & Hinkley 1997, section 3.8).
     Missing column, NaN or empty table: ValueError. One unit at every level: NaN limits.
     """
-    _check_columns(table, [*levels, value])
-    top = next((k for k, level in enumerate(levels) if table[level].nunique() > 1), len(levels) - 1)
-    means = table.groupby(list(levels))[value].mean()
-    for depth in range(len(levels) - 1, top, -1):
-        means = means.groupby(level=list(range(depth))).mean()
+    means, scope = unit_means(table, levels, value)
     interval = mean_interval(means, confidence)
     if interval.n >= FEWEST_BOOTSTRAP_UNITS:
         draws = np.random.default_rng(seed).integers(interval.n, size=(n_resamples, interval.n))
         low, high = expanded_limits(means.to_numpy()[draws].mean(axis=1), interval.n, confidence)
         interval = replace(interval, low=low, high=high)
-    single = ", ".join(f"one {level}" for level in levels[: top if interval.n > 1 else None])
-    scope = SCOPES.get(levels[top], f"new {levels[top]}") if interval.n > 1 else "nothing beyond itself"
-    return replace(interval, scope=f"{scope} ({single})" if single else scope)
+    return replace(interval, scope=scope)
+
+
+def unit_means(table: pd.DataFrame, levels: Columns, value: str) -> tuple[pd.Series, str]:
+    """Means of `value` over the units of the topmost of `levels` that has more than one, and what they speak for.
+
+    Every unit counts the same within its parent, whatever its number of rows. Missing column, NaN or empty table:
+    ValueError.
+    """
+    _check_columns(table, [*levels, value])
+    top = next((k for k, level in enumerate(levels) if table[level].nunique() > 1), len(levels) - 1)
+    means = table.groupby(list(levels))[value].mean()
+    for depth in range(len(levels) - 1, top, -1):
+        means = means.groupby(level=list(range(depth))).mean()
+    single = ", ".join(f"one {level}" for level in levels[: top if len(means) > 1 else None])
+    scope = SCOPES.get(levels[top], f"new {levels[top]}") if len(means) > 1 else "nothing beyond itself"
+    return means, f"{scope} ({single})" if single else scope
 
 
 def simultaneous_bands(
@@ -171,20 +181,21 @@ def equivalence(values: ArrayLike, margin: float, alpha: float = 0.05) -> Equiva
     return Equivalence(p_value, interval, interval.low > -margin and interval.high < margin)
 
 
-def verdict(interval: Interval, minimum: float, *, direction: str = "greater") -> str:
+def verdict(interval: Interval, minimum: float, *, direction: str = "greater", above: float = 0.0) -> str:
     """The decision rule for a claim: "supported", "refuted" or "undecided".
 
-    Supported when the lower limit is above 0 and the estimate at least `minimum`, refuted when the upper limit is below
-    `minimum`; NaN: undecided. With direction "less" the claim is a loss of at least `minimum`. minimum < 0: ValueError.
+    Supported when the lower limit lies over `above` and the estimate is at least `minimum`, refuted when the upper limit is
+    below `minimum`; NaN: undecided. With direction "less" the claim is a loss of at least `minimum`. A claim of "no worse
+    than by 2" has above = minimum = -2, one of better than chance above = minimum = 50. minimum < above: ValueError.
     """
-    if direction not in ("greater", "less") or not minimum >= 0:
-        raise ValueError(f"direction is 'greater' or 'less' and minimum >= 0, not {direction!r} and {minimum}")
+    if direction not in ("greater", "less") or not minimum >= above:
+        raise ValueError(f"direction is 'greater' or 'less' and minimum >= {above}, not {direction!r} and {minimum}")
     estimate, low, high = interval.estimate, interval.low, interval.high
     if direction == "less":
         estimate, low, high = -estimate, -high, -low
     if np.isnan([estimate, low, high]).any():
         return "undecided"
-    if low > 0 and estimate >= minimum:
+    if low > above and estimate >= minimum:
         return "supported"
     return "refuted" if high < minimum else "undecided"
 

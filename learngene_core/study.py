@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import notebooks
 from .config import STAGES, Config
-from .files import StudyError, read_json, say, write_json
+from .files import read_json, say, write_json
 from .runs import Run
 from .summary import summary_markdown, summary_text
 
@@ -125,6 +120,46 @@ class Chain:
         return compute_atlas(self.collective, self.images, self.division, self.cfg, self.run)
 
     @functools.cached_property
+    def controls(self) -> pd.DataFrame:
+        """Content controls, pulls and other ancestors: one row per individual (controls.csv)."""
+        from .ablations import compute_controls
+
+        return compute_controls(self.learngene, self.collective, self.images, self.division, self.cfg, self.run)
+
+    @functools.cached_property
+    def layer_scores(self) -> pd.DataFrame:
+        """Every criterion per layer (layer_scores.csv)."""
+        from .verdicts import layer_scores
+
+        if not self.run.done("measures"):
+            self.learngene  # noqa: B018 (trained, scored and cut when asked for)
+            return layer_scores(self.images, self.source, self.cfg, self.run)
+        return layer_scores([], [], self.cfg, self.run)
+
+    @functools.cached_property
+    def verdicts(self) -> dict[str, pd.DataFrame]:
+        """atlas, selection and claims (atlas.csv, selection.csv, claims.csv); read without torch when they are there."""
+        from .verdicts import judge
+
+        if self.run.done("claims"):
+            return judge({}, self.cfg, self.run)
+        tables = {
+            "atlas_cells": self.atlas_cells,
+            "results": self.results,
+            "openworld": self.openworld.table,
+            "controls": self.controls,
+            "layer_scores": self.layer_scores,
+        }
+        return judge(tables, self.cfg, self.run)
+
+    @functools.cached_property
+    def released(self) -> pd.DataFrame:
+        """What each defect of the released scripts does to accuracy and choice (released.csv)."""
+        from .releasedtable import released_table
+
+        return released_table(self)
+
+    @functools.cached_property
     def tuning(self) -> pd.DataFrame:
         """Learning rates on pseudo-tasks (tuning.csv)."""
         from .tuning import pseudo_tasks, tune
@@ -175,67 +210,25 @@ def _finished(run: Run) -> dict[str, str]:
 
 
 def _whole(run: Run) -> bool:
-    return all(run.done(stage) for stage in ("division", "collective", "criteria", "reconstruct", "openworld"))
+    from .info import STUDY
+
+    return all(run.done(stage) for stage in STUDY)
 
 
 def _run_notebooks(run: Run, paths: list[Path]) -> None:
-    from .cost import stage_seconds
+    from .cost import KERNEL_SECONDS, duration, stage_seconds
+    from .preflight import check_data
+    from .progress import bar
 
+    check_data(run.cfg)
     expected = stage_seconds(run)
-    say(f"study: {len(paths)} notebooks into {run.path}; about {sum(expected.values()) / 60:.1f} min on this machine")
+    total = sum(expected.values()) + KERNEL_SECONDS * len(paths)
+    say(f"study: {len(paths)} notebooks into {run.path}; about {duration(total)} on this machine")
     parameters = notebooks.parameters_of(run.cfg, run.path)
-    with _bar(run, expected, len(paths)) as notebook_done:
+    with bar(run, expected, kernel_seconds=KERNEL_SECONDS, n_kernels=len(paths)) as notebook_done:
         for path in paths:
             start = time.time()
             notebooks.execute(path, _copy(run, path), parameters)
             write_json(run.path / "notebooks" / "index.json", {**_finished(run), path.name: _mark(run.cfg, path)})
             run.note_time("notebook", path.stem, time.time() - start)
             notebook_done()
-
-
-KERNEL_SECONDS = 9.0  # a kernel, its imports and its figures; measured on two cores
-
-
-@contextmanager
-def _bar(run: Run, expected: dict[str, float], n_notebooks: int) -> Iterator:
-    """One bar over the expected seconds of the whole; a thread moves it by the stages' own progress."""
-    from tqdm import tqdm
-
-    total = sum(expected.values()) + KERNEL_SECONDS * n_notebooks
-    state, stop = {"notebooks": 0}, threading.Event()
-
-    def position() -> tuple[float, str]:
-        path = run.path / "progress.json"
-        now = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        share = now.get("done", 0) / max(now.get("total", 1), 1)
-        at = state["notebooks"] * KERNEL_SECONDS
-        for stage, seconds in expected.items():
-            if stage == now.get("stage"):
-                return at + seconds * share, f"{stage} {now.get('text', '')}"
-            at += seconds if stage in run.manifest else 0
-        return at, ""
-
-    (run.path / "progress.json").unlink(missing_ok=True)
-    with tqdm(
-        total=round(total), unit="s", bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left {postfix}"
-    ) as bar:
-
-        def watch() -> None:
-            while not stop.is_set():
-                try:
-                    at, text = position()
-                except (OSError, ValueError, StudyError):
-                    at, text = bar.n, ""
-                bar.n = max(bar.n, min(round(at), bar.total - 1))
-                bar.set_postfix_str(text)
-                stop.wait(0.5 if sys.stderr.isatty() else 10)  # a log file gets a line every ten seconds
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield lambda: state.update(notebooks=state["notebooks"] + 1)
-            bar.n = bar.total
-        finally:
-            stop.set()
-            thread.join()
-            bar.refresh()

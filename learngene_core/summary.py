@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from .runs import Run
@@ -18,7 +19,7 @@ def summary_table(run: Run) -> pd.DataFrame:
 
 
 def summary_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The summary as text cells; the first row is the header."""
+    """The summary as text cells; the first row is the header. A gain that cannot be had says why."""
     rows = [
         (
             "family",
@@ -33,19 +34,33 @@ def summary_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
     ]
     for r in table.itertuples():
         none = r.family == "none" or r.method == "scratch"
+        gain = ("", "") if none else (f"{r.gain:+.1f}", _limits(r.gain_low, r.gain_high, "+.1f"))
+        if not none and math.isnan(r.gain):
+            gain = ("no scratch in this run", "")
         rows.append(
             (
                 r.family,
                 r.method,
                 str(r.shots),
                 f"{r.accuracy:.1f}",
-                f"{r.accuracy_low:.1f} to {r.accuracy_high:.1f}",
-                "" if none else f"{r.gain:+.1f}",
-                "" if none else f"{r.gain_low:+.1f} to {r.gain_high:+.1f}",
+                _limits(r.accuracy_low, r.accuracy_high, ".1f"),
+                *gain,
                 f"{r.n_tasks} x {r.n_inits}",
             )
         )
     return rows
+
+
+def _limits(low: float, high: float, form: str) -> str:
+    return "one task, no interval" if math.isnan(low) else f"{low:{form}} to {high:{form}}"
+
+
+def ewc_text(results: pd.DataFrame) -> str:
+    """What EWC weighs in the training of `learngene_ewc`: its share of the loss in percent, from `results.csv`."""
+    shares = results.loc[results["method"] == "learngene_ewc", "ewc_share"]
+    if not len(shares):
+        return "learngene_ewc is not in this run"
+    return f"penalty's share of the training loss: {shares.mean():.2f} % on average over {len(shares)} individuals"
 
 
 def summary_text(run: Run) -> str:

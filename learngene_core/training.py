@@ -141,12 +141,18 @@ def _epoch_row(epoch: int, values: list[Tensor], hits: list[Tensor], penalties: 
         if not torch.isfinite(steps).all():
             step = int((~torch.isfinite(steps.reshape(len(steps), -1))).any(1).nonzero()[0, 0]) + 1
             raise StudyError(
-                f"the {name} of {where} is not finite at epoch {epoch}, step {step}; "
-                "lower learning_rate (or ewc_lambda) and start again"
+                f"the {name} of {where} is not finite at epoch {epoch}, step {step}; lower {_rates_of(where)} and start again"
             )
         mean = steps.double().mean(0) * (100 if name == "accuracy" else 1)
         row[name] = mean if mean.ndim else float(mean)
     return row
+
+
+def _rates_of(where: str) -> str:
+    """The parameters that may be too high in what `fit` was told it trains."""
+    if where.startswith("target task"):
+        return "individual_rate or individual_ewc (tune: tune_rates, tune_ewc; atlas: atlas_rate, control_ewc)"
+    return "open_rate or open_ewc" if where.startswith("learning the unknown") else "learning_rate (or ewc_lambda)"
 
 
 def task_loss(classes: Tensor | None = None) -> Loss:

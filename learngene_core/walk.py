@@ -22,6 +22,7 @@ from .machine import Machine
 from .network import ConvNet
 from .nulls import untrained_record
 from .presets import PAPER_POOLS
+from .procedure import procedure_of
 from .record import Record
 from .runs import Run
 from .streams import generator
@@ -32,7 +33,7 @@ class Walk:
     """State of the walk; every random choice has its own stream, so a task's start needs nothing but the saved tensors."""
 
     def __init__(self, imgs: ImageSet, src: list[SourceTask], cfg: Config, run: Run | None):
-        self.cfg, self.src, self.run = cfg, src, run
+        self.cfg, self.src, self.run, self.how = cfg, src, run, procedure_of(cfg)
         self.machine = run.machine if run is not None else Machine.resolve(cfg)
         self.machine.use()
         self.device = torch.device(self.machine.device)
@@ -57,9 +58,10 @@ class Walk:
         return self.model
 
     # images -----------------------------------------------------------------------------------------------------------
-    def _batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images on the device and their labels as outputs of the head."""
-        outputs = torch.tensor([self.class_names.index(n) if n in self.class_names else -1 for n in self.names])
+    def _batch(self, indices: np.ndarray, task: SourceTask) -> tuple[Tensor, Tensor]:
+        """Images of a task on the device and their labels as outputs of the head."""
+        outputs = torch.full((len(self.names),), -1)
+        outputs[[self.names.index(n) for n in task.classes]] = self._outputs(task).cpu()
         return self.images[indices].to(self.device), outputs[self.labels[indices]].to(self.device)
 
     def _prepared(self, indices: np.ndarray) -> Tensor:
@@ -67,18 +69,18 @@ class Walk:
 
     def _classes(self, task: SourceTask) -> Tensor | None:
         """Outputs that the loss runs over; None: all."""
-        return None if self.cfg.loss == "class-incremental" else self._outputs(task)
+        return self.how.among(self._outputs(task), self.cfg)
 
     def _outputs(self, task: SourceTask) -> Tensor:
-        return torch.tensor([self.class_names.index(n) for n in task.classes], device=self.device)
+        return torch.tensor(self.how.outputs(task.classes, self.class_names), device=self.device)
 
     # one task ---------------------------------------------------------------------------------------------------------
-    def _begin(self, task: SourceTask) -> None:
-        cfg, self.class_names = self.cfg, list(task.classes)
+    def _begin(self) -> None:
+        cfg, self.class_names = self.cfg, self.how.head(self.src)
         self.model = ConvNet(
             cfg.start_widths,
             PAPER_POOLS,
-            len(task.classes),
+            len(self.class_names),
             cfg.image_size,
             cfg.hidden,
             dropout=cfg.dropout,
@@ -95,7 +97,7 @@ class Walk:
     def _grow(self, task: SourceTask) -> None:
         """New outputs for new classes, then the widenings due before this task; whatever belongs to weights follows."""
         if task.number == 1:
-            self._begin(task)
+            self._begin()
         new = [n for n in task.classes if n not in self.class_names]
         if new:
             self.model.grow_head(len(new), generator=self.stream("head", task.number))
@@ -109,7 +111,8 @@ class Walk:
             self.model.deepen(open_blocks[-1], calibration=calibration)
         self.owned.appended(self.model)
         for name, width in growth_schedule(self.cfg).get(task.number, []):
-            mapping = self.model.widen(
+            mapping = self.how.widen(
+                self.model,
                 name,
                 width,
                 mode=self.cfg.growth,
@@ -135,12 +138,12 @@ class Walk:
         classes = (
             self._classes(task) if self.cfg.loss == "task-incremental" else torch.arange(len(seen), device=self.device)
         )
-        return fisher_diagonal(self.model, self._batch(picked)[0], classes, *self.normal, g)
+        return fisher_diagonal(self.model, self._batch(picked, task)[0], classes, *self.normal, g)
 
     def _train(self, task: SourceTask) -> None:
         cfg, number = self.cfg, task.number
         recipe = recipe_of(cfg, cfg.first_task_epochs if number == 1 else cfg.epochs, *self.normal)
-        images, labels = self._batch(task.train)
+        images, labels = self._batch(task.train, task)
         recorder = Recorder(block_weights(self.model), cfg.record_every)
         before = 0 if number == 1 else cfg.first_task_epochs + cfg.epochs * (number - 2)
         total = cfg.first_task_epochs + cfg.epochs * (len(self.src) - 1)
@@ -153,7 +156,7 @@ class Walk:
                 text = f"task {number} of {len(self.src)}, epoch {row['epoch']}"
                 self.run.progress("collective", before + row["epoch"], total, text)
 
-        penalty, optimiser = self._penalty(task), recipe.optimiser(self.model)
+        penalty, optimiser, classes = self._penalty(task), recipe.optimiser(self.model), self._classes(task)
         named = dict(self.model.named_parameters())
         if cfg.carry_momentum:
             for name, buffer in self.owned.momentum.items():
@@ -162,7 +165,7 @@ class Walk:
             self.model,
             images,
             labels,
-            task_loss(self._classes(task)),
+            self.how.loss(task_loss(classes), classes),
             recipe,
             optimiser=optimiser,
             watch=recorder,
@@ -177,7 +180,7 @@ class Walk:
     def _measure(self, task: SourceTask) -> None:
         """Held-out accuracy on every task so far: among its own classes, and among all classes seen."""
         for seen in self.src[: task.number]:
-            images, labels = self._batch(seen.test)
+            images, labels = self._batch(seen.test, seen)
             own, among_all = (
                 float(evaluate(self.model, images, labels, *self.normal, classes=c))
                 for c in (self._outputs(seen), None)

@@ -1,18 +1,28 @@
 """The command line: exit status, one line that says what is wrong, nothing lost, and help without torch."""
 
 import json
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import nbformat
+import pandas as pd
 import pytest
 from conftest import snapshot, tiny_tree
 
-from learngene_core import cli
-from learngene_core.config import STAGES
+import learngene_core
+from learngene_core import cli, comparisons, info, summary
+from learngene_core.config import STAGES, Config
 from learngene_core.files import StudyError
 from learngene_core.images import load_images
 from learngene_core.presets import PRESETS
+from learngene_core.runs import Run, default_folder
+from learngene_core.statistics import paired_table
 
 SMOKE = ("--preset", "smoke", "--set", "workers=1")
 COMMAND = Path(sys.executable).with_name("learngene")
@@ -62,6 +72,14 @@ def refused(capsys):
         (["--set", "seed={a: 1}"], ["seed"]),
         (["--set", "=5"], ["unknown parameter"]),
         (["--seed", "-1"], ["seed", "at least 0"]),
+        (["--set", "preset_name=lecture"], ["preset_name", "--preset"]),
+        (["--set", "preset=lecture"], ["preset", "--preset"]),
+        (["--set", "out=here"], ["out", "--out"]),
+        (["--seed", "1", "--set", "seed=2"], ["seed is given twice", "1", "2"]),
+        (["--data", "cifar100", "--set", "data=folder"], ["data is given twice", "'cifar100'", "'folder'"]),
+        (["--set", "epochs=2", "--set", "epochs=3"], ["epochs is given twice"]),
+        (["--set", "n_target_tasks=1"], ["n_target_tasks = 1", "2 or more"]),
+        (["--set", "individual_ewc=0"], ["individual_ewc = 0", "learngene_ewc", "methods"]),
     ],
 )
 def test_bad_arguments_are_refused_and_no_folder_is_made(refused, tmp_path, arguments, texts):
@@ -83,7 +101,7 @@ def test_values_are_read_as_a_person_means_them():
                 "split=",
                 "epochs=2",
                 "tune_rates=[1e-2,0.5]",
-                "seed=9",
+                "seed=3",
             )
         ]  # fmt: skip
     )
@@ -91,7 +109,7 @@ def test_values_are_read_as_a_person_means_them():
     assert (cfg.threshold, cfg.shots, cfg.flip, cfg.layers) == (5e-4, (2, 4), True, ("conv1", "conv2"))
     assert (cfg.split, cfg.epochs, cfg.tune_rates) == ("", 2, (0.01, 0.5))
     assert (cfg.preset_name, cfg.data, cfg.data_path) == ("smoke", "cifar100", "1e5")
-    assert cfg.seed == 3  # the option of that name wins
+    assert cfg.seed == 3  # said twice, and the same
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -136,6 +154,33 @@ def test_data_folders_that_cannot_be_read_are_refused(refused, tmp_path, capsys)
     assert "novel" in capsys.readouterr().out
 
 
+def test_study_looks_for_the_images_before_a_kernel_starts(refused, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("learngene_core.study.run_study", lambda *given, **_: started.append(given))
+    (tmp_path / "empty" / "class").mkdir(parents=True)
+    tiny_tree(tmp_path / "animals", ["apple", "okapi"], 1, 32)
+    for data, path, text in (
+        ("cifar100", "", "or `--data-path download`"),
+        ("folder", "", "needs --data-path"),
+        ("cifar100", tmp_path / "missing", "does not exist"),
+        ("folder", tmp_path / "empty", "holds no images in class folders"),
+        ("imagenet100", tmp_path / "animals", "holds none of the classes of imagenet100"),
+    ):
+        line = refused(
+            "study", *SMOKE, "--data", data, "--out", tmp_path / "run", *(["--data-path", path] if path else [])
+        )
+        assert text in line, line
+    assert not started
+    assert not (tmp_path / "run").exists()
+    for data, path in (("folder", "animals"), ("cifar100", "animals"), ("cifar100", "download"), ("glyphs", "missing")):
+        path = path if path == "download" else tmp_path / path
+        assert cli.main(["study", *SMOKE, "--data", data, "--data-path", str(path)]) == 0
+    assert len(started) == 4
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.html").write_text("")  # a finished study needs no images
+    assert cli.main(["study", *SMOKE, "--data", "cifar100", "--out", str(tmp_path / "run")]) == 0
+
+
 def test_an_unreadable_image_is_refused_in_one_line(refused, tmp_path):
     """Also in a log file: no progress bar where nobody watches."""
     tiny_tree(tmp_path / "text", ["a", "b"], 2, 32)
@@ -164,7 +209,9 @@ def tiny_tree_of(folder, n_classes, n=2):
         ("criteria", "criterion=lerngene", "lerngene"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_any_training(refused, tmp_path, verb, change, text):
+def test_what_cannot_be_done_is_refused_before_any_training(refused, tmp_path, monkeypatch, verb, change, text):
+    """Nor is it first said how long it would take."""
+    monkeypatch.setattr("learngene_core.progress.stage_seconds", None)
     assert text in refused(verb, *SMOKE, "--out", tmp_path / "run", "--set", change)
     assert not (tmp_path / "run" / "collective").exists()
 
@@ -256,13 +303,70 @@ def test_info_says_whole_or_damaged_to_people_and_machines(smoke_copy, capsys):
     assert states == {"scores.csv": "missing", "history.csv": "damaged"}
 
 
+def test_info_on_a_run_where_nothing_is_done_says_what_to_run(tmp_path, capsys):
+    run = Run.open(Config.preset("smoke", seed=3, epochs=2), tmp_path / "run")
+    assert cli.main(["info", str(run.path), "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["whole"], facts["complete"]) == (False, False)
+    assert {stage: entry["state"] for stage, entry in facts["stages"].items()} == dict.fromkeys(info.STUDY, "missing")
+    assert cli.main(["info", str(run.path)]) == 1
+    out = capsys.readouterr().out
+    assert out.count(": missing\n") == len(info.STUDY)
+    assert f"not whole; go on with: learngene study --preset smoke --seed 3 --set epochs=2 --out {run.path}\n" in out
+
+
+def test_info_tells_unfinished_from_complete(smoke_copy, capsys):
+    assert cli.main(["info", str(smoke_copy)]) == 0
+    out = capsys.readouterr().out
+    assert "openworld: missing\n" in out
+    assert "not complete; go on with: learngene study --preset smoke" in out
+    run = Run.open(Config.preset("smoke"), smoke_copy)
+    with run.computing("openworld", []):
+        pass
+    assert cli.main(["info", str(smoke_copy)]) == 0
+    assert capsys.readouterr().out.endswith("complete: every stage of the study is whole\n")
+    facts = info.inspect(smoke_copy)
+    assert (facts["whole"], facts["complete"], facts["next"]) == (True, True, "")
+    run.forget("criteria")  # as a killed --redo leaves it
+    facts = info.inspect(smoke_copy)
+    assert (facts["whole"], facts["complete"]) == (True, False)
+    (smoke_copy / "collective" / "task_04" / "about.json").unlink()
+    run.forget("criteria")
+    manifest = json.loads((smoke_copy / "manifest.json").read_text())
+    (smoke_copy / "manifest.json").write_text(json.dumps({"division": manifest["division"]}))
+    assert cli.main(["info", str(smoke_copy)]) == 0
+    assert "collective: missing (3 of 4 source tasks are saved)" in capsys.readouterr().out
+
+
+def test_the_command_that_info_names_asks_for_the_same(tmp_path, monkeypatch):
+    for cfg, out in (
+        (Config.preset("smoke"), tmp_path / "a folder"),
+        (Config(), None),
+        (Config.preset("cifar-cpu", data_path="/data/two words", seed=4, shots=(5, 10), growth="none"), tmp_path / "b"),
+        (
+            Config.preset("paper", data="folder", layers=("conv2", "conv3"), flip=False, open_keep=90, split="seed"),
+            None,
+        ),
+        (Config(individual_rates=("light:scratch=0.5", "same_shape:full=1e-3"), threshold=5e-4), None),
+    ):
+        words = shlex.split(info.command(cfg, out or default_folder(cfg), redo=["criteria"]))
+        options = cli.parser().parse_args(words[1:])
+        assert (words[0], options.verb, options.redo) == ("learngene", "study", ["criteria"])
+        assert cli.configuration(options) == cfg
+        assert options.out == (str(out) if out else "")
+
+
 def test_info_sees_a_configuration_that_was_edited_by_hand(smoke_copy, capsys):
     path = smoke_copy / "config.json"
     path.write_text(path.read_text().replace('"n_blocks": 3', '"n_blocks": 2'))
     assert cli.main(["info", str(smoke_copy), "--json"]) == 1
     stages = json.loads(capsys.readouterr().out)["stages"]
-    another = {s for s, facts in stages.items() if facts["configuration"] == "another"}
+    another = {s for s, facts in stages.items() if facts["state"] == "another configuration"}
     assert another == {"criteria", "reconstruct"}
+    assert cli.main(["info", str(smoke_copy)]) == 1
+    out = capsys.readouterr().out
+    assert "criteria: from another configuration (rebuild with --redo criteria)" in out
+    assert "--redo criteria --redo reconstruct" in out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
@@ -294,6 +398,14 @@ def test_any_error_is_one_line_and_a_traceback_only_with_debug(refused, monkeypa
         cli.main(["divide", "--debug"])
 
 
+def test_an_individual_that_diverges_names_its_own_parameters(refused, smoke_copy):
+    diverges = ("--redo", "reconstruct", "--set", "individual_ewc=1e30", "--set", "methods=[learngene_ewc]")
+    line = refused("reconstruct", *SMOKE, "--out", smoke_copy, *diverges)
+    assert re.search(r"of target task \d, light, 10 shots is not finite", line)
+    assert "lower individual_rate or individual_ewc" in line
+    assert "learning_rate" not in line
+
+
 def test_an_error_of_the_system_names_its_file(refused, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_run", lambda _: (tmp_path / "nothing.csv").read_text())
     assert "nothing.csv" in refused("divide")
@@ -310,6 +422,126 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
     assert "Traceback" not in err
 
 
+def test_ctrl_c_from_the_keyboard_is_one_line_and_gives_the_handler_back(monkeypatch, capsys):
+    def pressed(error):
+        def stops(_):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise error from None
+
+        return stops
+
+    before = signal.getsignal(signal.SIGINT)
+    for error in (KeyboardInterrupt(), StudyError("02.ipynb, cell 3: KeyboardInterrupt"), RuntimeError("dead kernel")):
+        monkeypatch.setattr(cli, "_run", pressed(error))
+        assert cli.main(["divide", "--debug"]) == 130
+        assert capsys.readouterr().err.splitlines() == [
+            "learngene: stopped; the same command goes on from the last finished task"
+        ]
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+PRESSED = """
+import pathlib, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from learngene_core import cli, interrupt, notebooks
+
+marker, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
+interrupt.PATIENCE = float(sys.argv[3])
+
+def work(options):
+    if kind == "kernel":
+        notebooks.execute(marker.with_name("sleeps.ipynb"), marker.with_name("out.ipynb"), {"seed": 1})
+    with ThreadPoolExecutor(1) as pool:  # as an individual in training on a worker
+        pool.submit(lambda: (marker.touch(), time.sleep(60))).result()
+
+cli._run = work
+sys.exit(cli.main(["divide"]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal to a process group")
+@pytest.mark.parametrize(("kind", "patience", "times"), [("kernel", 20, 1), ("worker", 0.3, 1), ("worker", 50, 2)])
+def test_ctrl_c_ends_kernels_and_workers_with_one_line(tmp_path, kind, patience, times):
+    marker = tmp_path / "begun"
+    sleeps = f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(60)"
+    first = nbformat.v4.new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]})
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(sleeps)]), tmp_path / "sleeps.ipynb"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRESSED, str(marker), kind, str(patience)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 60
+        while not marker.exists() and time.monotonic() < end and process.poll() is None:
+            time.sleep(0.05)
+        assert marker.exists(), process.communicate()
+        for _ in range(times):
+            time.sleep(0.3)
+            os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines() == ["learngene: stopped; the same command goes on from the last finished task"]
+
+
+# what a person reads at the end --------------------------------------------------------------------------------------
+def results(*methods, n_tasks=3):
+    rows = [
+        {"family": "none" if m == "ncm" else "light", "method": m, "shots": 10, "target_task": t, "init": 1,
+         "accuracy": 50.0 + t + i, "ewc_share": 4.0 * (m == "learngene_ewc")}
+        for i, m in enumerate(methods) for t in range(1, n_tasks + 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_table_without_scratch_or_interval_says_so_instead_of_nan():
+    rows = summary.summary_rows(paired_table(results("learngene", "full", "ncm")))
+    assert [row[5:7] for row in rows[1:]] == [("no scratch in this run", "")] * 2 + [("", "")]
+    rows += summary.summary_rows(paired_table(results("scratch", "learngene")))
+    rows += summary.summary_rows(paired_table(results("scratch", "learngene", n_tasks=1)))
+    assert rows[-1][5:7] == ("+1.0", "one task, no interval")
+    assert not any("nan" in cell for row in rows for cell in row)
+
+
+def test_the_share_of_ewc_is_said_only_where_there_is_one():
+    assert summary.ewc_text(results("scratch", "learngene")) == "learngene_ewc is not in this run"
+    assert "4.00 % on average over 3 individuals" in summary.ewc_text(results("scratch", "learngene_ewc"))
+
+
+def test_figures_of_a_run_that_trains_nothing_are_drawn():
+    columns = ["family", "method", "shots", "epoch", "loss", "loss_sd", "accuracy", "n_tasks"]
+    axes = comparisons.training_curves(pd.DataFrame(columns=columns))
+    assert [text.get_text() for text in axes[0, 0].texts] == ["no method of this run is trained"]
+    comparisons.comparison(paired_table(results("ncm")))[0, 0].figure.canvas.draw()
+    axes[0, 0].figure.canvas.draw()
+
+
+def test_tune_ends_with_options_that_can_be_pasted():
+    table = pd.DataFrame(
+        [
+            ("light", "scratch", 0.01, 0.0, False),
+            ("light", "scratch", 0.05, 0.0, True),
+            ("light", "scratch", 0.1, 0.0, True),  # as good: the first stands
+            ("light", "learngene_ewc", 0.005, 1.0, True),
+            ("light", "learngene_ewc", 0.005, 100.0, False),
+            ("same_shape", "full", 1e-3, 0.0, True),
+        ],
+        columns=["family", "method", "rate", "ewc", "best"],
+    )
+    options = cli.parser().parse_args(["reconstruct", *shlex.split(cli.best_settings(table))])
+    cfg = cli.configuration(options)
+    assert cfg.individual_rates == ("light:scratch=0.05", "light:learngene_ewc=0.005", "same_shape:full=0.001")
+    assert cfg.individual_ewc == 1
+    assert cfg.rate("same_shape", "full") == 0.001
+    no_ewc = cli.best_settings(table[table["method"] != "learngene_ewc"])
+    assert "individual_ewc" not in no_ewc
+
+
 # help and the real command ------------------------------------------------------------------------------------------
 def test_help_of_every_verb_names_its_options(capsys):
     for verb in VERBS:
@@ -324,6 +556,17 @@ def test_help_of_every_verb_names_its_options(capsys):
         )
         assert all(option in out for option in wanted), verb
         assert verb == "info" or all(name in out for name in [*PRESETS, *STAGES])
+
+
+def test_help_says_how_to_fetch_cifar100_and_the_version_is_told(capsys):
+    for arguments, text in (
+        (["study", "--help"], "'download'"),
+        (["--version"], f"learngene {learngene_core.__version__}\n"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 0
+        assert text in capsys.readouterr().out
 
 
 def command(*arguments, **options):

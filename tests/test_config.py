@@ -102,6 +102,8 @@ BAD = {
     "rate that is no number": {"individual_rates": ("light:scratch=fast",)},
     "rate of zero": {"individual_rates": ("light:scratch=0",)},
     "rate without bound": {"individual_rates": ("light:scratch=inf",)},
+    "one target task": {"n_target_tasks": 1},
+    "EWC of no strength": {"individual_ewc": 0.0},
 }
 
 
@@ -141,10 +143,20 @@ def test_numbers_that_mean_the_same_are_taken_as_the_fields_type():
 def test_every_default_is_accepted_at_its_own_bounds():
     for name, field in FIELDS.items():
         for bound in (field.metadata["low"], field.metadata["high"]):
-            if abs(bound) == float("inf") or name in ("n_blocks", "n_source_tasks"):  # these depend on others
+            # these depend on others, or have a reason of their own
+            if abs(bound) == float("inf") or name in ("n_blocks", "n_source_tasks", "n_target_tasks", "individual_ewc"):
                 continue
             value = type(field.default)([bound]) if isinstance(field.default, tuple) else bound
             assert getattr(Config(**{name: value}), name) == value, name
+
+
+def test_what_notebook_04_could_not_show_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"n_target_tasks = 1 .*use 2 or more"):
+        Config.preset("smoke", n_target_tasks=1)
+    with pytest.raises(ValueError, match=r"individual_ewc = 0 .*leave learngene_ewc out of methods"):
+        Config.preset("smoke", individual_ewc=0)
+    assert Config.preset("smoke", individual_ewc=0, methods=("scratch", "learngene")).individual_ewc == 0
+    assert Config.preset("smoke", n_target_tasks=2).n_target_tasks == 2
 
 
 def test_a_configuration_is_frozen_and_replace_leaves_it_alone():
@@ -251,10 +263,10 @@ FOLLOWS = {  # field's stage -> the stages whose results change with it
     "": set(),
     "division": ALL,
     "collective": ALL - {"division", "targets"},
-    # tuning trains individuals of this learngene; the atlas and the measures do not care which was chosen
-    "criteria": {"criteria", "reconstruct", "tune", "controls", "claims"},
-    "targets": {"targets", "reconstruct", "tune", "atlas", "controls", "claims"},
-    "reconstruct": {"reconstruct", "claims"},
+    # tuning trains individuals of this learngene; the atlas does not care which was chosen
+    "criteria": {"criteria", "reconstruct", "tune", "controls", "measures", "claims", "released"},
+    "targets": {"targets", "reconstruct", "tune", "atlas", "controls", "claims", "released"},
+    "reconstruct": {"reconstruct", "claims", "released"},
     "tune": {"tune"},
     "reference": {"reference"},
     "openworld": {"openworld", "claims"},

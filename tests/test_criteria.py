@@ -7,14 +7,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 from learngene_core.config import Config
-from learngene_core.criteria import CRITERIA, best_block, choose, profile, score, score_all
+from learngene_core.criteria import (
+    CRITERIA,
+    best_block,
+    choices,
+    choose,
+    null_choices,
+    options_of,
+    profile,
+    score,
+    score_all,
+)
 from learngene_core.files import StudyError
 from learngene_core.gradients import Recorder, block_weights
 from learngene_core.network import ConvNet
-from learngene_core.record import EDGES, N_BINS, Record, edge_index
+from learngene_core.presets import PAPER_FINAL_WIDTHS, PAPER_POOLS, PAPER_WIDTHS
+from learngene_core.record import EDGES, N_BINS, Record, edge_index, share_above
 
 LAYERS = ("conv1", "conv2", "conv3")
 TAU = 5e-4
@@ -40,11 +52,10 @@ NULL = [[[0.4, 0.3, 0.2], [0.4, 0.1, 0.2]], [[0.2, 0.3, 0.3], [0.4, 0.3, 0.3]]] 
 
 
 def table_of(shape, scale):
-    """gradients.csv of these (rows, layers): norms that differ in every cell."""
+    """gradients.csv of these (rows, layers): norms that differ in every cell, but weights of norm 2."""
     values = scale * (1 + np.arange(np.prod(shape), dtype=float))
-    return pd.DataFrame(
-        {"layer": np.tile(LAYERS, len(values) // 3), "relative_norm": values, "norm_times_weight": values**2}
-    )
+    columns = {"relative_norm": values, "norm_times_weight": values**2, "weight_norm": 2.0, "n_weights": N}
+    return pd.DataFrame({"layer": np.tile(LAYERS, len(values) // 3), **columns})
 
 
 @pytest.fixture
@@ -115,6 +126,22 @@ def test_norm_criteria_are_the_mean_of_their_column(record, name, power):
     assert table["null"].tolist() == pytest.approx(null.mean(0).tolist())
 
 
+def test_the_relative_count_has_a_threshold_for_each_layer_and_epoch(record):
+    """The weights of conv2 twice as large, those of conv3 half as large: thresholds 8 bins lower and 8 bins higher."""
+    c = 2 * N**0.5 * TAU  # weights of norm 2: the threshold is TAU
+    table = score(record, "released_relative", c=c)
+    both = PROFILE.mean(0) + 0.1
+    assert table["score"].tolist() == pytest.approx(both.tolist())
+    assert table["null"].tolist() == pytest.approx((np.mean(NULL, (0, 1)) + 0.1).tolist())
+    assert table["null_sd"].tolist() == pytest.approx(np.std(np.mean(NULL, 1), axis=0, ddof=1).tolist())
+    for layer, norm in (("conv2", 4.0), ("conv3", 1.0)):
+        record.table.loc[record.table["layer"] == layer, "weight_norm"] = norm
+    everything = both[1] + (0.9 - PROFILE[:, 1].mean()) / 2  # and the half of the rest that is just below TAU
+    assert score(record, "released_relative", c=c)["score"].tolist() == pytest.approx([both[0], everything, 0])
+    record.table.loc[0, "weight_norm"] = 1.0  # conv1 in the first epoch of task 1 only: 0 instead of .5 + .1
+    assert score(record, "released_relative", c=c)["score"][0] == pytest.approx(both[0] - 0.6 / 2 / 3)
+
+
 def test_a_threshold_is_moved_to_an_edge_that_the_table_names(record):
     table = score(record, "released", threshold=1e-6)
     edge = float(EDGES[edge_index(1e-6)])
@@ -154,17 +181,55 @@ def test_one_task_has_no_variation_and_that_is_said(record):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "text"),
     [
-        ("no such criterion", {}),
-        ("released", {"treshold": TAU}),
-        ("relative_norm", {"treshold": TAU}),
-        ("released", {"threshold": 1e9}),
+        ("no such criterion", {}, "no such criterion"),
+        ("released", {"treshold": TAU}, "treshold.*threshold and sign"),
+        ("relative_norm", {"threshold": TAU}, "'threshold'; it has none"),
+        ("scaled_norm", {"sign": "absolute"}, "'sign'"),
+        ("released_relative", {"threshold": TAU}, "'threshold'; it knows c"),
+        ("released_cv", {"c": 1.0}, "'c'"),
+        ("released", {"threshold": 1e9}, "range"),
+        ("released_relative", {"c": 1e9}, "range"),
     ],
 )
-def test_what_a_criterion_does_not_know_is_refused(record, name, options):
-    with pytest.raises(ValueError):
+def test_what_a_criterion_does_not_know_is_refused(record, name, options, text):
+    with pytest.raises(ValueError, match=text):
         score(record, name, **options)
+
+
+def test_the_configuration_is_asked_only_for_what_a_criterion_knows(record):
+    cfg = config(sign="absolute")
+    assert options_of("released", cfg) == {"threshold": TAU, "sign": "absolute"}
+    assert options_of("released_relative", cfg) == options_of("scaled_norm", cfg) == {}
+    for name in CRITERIA:
+        score(record, name, **options_of(name, cfg))
+
+
+def test_every_criterion_says_where_it_comes_from_and_what_it_predicts():
+    for name, one in CRITERIA.items():
+        assert one.name == name and one.inherit in ("low", "high")
+        assert all(len(text) > 20 for text in (one.source, one.predicts, one.cost)), name
+
+
+def test_every_untrained_network_chooses_by_itself(record):
+    record.null_table["norm_times_weight"] = [3.0, 2, 1, 3, 2, 1, 1, 2, 3, 1, 2, 3]
+    assert null_choices(record, "scaled_norm", 1) == [("conv3",), ("conv1",)]
+    assert null_choices(record, "released", 2, threshold=TAU)[0] == ("conv2", "conv3")  # .4 .2 .2
+
+
+def test_without_spread_in_the_null_there_is_no_z(record):
+    record.null_table["norm_times_weight"] = 1.0
+    table = score(record, "scaled_norm")
+    assert table["z"].isna().all() and set(table["null"]) == {1.0}
+
+
+def test_what_cannot_choose_is_left_out_of_the_choices(record):
+    table = score_all(record, config())
+    table.loc[table["criterion"] == "released_tv", "score"] = np.nan
+    chosen = choices(table, 1)
+    assert set(chosen) == set(CRITERIA) - {"released_tv", "released_relative"}  # at c = 1 nothing is counted here
+    assert chosen["released"] == ("conv3",)
 
 
 def test_an_unknown_quantity_is_refused(record):
@@ -289,3 +354,73 @@ def test_only_the_scaled_norm_ignores_the_scale_of_weights_before_batch_norm():
     assert ratio.loc["conv2", "norm_times_weight"] == pytest.approx(1, rel=1e-3)
     for other in ("conv1", "conv3"):
         assert ratio.loc[other, "relative_norm"] == pytest.approx(1, rel=1e-3)
+
+
+def test_the_relative_count_ignores_the_scale_of_weights_before_batch_norm():
+    """A factor of 4 is two octaves, 16 bins: entries and threshold move alike. The released count does not stay."""
+    x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    found, c, threshold = [], 0.0, 0.0
+    for factor in (1.0, 4.0):
+        net = ConvNet((8, 8, 8), (1, 2), 4, 16, generator=torch.Generator().manual_seed(0)).train()
+        net.blocks["conv2"].norm.eps = 1e-12
+        with torch.no_grad():
+            net.blocks["conv2"].conv.weight.mul_(factor)
+        recorder = Recorder(block_weights(net))
+        nn.functional.cross_entropy(net(x), torch.arange(16) % 4).backward()
+        recorder()
+        rows, counts, zeros = recorder.take()
+        entry = {"task": 1, "epoch": 1, "rows": rows, "counts": counts, "zeros": zeros}
+        null = [{"task": 1, "epoch": 1, **row} for row in rows], counts[None, None], zeros[None, None]
+        record = Record.of_epochs(net.block_names, [entry], *null)
+        c, threshold = (c, threshold) if found else (rows[1]["norm_times_weight"] / 2, rows[1]["rms"] / 2)
+        tables = (
+            score(record, "released_relative", c=c),
+            score(record, "released", threshold=threshold, sign="absolute"),
+        )
+        found.append([table["score"].to_numpy() for table in tables])
+    (relative, plain), (relative_scaled, plain_scaled) = found
+    assert 0.1 < relative[1] < 0.9 and relative_scaled == pytest.approx(relative, abs=5e-3)
+    assert plain_scaled[1] < plain[1] - 0.2
+
+
+# depth alone ------------------------------------------------------------------------------------------------------------
+def softmax_twice(logits, labels):
+    """Cross-entropy of probabilities, as the released scripts have it."""
+    return nn.functional.cross_entropy(logits.softmax(1), labels)
+
+
+def released_counts_of_untrained(widths, loss, networks=5):
+    """Share of entries above 5e-4 per layer, (l,), by sign: untrained networks, random smooth images, random labels."""
+    shares = {"positive": [], "absolute": []}
+    for seed in range(networks):
+        g = torch.Generator().manual_seed(seed)
+        net = ConvNet(widths, PAPER_POOLS, 64, 32, generator=g).train()
+        recorder = Recorder(block_weights(net))
+        images = nn.functional.interpolate(torch.randn(64, 3, 8, 8, generator=g), size=32, mode="bicubic")
+        loss(net(images), torch.randint(64, (64,), generator=g)).backward()
+        recorder()
+        _, counts, zeros = recorder.take()
+        for sign, found in shares.items():
+            found.append(share_above(counts, zeros, edge_index(5e-4), sign))
+    return {sign: np.mean(found, 0) for sign, found in shares.items()}
+
+
+@pytest.mark.parametrize(
+    ("loss", "falls"),
+    [
+        (softmax_twice, {"positive": -0.95, "absolute": -0.98}),
+        (nn.functional.cross_entropy, {"positive": -0.5, "absolute": -0.95}),
+    ],
+    ids=["softmax twice", "cross-entropy"],
+)
+@pytest.mark.parametrize("paper", [PAPER_WIDTHS, PAPER_FINAL_WIDTHS], ids=["base", "final"])
+def test_the_released_count_falls_with_depth_in_a_network_that_knows_nothing(paper, loss, falls):
+    """A quarter of the paper's widths. Nothing was learned, and yet the last three blocks are "the most stable".
+
+    With plain cross-entropy nearly all entries exceed 5e-4 until the last three blocks; the signed count is half of that,
+    and in the small first layers the luck of signs (a few percent) hides the first part of the fall.
+    """
+    for sign, shares in released_counts_of_untrained([width // 4 for width in paper], loss).items():
+        assert spearmanr(np.arange(13), shares).statistic < falls[sign], (sign, shares)
+        assert best_block(scores(shares), 3) == ("conv11", "conv12", "conv13")
+        assert shares[-3:].max() < shares[:10].min() and shares[-1] < 0.92 * shares[0]

@@ -1,9 +1,11 @@
 """Figures show the numbers of their tables, name their units and keep families apart; sliders redraw from the record."""
 
+import io
 import itertools
 import subprocess
 import sys
 
+import ipywidgets as widgets
 import matplotlib
 
 matplotlib.use("agg")
@@ -48,7 +50,8 @@ def make_record(n_tasks=3, n_epochs=2, n_null=4, seed=0):
     def table(*leading):
         rows = pd.MultiIndex.from_product([range(1, n + 1) for n in leading] + [LAYERS])
         frame = rows.to_frame(index=False, name=["task", "epoch", "layer"])
-        return frame.assign(**{c: rng.uniform(0.5, 2, len(frame)) for c in COLUMNS})
+        frame = frame.assign(**{c: rng.uniform(0.5, 2, len(frame)) for c in COLUMNS})
+        return frame.assign(n_weights=float(EDGES[265]) ** -2.0)  # a threshold relative to the layer falls among its entries
 
     rows = n_tasks * n_epochs
     return Record(
@@ -446,6 +449,11 @@ def drawn_values(axes):
     return axes[0].collections[0].get_array().reshape(len(LAYERS), -1).filled(np.nan).T
 
 
+def on_each_picture(monkeypatch, look):
+    """Call look(axes) on every figure that an explorer turns into a picture."""
+    monkeypatch.setattr(explore, "print_figure", lambda figure, **_: look(figure.axes) or b"")
+
+
 def test_draw_record_shows_what_the_criterion_scores():
     record, options = make_record(), {"threshold": 1e-6, "sign": "absolute"}
     table = score(record, "released", **options)
@@ -488,9 +496,7 @@ def test_thresholds_are_edges_within_the_record_and_hold_the_released_ones():
 
 def test_moving_a_control_redraws_from_the_record(monkeypatch):
     record, shown = make_record(), []
-    monkeypatch.setattr(
-        plt, "show", lambda: shown.append((drawn_values(plt.gcf().axes), plt.gcf().axes[1].get_title()))
-    )
+    on_each_picture(monkeypatch, lambda axes: shown.append((drawn_values(axes), axes[1].get_title())))
     box = explore.threshold_explorer(record)
     assert box.controls["threshold"].value == 5e-10 and len(shown) == 1
     threshold = explore.thresholds(record)[len(explore.thresholds(record)) // 2]
@@ -510,7 +516,7 @@ def test_moving_a_control_redraws_from_the_record(monkeypatch):
 
 def test_criterion_explorer_offers_every_criterion(monkeypatch):
     titles = []
-    monkeypatch.setattr(plt, "show", lambda: titles.append([ax.get_title() for ax in plt.gcf().axes]))
+    on_each_picture(monkeypatch, lambda axes: titles.append([ax.get_title() for ax in axes]))
     record, cfg = make_record(), Config.preset("lecture", n_blocks=2)
     box = explore.criterion_explorer(record, cfg)
     for name in box.controls["criterion"].options:
@@ -521,3 +527,40 @@ def test_criterion_explorer_offers_every_criterion(monkeypatch):
         f"scaled_norm: {' to '.join(best_block(table, 2))}",
         f"by z: {' to '.join(best_block(table, 2, 'z'))}",
     ]
+
+
+def test_an_explorers_picture_is_the_png_of_its_figure():
+    record = make_record()
+    box = explore.threshold_explorer(record)
+    first = box.picture.value
+    box.controls["normalisation"].value = "relative"
+    second = plt.imread(io.BytesIO(box.picture.value))
+    assert box.picture.value != first
+    figure = explore.draw_record(record, normalisation="relative")[0].figure
+    figure.canvas.draw()
+    assert second.shape[1] == pytest.approx(figure.canvas.get_width_height()[0], rel=0.05)  # the size of inline figures
+    box.controls["normalisation"].value = "share"
+    assert box.picture.value == first
+
+
+def test_a_redraw_that_fails_says_why_in_place_of_the_picture():
+    def draw(n):
+        axes = plt.subplots(1, 2)[1]
+        if n == 2:
+            raise ValueError("two <of> them")
+        return axes
+
+    box = explore.explorer({"n": widgets.IntSlider(1, 1, 3)}, draw)
+    assert box.error.value == "" and box.picture.layout.display != "none" == box.error.layout.display
+    box.controls["n"].value = 2
+    assert "ValueError: two &lt;of&gt; them" in box.error.value
+    assert box.picture.layout.display == "none" != box.error.layout.display
+    assert not plt.get_fignums(), "the half-drawn figure is let go"
+    box.controls["n"].value = 3
+    assert box.error.value == "" and box.picture.layout.display != "none" == box.error.layout.display
+
+
+def test_no_explorer_uses_an_output_widget():
+    """A notebook run by plain papermill can wait for the messages of one for ever."""
+    box = explore.threshold_explorer(make_record())
+    assert not [child for child in box.children if isinstance(child, widgets.Output)]

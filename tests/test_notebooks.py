@@ -138,6 +138,17 @@ def test_a_failing_cell_is_named_in_one_line_and_its_copy_is_kept(tmp_path):
     assert notebooks.read(tmp_path / "out.ipynb").cells[-1].outputs[-1].ename == "ZeroDivisionError"
 
 
+def test_a_kernel_that_does_nothing_is_ended_and_one_that_computes_is_not(tmp_path, monkeypatch):
+    """A lost message would leave client and kernel waiting for each other for ever."""
+    monkeypatch.setattr(notebooks, "IDLE_MINUTES", 2 / 60)
+    work = "import time\nend = time.time() + 4\nwhile time.time() < end:\n    pass"
+    path = small(tmp_path, "seed: int = 0", work, "print('computed')", "time.sleep(300)")
+    with pytest.raises(StudyError, match=r"small\.ipynb: its kernel did nothing for .* minutes and was ended"):
+        notebooks.execute(path, tmp_path / "out.ipynb", {"seed": 1})
+    *_, printed, asleep = notebooks.read(tmp_path / "out.ipynb").cells
+    assert printed.outputs[0].text == "computed\n" and not asleep.outputs
+
+
 @pytest.mark.parametrize(("arguments", "names"), [(["-p", "sead", "1"], "sead"), (["-p", "n_way", "five"], "n_way")])
 def test_plain_papermill_is_refused_by_the_set_up_cell(arguments, names, tmp_path):
     command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", "-p", "preset", "smoke",

@@ -10,11 +10,13 @@ import pytest
 import torch
 from toys import tables_equal, toy_config, toy_images
 
-from learngene_core import openafter, openexplore, openfigures, openlearning, openworld, scores
+from learngene_core import openafter, openexplore, openfigures, openlearning, openviews, openworld, scores, statistics
 from learngene_core.collective import train_collective
 from learngene_core.config import Config
-from learngene_core.division import Division, source_tasks
-from learngene_core.files import StudyError
+from learngene_core.division import Division, source_tasks, target_tasks
+from learngene_core.fewshot import evaluate_few_shot
+from learngene_core.files import StudyError, read_json, write_json
+from learngene_core.learngene import Learngene
 from learngene_core.runs import Run
 
 CFG = toy_config(open_resamples=50, open_keep=60.0, open_min_images=2, open_epochs=1, open_exemplars=6)
@@ -127,6 +129,44 @@ def test_the_same_seed_gives_the_same_files(done, fresh, images):
         assert (fresh / name).read_bytes() == (done[0] / name).read_bytes(), name
 
 
+def test_two_workers_give_the_files_of_one(done, fresh, images):
+    """Features shared by workers, the order of finishing and the threads change nothing."""
+    machine = fresh / "machine.json"
+    write_json(machine, {**read_json(machine), "workers": 2})
+    met(fresh, images)
+    for name in openworld.FILES:
+        assert (fresh / name).read_bytes() == (done[0] / name).read_bytes(), name
+
+
+def test_dropout_which_draws_from_a_global_state_repeats_with_two_workers(tmp_path, images):
+    cfg = CFG.replace(n_source_tasks=1, growth="none", hidden=(16,), dropout=0.5, workers=2, open_epochs=2)
+    src = source_tasks(images, DIVISION, cfg)
+    for name in ("one", "two"):
+        run = Run.open(cfg, tmp_path / name)
+        train_collective(images, DIVISION, src, cfg, run)
+        openworld.open_world(images, DIVISION, src, cfg, run)
+    for name in openworld.FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_an_error_in_a_worker_reaches_the_caller(done):
+    def fails():
+        raise StudyError("the second job")
+
+    with pytest.raises(StudyError, match="the second job"):
+        openviews.on_workers({"first": lambda: 1, "second": fails}, Run(CFG, done[0]), done=lambda k: None)
+
+
+def test_features_are_computed_once_per_image_and_stay_in_order(done, images, monkeypatch):
+    view, sets = view_and_sets(done[0], images)
+    some = sets.unknown[DIVISION.open_world[0]]
+    whole = openviews.described(view.model, images.images[some], view.mean, view.std, view.depths)
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(view.features(images, some), whole, strict=True))
+    monkeypatch.setattr(openviews, "described", None)  # nothing more may be computed
+    turned = view.features(images, some[::-1])
+    assert all(np.array_equal(a[::-1], b) for a, b in zip(turned, view.features(images, some), strict=True))
+
+
 def test_a_finished_open_world_is_loaded(done, images, capsys):
     again = met(done[0], images)
     assert "loaded" in capsys.readouterr().out
@@ -160,9 +200,23 @@ def test_learning_leaves_the_collective_and_the_first_view_as_they_were(done, im
     view, sets = view_and_sets(done[0], images)
     before = {n: t.clone() for n, t in view.model.state_dict().items()}
     lesson = openlearning._Lesson(view, images, sets, CFG)
-    taught = lesson.taught("nothing", sets.stream, True)
+    taught = lesson.taught("nothing", sets.stream)
     assert all(torch.equal(t, before[n]) for n, t in view.model.state_dict().items())
     assert taught.n_classes == view.model.n_classes + 4
+
+
+@pytest.mark.parametrize("way", ["before", "imprinted", "nothing"])
+def test_examined_is_what_the_network_answers_to_each_test_image(done, images, way):
+    from learngene_core.training import predict
+
+    view, sets = view_and_sets(done[0], images)
+    lesson, given = openlearning._Lesson(view, images, sets, CFG), {} if way == "before" else sets.stream
+    model = lesson.taught(way, given)
+    names = np.array([*view.class_names, *given])
+    for right, groups in zip(lesson.predictions(model, given), (sets.test, sets.unknown), strict=True):
+        indices, places = openworld.gathered(groups, tuple(groups))
+        answers = predict(model, images.images[indices], view.mean, view.std).argmax(1)
+        assert right.tolist() == (names[answers] == np.array(tuple(groups))[places]).tolist()
 
 
 def test_strong_ewc_holds_the_old_weights(done, images):
@@ -170,7 +224,7 @@ def test_strong_ewc_holds_the_old_weights(done, images):
     away = {}
     for way, strength in (("nothing", 0.0), ("ewc", 1e7)):
         lesson = openlearning._Lesson(view, images, sets, CFG.replace(open_ewc=strength))
-        away[way] = openafter.moved(view.model, lesson.taught(way, sets.stream, True))["relative_change"].mean()
+        away[way] = openafter.moved(view.model, lesson.taught(way, sets.stream))["relative_change"].mean()
     assert away["ewc"] < 0.8 * away["nothing"]
 
 
@@ -190,6 +244,42 @@ def test_the_learngene_can_be_cut_after(done, trained):
     assert gene.notes["cut"].startswith("after the open world")
     with pytest.raises(StudyError, match="learngene openworld"):
         openafter.cut_after(Run(CFG, trained), ("conv2",))
+
+
+@pytest.fixture(scope="module")
+def cuts(done, images):
+    """The learngene cut before and after the open world, the collective, and the target tasks."""
+    col = train_collective(images, DIVISION, source_tasks(images, DIVISION, CFG), CFG, Run(CFG, done[0]))
+    layers = ("conv2", "conv3")
+    before = Learngene.from_model(col.model, layers, mean=col.mean, std=col.std)
+    return before, openafter.cut_after(Run(CFG, done[0]), layers), col, target_tasks(images, DIVISION, CFG)
+
+
+def test_equal_cuts_make_equal_individuals(cuts, images):
+    """Same target tasks, initial weights and batches: nothing but the learngene tells individuals apart."""
+    before, _, col, tgt = cuts
+    copied = dataclasses.replace(before, tensors={n: t.clone() for n, t in before.tensors.items()})
+    table = openafter.compare_cuts({"one": before, "two": copied}, col, images, tgt, CFG)
+    one, two = (table[table["method"] == name].drop(columns="method").reset_index(drop=True) for name in ("one", "two"))
+    assert len(one) == len(tgt) * CFG.n_inits * len(CFG.shots) and set(one["family"]) == {"light"}
+    assert one["final_loss"].nunique() > 1
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    gains = statistics.paired_table(table, reference="one").set_index("method")["gain"]
+    assert gains["two"] == 0
+
+
+def test_every_cut_has_its_own_individuals_under_its_own_name(cuts, images):
+    before, after, col, tgt = cuts
+    alone = {}
+    for name, gene in (("before", before), ("after", after)):
+        rows = evaluate_few_shot(gene, col, images, tgt, CFG, methods=("learngene",))
+        alone[name] = rows[rows["family"] == "light"]["final_loss"].to_numpy()
+    assert (alone["before"] != alone["after"]).all()
+    for pair in ({"before": before, "after": after}, {"after": after, "before": before}):
+        table = openafter.compare_cuts(pair, col, images, tgt, CFG)
+        assert list(dict.fromkeys(table["method"])) == list(pair)
+        for name in pair:
+            assert table.loc[table["method"] == name, "final_loss"].tolist() == alone[name].tolist()
 
 
 # bad input --------------------------------------------------------------------------------------------------------------
@@ -274,8 +364,12 @@ def test_the_explorer_redraws(done, images):
     import matplotlib.pyplot as plt
 
     box = openexplore.openworld_explorer(done[1].images, images.images.numpy())
-    box.controls["keep"].value, box.controls["score"].value = 80.0, "energy"
-    plt.close("all")
+    pictures = [bytes(box.picture.value)]
+    for name, value in (("keep", 80.0), ("score", "energy")):
+        box.controls[name].value = value
+        pictures.append(bytes(box.picture.value))
+    assert len({*pictures}) == 3 and all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert box.error.value == "" and not plt.get_fignums()
 
 
 def test_open_figures_need_no_torch():

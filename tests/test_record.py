@@ -77,6 +77,27 @@ def test_a_threshold_out_of_range_is_refused(threshold):
         edge_index(threshold)
 
 
+def test_many_thresholds_at_once_are_each_moved_to_its_own_edge():
+    thresholds = np.append(10 ** np.random.default_rng(1).uniform(-14.9, 2.9, 11), [0.0]).reshape(3, 4)
+    index = edge_index(thresholds)
+    assert index.tolist() == [[edge_index(float(t)) for t in row] for row in thresholds]
+    thresholds[1, 2] = np.nan  # a layer that is not there
+    index[1, 2] = 0
+    assert edge_index(thresholds).tolist() == index.tolist()
+    thresholds[0, 0] = np.inf
+    with pytest.raises(ValueError, match="inf is outside"):
+        edge_index(thresholds)
+
+
+def test_every_cell_can_have_its_own_edge():
+    record, rng = random_record(), np.random.default_rng(2)
+    edges = rng.integers(0, N_BINS, record.zeros.shape)
+    for sign in ("positive", "absolute"):
+        shares = share_above(record.counts, record.zeros, edges, sign)
+        for r, n in np.ndindex(*edges.shape):
+            assert shares[r, n] == share_above(record.counts, record.zeros, int(edges[r, n]), sign)[r, n]
+
+
 # counts -----------------------------------------------------------------------------------------------------------------
 def test_counts_equal_brute_force_at_every_edge():
     values = everything()
@@ -238,6 +259,126 @@ def test_a_real_networks_gradients_are_recorded_as_they_are():
         assert zeros[i] == (g == 0).sum()
         for edge in range(0, N_BINS, 5):
             assert (counts[i, 0, edge:].sum(), counts[i, 1, edge:].sum()) == above(g, EDGES[edge])
+
+
+# layers of any network --------------------------------------------------------------------------------------------------
+def parameters_with_gradients(seed=0):
+    """Five weights of several shapes with random gradients of very different sizes."""
+    g = torch.Generator().manual_seed(seed)
+    found = []
+    for k, shape in enumerate([(3, 2, 3, 3), (4, 3, 1, 1), (5, 7), (2, 2, 5, 5), (6, 5)]):
+        w = nn.Parameter(torch.randn(shape, generator=g))
+        w.grad = torch.randn(shape, generator=g) * 10.0 ** (-3 * k)
+        found.append(w)
+    return found
+
+
+def looked(weights):
+    recorder = Recorder(weights)
+    recorder()
+    return recorder.take()
+
+
+def test_several_parameters_count_as_one_layer():
+    a, b, c, d, e = parameters_with_gradients()
+    rows, counts, zeros = looked({"ab": (a, b), "c": c, "de": [d, e]})
+    alone = looked(dict(zip("abcde", (a, b, c, d, e), strict=True)))
+    assert [row["layer"] for row in rows] == ["ab", "c", "de"]
+    for i, group in enumerate(((0, 1), (2,), (3, 4))):
+        assert np.array_equal(counts[i], alone[1][list(group)].sum(0)) and zeros[i] == alone[2][list(group)].sum()
+        weights = [(a, b, c, d, e)[k].detach().numpy().astype(float) for k in group]
+        grads = [(a, b, c, d, e)[k].grad.numpy().astype(float) for k in group]
+        norm, size = (np.sqrt(sum((x**2).sum() for x in part)) for part in (grads, weights))
+        n = sum(w.size for w in weights)
+        wanted = {"n_weights": n, "norm": norm, "weight_norm": size, "relative_norm": norm / size, "rms": norm / n**0.5}
+        wanted["norm_times_weight"] = np.sqrt(
+            sum((g**2).sum() * (w**2).sum() for g, w in zip(grads, weights, strict=True))
+        )
+        assert {k: rows[i][k] for k in wanted} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_layer_of_one_parameter_is_the_same_to_the_bit_whatever_stands_beside_it():
+    a, b, c, d, _ = parameters_with_gradients()
+    plain, grouped, beside = (
+        looked({"a": a, "b": b}),
+        looked({"a": [a], "b": (b,)}),
+        looked({"a": a, "cd": (c, d), "b": b}),
+    )
+    assert plain[0] == grouped[0] == [beside[0][0], beside[0][2]]
+    for k in (1, 2):
+        assert np.array_equal(plain[k], grouped[k]) and np.array_equal(plain[k], beside[k][[0, 2]])
+
+
+def test_rescaling_one_of_two_convolutions_before_batch_norm_does_not_move_norm_times_weight():
+    """Two convolutions, each with batch norm behind it, as one layer: the first times 3 is the same function."""
+    g = torch.Generator().manual_seed(0)
+    x, found = torch.randn(16, 3, 8, 8, generator=g), []
+    for factor in (1.0, 3.0):
+        torch_layers = [
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6, eps=1e-12),
+            nn.ReLU(),
+            nn.Conv2d(6, 6, 3),
+            nn.BatchNorm2d(6, eps=1e-12),
+        ]
+        net = nn.Sequential(nn.Sequential(*torch_layers), nn.Flatten(), nn.Linear(96, 4))
+        fill = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.copy_(torch.randn(p.shape, generator=fill) if p.ndim > 1 else torch.ones_like(p))
+            net[0][0].weight.mul_(factor)
+        recorder = Recorder(block_weights(net, {"both": net[0]}))
+        nn.functional.cross_entropy(net(x) / 10, torch.arange(16) % 4).backward()
+        recorder()
+        found.append(recorder.take()[0][0])
+    assert found[0]["norm_times_weight"] == pytest.approx(found[1]["norm_times_weight"], rel=1e-3)
+    assert found[0]["norm"] > 1.1 * found[1]["norm"]
+
+
+def test_blocks_can_be_named_in_several_ways():
+    net = ConvNet((4, 6, 5), (1, 2), 3, 16, hidden=(7,), generator=torch.Generator().manual_seed(0))
+    assert all(block_weights(net)[n] is block.conv.weight for n, block in net.blocks.items())
+    named = block_weights(net, ("blocks.conv2", "classifier"))
+    assert list(named) == ["blocks.conv2", "classifier"]
+    assert [p is q for p, q in zip(named["classifier"], (net.classifier[0].weight, net.head.weight), strict=True)] == [
+        True
+    ] * 2
+    assert (
+        named["blocks.conv2"][0] is net.blocks["conv2"].conv.weight and len(named["blocks.conv2"]) == 1
+    )  # no bias, no norm
+    for blocks in ({"two": net.blocks["conv2"]}, {"two": "blocks.conv2"}):
+        assert block_weights(net, blocks)["two"][0] is net.blocks["conv2"].conv.weight
+
+
+@pytest.mark.parametrize(
+    ("blocks", "text"),
+    [
+        (("blocks.conv9",), "conv9.*not a submodule"),
+        ({"other": nn.Conv2d(3, 3, 3)}, "other.*not a submodule"),
+        (("blocks.conv1.norm",), "norm.*no weights"),
+        ("blocks.conv1", "several names"),
+        ((), "no block"),
+    ],
+)
+def test_blocks_that_are_not_there_are_refused(blocks, text):
+    net = ConvNet((4, 6, 5), (1, 2), 3, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=text):
+        block_weights(net, blocks)
+
+
+def test_a_network_that_does_not_name_its_blocks_is_told_so():
+    with pytest.raises(ValueError, match="give blocks"):
+        block_weights(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_layer_without_gradient_or_parameter_is_refused():
+    a, b, *_ = parameters_with_gradients()
+    b.grad = None
+    with pytest.raises(ValueError, match="no gradient"):
+        Recorder({"a": (a, b)})()
+    for weights in ({}, {"a": a, "b": ()}):
+        with pytest.raises(ValueError, match="no parameter|without one"):
+            Recorder(weights)
 
 
 # the file ---------------------------------------------------------------------------------------------------------------

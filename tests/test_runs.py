@@ -25,7 +25,7 @@ from learngene_core.walk import Walk
 SMOKE = Config.preset("smoke")
 TINY = SMOKE.replace(
     source_images=8, held_out_images=4, n_source_tasks=3, source_way=3, width_divisor=64, epochs=1, first_task_epochs=1,
-    fisher_images=8, null_networks=2, null_steps=1, n_target_tasks=1, individual_epochs=1, tune_rates=(0.01,), workers=1,
+    fisher_images=8, null_networks=2, null_steps=1, n_target_tasks=2, individual_epochs=1, tune_rates=(0.01,), workers=1,
 )  # fmt: skip
 STAGES = ("division", "collective", "criteria", "reconstruct")
 
@@ -146,7 +146,9 @@ def test_finished_run_holds_what_the_design_lists_and_is_whole(smoke_run):
     assert set(results) >= {"family", "method", "shots", "target_task", "init", "accuracy"}
     facts = inspect(smoke_run)
     assert facts["whole"]
-    assert set(facts["stages"]) == set(STAGES)
+    assert {s for s, stage in facts["stages"].items() if stage["state"] == "whole"} == set(STAGES)
+    assert {s: stage["state"] for s, stage in facts["stages"].items() if s not in STAGES} == {"openworld": "missing"}
+    assert not facts["complete"]
 
 
 def test_times_and_paths_stand_in_timings_alone(smoke_run):
@@ -181,8 +183,11 @@ def test_another_configuration_is_refused_by_field_and_loses_nothing(smoke_copy,
         Run.open(SMOKE.replace(**changes), smoke_copy)
     text = str(refusal.value)
     assert f"{field}: {SMOKE.to_dict()[field]} there, {SMOKE.replace(**changes).to_dict()[field]} asked for" in text
-    assert "--redo" in text
     assert "\n" not in text
+    assert text.index("choose another --out") < text.index("--redo"), "the way that loses nothing stands first"
+    (stage,) = [s for s in STAGES if f"--redo {s}" in text]
+    lost = text[text.index("give up what is there (") :].split("(")[1].split(")")[0].split(", ")
+    assert lost == list(STAGES[STAGES.index(stage) :]), "what --redo would cost is said"
     assert snapshot(smoke_copy) == before
 
 
@@ -254,7 +259,8 @@ def test_damaged_file_of_a_finished_stage_is_named_with_the_way_out(smoke_copy, 
         Chain(run).results  # noqa: B018
     assert name in str(refusal.value)
     assert f"--redo {stage}" in str(refusal.value)
-    assert [s for s, e in inspect(smoke_copy)["stages"].items() if set(e["files"].values()) != {"whole"}] == [stage]
+    states = {s: e["state"] for s, e in inspect(smoke_copy)["stages"].items() if s in STAGES}
+    assert states == {**dict.fromkeys(STAGES, "whole"), stage: "damaged"}
 
 
 WRONG = {"empty": "", "half": "{", "list": "[]", "number": "3", "other": '{"x": 3}'}
@@ -265,21 +271,26 @@ WRONG = {"empty": "", "half": "{", "list": "[]", "number": "3", "other": '{"x": 
 def test_damaged_bookkeeping_is_named(smoke_copy, name, text):
     """Such a file must not end in a traceback, nor be taken for a run without stages."""
     (smoke_copy / name).write_text(text)
-    with pytest.raises(StudyError, match=name):
+    with pytest.raises(StudyError, match=name) as refusal:
         assert Run.open(SMOKE, smoke_copy).machine
+    assert "delete" in str(refusal.value)
+    (smoke_copy / name).unlink()  # and what the line says helps
+    run = Run.open(SMOKE, smoke_copy)
+    assert run.machine == Machine.resolve(SMOKE)
+    assert run.done("reconstruct") == (name == "machine.json")
 
 
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
 def test_damaged_configuration_is_named_or_mended(smoke_copy, text):
     (smoke_copy / "config.json").write_text(text)
-    with pytest.raises(StudyError, match=r"config\.json"):
+    with pytest.raises(StudyError, match=r"config\.json .*called again, writes it anew"):
         inspect(smoke_copy)
-    try:
-        run = Run.open(SMOKE, smoke_copy)
-    except StudyError as refusal:
-        assert "config.json" in str(refusal)
-    else:  # the hashes in the manifest confirm the configuration that is asked for
-        assert Config.from_dict(read_json(run.path / "config.json")) == SMOKE
+    with pytest.raises(StudyError, match="seed"):  # the hashes in the manifest know what is in the folder
+        Run.open(SMOKE.replace(seed=1), smoke_copy)
+    run = Run.open(SMOKE, smoke_copy)
+    assert Config.from_dict(read_json(run.path / "config.json")) == SMOKE
+    assert inspect(smoke_copy)["whole"]
+    assert run.done("reconstruct")
 
 
 # computing ----------------------------------------------------------------------------------------------------------
@@ -349,8 +360,11 @@ def read(tmp_path_factory):
 @pytest.mark.parametrize("stage", CHAIN)
 def test_a_stage_reads_only_fields_that_its_hash_covers(read, stage):
     """A field that is read but not hashed would let a stale result be reused."""
-    free = {"preset_name", "skip_corrupt", "data_path", "device", "workers", "threads"}
+    free = {"preset_name", "skip_corrupt", "data_path", "device", "workers", "threads", "minutes"}
     harmless = {"division": {"n_way", "source_way"}, "tune": {"individual_ewc"}}  # only checked; replaced by the grid
+    free |= {
+        n for n, f in FIELDS.items() if f.metadata["kind"] == "switch"
+    }  # hashed when they are on: tests/test_config.py
     assert len(read[stage]) > 2
     assert sorted(read[stage] - free - harmless.get(stage, set()) - set(TINY.fields_of(stage))) == []
 

@@ -333,6 +333,31 @@ def test_verdict(limits, wanted):
     assert st.verdict(st.Interval(-estimate, -high, -low, 9), 2, direction="less") == wanted
 
 
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ((-1.0, -1.9, -0.1), "supported"),  # worse, but not by 2
+        ((-2.5, -2.9, -2.1), "refuted"),
+        ((-1.0, -2.5, 0.5), "undecided"),
+        ((-2.0, -2.0, -2.0), "undecided"),
+    ],
+)
+def test_verdict_of_no_worse_than(limits, wanted):
+    estimate, low, high = limits
+    assert st.verdict(st.Interval(estimate, low, high, 9), -2, above=-2) == wanted
+    raised = st.Interval(estimate + 52, low + 52, high + 52, 9)
+    assert st.verdict(raised, 50, above=50) == wanted
+    with pytest.raises(ValueError):
+        st.verdict(raised, 49, above=50)
+
+
+def test_unit_means_are_those_of_the_topmost_level_with_several_units():
+    table, levels = nested((1, 4, 5), (2, 3, 8))
+    means, scope = st.unit_means(table, levels, "gain")
+    np.testing.assert_allclose(means, [table[table.collective == c].gain.mean() for c in range(4)])
+    assert scope == "new ancestors (one split)" == st.hierarchical_interval(table, levels, "gain").scope
+
+
 def test_verdict_refuses_a_rule_that_makes_no_sense():
     for minimum, direction in ((-1, "greater"), (NAN, "greater"), (2, "up")):
         with pytest.raises(ValueError):

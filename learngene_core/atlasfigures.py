@@ -1,0 +1,242 @@
+"""Figures of the atlas: what inheriting each contiguous block gains; a table goes in, matplotlib Axes come out; no torch.
+
+A block is written [first..last] with numbers from 1; gains are accuracy minus that of scratch on the same target task,
+initial weights and batches, in percentage points. Figures of what criteria and claims make of it: `claimfigures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import Normalize
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from .files import StudyError
+from .style import DIVERGING, legend_below, new_axes, thin
+
+Block = tuple[int, int]
+POINTS = "gain over scratch (percentage points)"
+UNSURE, BLANK = "#8A8A8A", "#C9C9C9"
+MARKS = (("#DE8F05", "-"), ("#111111", "-"), ("#029E73", (0, (2.2, 1.1))), ("#7A3E9D", (0, (1, 0.8))), ("#56B4E9", "-"))
+GAINS = {  # whose gains: their columns, the tasks in words, what an interval is
+    "novel": ("gain", "band_low", "band_high", "n_tasks", "target tasks", "simultaneous band"),
+    "pseudo": ("pseudo_gain", "pseudo_low", "pseudo_high", "pseudo_n", "pseudo-tasks", "interval"),
+}
+
+
+def checked(table: pd.DataFrame, columns: Iterable[str], name: str) -> pd.DataFrame:
+    """`table`, if it has rows and these columns. Raises StudyError that says what to run."""
+    if table.empty:
+        raise StudyError(f"{name} has no rows to draw; run `learngene atlas` first, or choose rows that it holds")
+    if missing := [column for column in columns if column not in table]:
+        raise StudyError(f"{name} lacks the column(s) {', '.join(missing)}; build it again with `learngene atlas`")
+    return table
+
+
+def with_shots(table: pd.DataFrame, shots: int | None) -> pd.DataFrame:
+    """The rows of one number of shots. Raises ValueError where it must be named, or is not there."""
+    if "shots" not in table and shots is None:
+        return table
+    there = sorted(table["shots"].unique()) if "shots" in table else []
+    if shots is None and len(there) == 1:
+        shots = there[0]
+    if shots not in there:
+        raise ValueError(f"name one number of shots, not {shots}; there are {', '.join(map(str, there)) or 'none'}")
+    return table[table["shots"] == shots].reset_index(drop=True)
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, a true minus and no negative zero: "+1.2", "−0.4", "+0.0"."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def block_name(block: Sequence[int]) -> str:
+    """A block in numbers: "11–13", or "4" for a single one."""
+    first, last = (int(b) for b in block)
+    return str(first) if first == last else f"{first}\N{EN DASH}{last}"
+
+
+def ends(n_layers: int, length: int) -> dict[str, Block]:
+    """The first and the last `length` of `n_layers` blocks, as marks for the figures here."""
+    if not 1 <= length <= n_layers:
+        raise ValueError(f"length = {length}, but there are {n_layers} layers")
+    return {f"first {length}": (1, length), f"last {length}": (n_layers - length + 1, n_layers)}
+
+
+def choices_of(selection: pd.DataFrame, wanted: Mapping[str, str], *, shots: int | None = None) -> dict[str, Block]:
+    """What criteria choose, as marks: `wanted` is criterion -> scope ("blocks of length 3", "within budget").
+
+    selection: selection.csv. Raises ValueError for a pair that it does not hold; one without a choice is left out.
+    """
+    rows = with_shots(checked(selection, ("criterion", "scope", "first", "last"), "selection.csv"), shots)
+    rows = rows.set_index(["criterion", "scope"])
+    if missing := [pair for pair in wanted.items() if pair not in rows.index]:
+        raise ValueError(
+            f"no {missing[0]} in selection.csv; there are {', '.join(f'{c} ({s})' for c, s in rows.index)}"
+        )
+    found = {name: rows.loc[(name, scope), ["first", "last"]] for name, scope in wanted.items()}
+    return {name: (int(block["first"]), int(block["last"])) for name, block in found.items() if block.notna().all()}
+
+
+def atlas_map(
+    atlas: pd.DataFrame,
+    *,
+    gains: str = "novel",
+    shots: int | None = None,
+    marks: Mapping[str, Block] | None = None,
+    scale: float | None = None,
+    half_widths: bool | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The gain of every block as a triangle: first block down, last block across; top row prefixes, right column suffixes.
+
+    atlas: atlas.csv. gains: "novel" (target tasks, simultaneous bands) or "pseudo" (pseudo-tasks, pointwise intervals).
+    Cells whose band contains 0 (or that have none) are hatched, blocks that were not computed stay empty.
+    marks: name -> (first, last), framed; frames of one block stand inside each other. scale: points at the ends of the
+    colours, which are symmetric about 0; by default the largest gain. half_widths: half of the band below each gain, by
+    default up to 8 layers. Raises ValueError for other `gains` or shots, a mark that is no block, or a scale smaller than a
+    gain; StudyError where nothing was computed.
+    """
+    table, low, high, title = gains_of(atlas, gains, shots)
+    n = int(max([atlas["last"].max(), *(last for _, last in (marks or {}).values())]))
+    half_widths = n <= 8 if half_widths is None else half_widths
+    ax = new_axes(ax, 10, 7.2)
+    value, bottom, top = (_square(table, column, n) for column in (GAINS[gains][0], low, high))
+    reach = scale or float(np.nanmax(np.abs(value))) or 1.0
+    if np.nanmax(np.abs(value)) > reach:
+        raise ValueError(f"scale = {scale} hides gains; the largest is {np.nanmax(np.abs(value)):.1f} points")
+    mesh = ax.pcolormesh(
+        np.ma.masked_invalid(value), cmap=DIVERGING, norm=Normalize(-reach, reach), edgecolors="white", linewidth=1
+    )
+    unsure = ~np.isnan(value) & ~((bottom > 0) | (top < 0))
+    keys = _hatch(ax, mesh, value, unsure, half_widths, GAINS[gains][5]) + _blanks(ax, value)
+    _numbers(ax, mesh, value, (top - bottom) / 2 if half_widths else None)
+    frames = _frames(ax, marks or {}, value)
+    _map_axes(ax, n, title + (f", ± 95 % {GAINS[gains][5]}" if half_widths else ""))
+    _key(ax, mesh, frames + keys, n, (np.nanmin(value), np.nanmax(value)))
+    return ax
+
+
+def gains_of(atlas: pd.DataFrame, gains: str, shots: int | None) -> tuple[pd.DataFrame, str, str, str]:
+    """The computed rows of one number of shots, the names of the limits' columns, and a title. Errors as `atlas_map`."""
+    if gains not in GAINS:
+        raise ValueError(f"gains is 'novel' or 'pseudo', not {gains!r}")
+    column, low, high, count, tasks, _ = GAINS[gains]
+    table = with_shots(checked(atlas, ("first", "last", "shots", column, low, high), "atlas.csv"), shots)
+    table = checked(table[table[column].notna()], (), f"atlas.csv, {tasks},")
+    number = table[count].to_numpy(int) if count in table else np.zeros(1, int)
+    several = f"{number.min()} to {number.max()}" if number.min() < number.max() else str(number.max())
+    return table, low, high, f"{table['shots'].iloc[0]} shots" + (f", n = {several} {tasks}" if number.any() else "")
+
+
+def _square(table: pd.DataFrame, column: str, n: int) -> np.ndarray:
+    """A column as (n, n): first block - 1, last block - 1; NaN where there is no row."""
+    square = np.full((n, n), np.nan)
+    square[table["first"].to_numpy(int) - 1, table["last"].to_numpy(int) - 1] = table[column]
+    return square
+
+
+def _blanks(ax: Axes, value: np.ndarray) -> list[Patch]:
+    """An empty frame where a block was not computed; returns what the legend says of it, if there is one."""
+    missing = np.argwhere(np.isnan(value) & (np.arange(len(value))[:, None] <= np.arange(len(value))))
+    look = {"fill": False, "edgecolor": BLANK, "linewidth": 1}
+    for i, j in missing:
+        ax.add_patch(Rectangle((j + 0.05, i + 0.05), 0.9, 0.9, label="_blank", **look))
+    return [Patch(label="not computed", **look)] if len(missing) else []
+
+
+def _hatch(
+    ax: Axes, mesh: object, value: np.ndarray, unsure: np.ndarray, half_widths: bool, limits: str
+) -> list[Patch]:
+    """Hatch the cells of `unsure` (n, n), all but their middle, where the numbers stand; returns the legend's entry, if any."""
+    low, high = (0.22, 0.78) if half_widths else (0.28, 0.72)
+    cells = [[(j, i), (j + 1, i), (j + 1, i + 1), (j, i + 1)] for i, j in np.argwhere(unsure)]
+    middles = [
+        [(j + 0.12, i + low), (j + 0.88, i + low), (j + 0.88, i + high), (j + 0.12, i + high)]
+        for i, j in np.argwhere(unsure)
+    ]
+    look = {"edgecolor": UNSURE, "hatch": "////", "linewidth": 0}
+    ax.add_collection(PolyCollection(cells, facecolor="none", alpha=0.5, **look))
+    ax.add_collection(PolyCollection(middles, facecolors=mesh.cmap(mesh.norm(value[unsure])), linewidths=0))
+    return [Patch(facecolor="white", label=f"95 % {limits} contains 0", **look)] if unsure.any() else []
+
+
+def _numbers(ax: Axes, mesh: object, value: np.ndarray, half: np.ndarray | None) -> None:
+    """The gain, and below it its half-width where `half` is given, in every computed cell that has room for it."""
+    n, box = len(value), ax.get_window_extent()
+    width, height = (side / n * 72 / ax.figure.dpi for side in (box.width, box.height))  # points
+    digits, share = (1, 0.27) if width * 0.27 >= 7.5 else (0, 0.38)  # of the width for a letter's height
+    size = min(width * share, height * (0.3 if half is not None else 0.45), 12.5)
+    if size < 5.5:
+        return
+    for i, j in np.argwhere(~np.isnan(value)):
+        cell = mesh.cmap(mesh.norm(value[i, j]))
+        colour = "#1A1A1A" if np.dot(cell[:3], (0.2126, 0.7152, 0.0722)) > 0.5 else "white"
+        both = half is not None and np.isfinite(half[i, j])
+        place = {"ha": "center", "color": colour, "clip_on": True, "in_layout": False}
+        where, up = ("bottom", 0.53) if both else ("center_baseline", 0.5)
+        ax.text(j + 0.5, i + up, signed(value[i, j], digits), va=where, fontsize=size, **place)
+        if both:
+            ax.text(j + 0.5, i + 0.56, f"±{half[i, j]:.{digits}f}", va="top", fontsize=0.8 * size, **place)
+
+
+def _frames(ax: Axes, marks: Mapping[str, Block], value: np.ndarray) -> list[Rectangle]:
+    """A frame around each marked block; the k-th of one block stands within the others. Returns them, labelled."""
+    taken: dict[Block, int] = {}
+    frames, box = [], ax.get_window_extent()
+    across, down = (len(value) * ax.figure.dpi / 72 / side for side in (box.width, box.height))  # of a cell per point
+    for k, (name, (first, last)) in enumerate(marks.items()):
+        if not 1 <= first <= last:
+            raise ValueError(f"mark {name!r} is no block: first {first}, last {last}")
+        inside = 1.7 + 3.6 * taken.setdefault((first, last), 0)  # points
+        taken[first, last] += 1
+        colour, dashes = MARKS[k % len(MARKS)]
+        words = f"{name}: {block_name((first, last))}"
+        words += " (not computed)" if np.isnan(value[first - 1, last - 1]) else ""
+        corner, size = (last - 1 + inside * across, first - 1 + inside * down), 2 * inside
+        frame = Rectangle(corner, 1 - size * across, 1 - size * down, fill=False, edgecolor=colour, linewidth=2.3,
+                          linestyle=dashes, label=words, zorder=4)  # fmt: skip
+        frame.set_path_effects([withStroke(linewidth=3.6, foreground="white")])
+        frames.append(ax.add_patch(frame))
+    return frames
+
+
+def _map_axes(ax: Axes, n: int, title: str) -> None:
+    """Block numbers at the top and right, where the triangle has its long edges; no frame around the empty half."""
+    ax.set(xlim=(0, n), ylim=(n, 0))
+    ax.xaxis.tick_top()
+    ax.yaxis.tick_right()
+    ax.xaxis.set_label_position("top")
+    ax.yaxis.set_label_position("right")
+    ax.set_xticks(np.arange(n) + 0.5, thin(range(1, n + 1), 26))
+    ax.set_yticks(np.arange(n) + 0.5, thin(range(1, n + 1), 26))
+    ax.set_xlabel("last block inherited (conv number)", labelpad=8)
+    ax.set_ylabel("first block inherited (conv number)", labelpad=10)
+    ax.set_title(title)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _key(ax: Axes, mesh: object, frames: list[Patch], n: int, seen: tuple[float, float]) -> None:
+    """Colour bar and legend, in the half of the square that holds no blocks; with few blocks beside and below it."""
+    if n < 7:
+        bar = ax.figure.colorbar(mesh, ax=ax, label=POINTS, location="left", pad=0.02)
+        bar.ax.set_ylim(min(seen[0], 0), max(seen[1], 0))
+    else:
+        inset = ax.inset_axes([0.03, 0.43, 0.32, 0.032])
+        bar = ax.figure.colorbar(mesh, cax=inset, orientation="horizontal")
+        bar.set_label("gain over scratch (points)", fontsize=11.5)
+        bar.ax.set_xlim(min(seen[0], 0), max(seen[1], 0))  # only what occurs; the colours stay symmetric about 0
+        bar.ax.xaxis.set_major_locator(MaxNLocator(5))
+    bar.outline.set_visible(False)
+    if frames and n < 7:
+        legend_below(ax, 2, points=16, handles=frames)
+    elif frames:
+        ax.legend(handles=frames, loc="lower left", bbox_to_anchor=(0, 0), borderaxespad=0, handlelength=1.5,
+                  fontsize=11.5, labelspacing=0.45)  # fmt: skip

@@ -1,0 +1,163 @@
+"""The atlas as a table: what inheriting each contiguous block gains over scratch, and what it takes along.
+
+A block [first..last] is counted from 1; its gain is paired: same target tasks, initial weights and batches as scratch (first =
+last = 0), initial weights averaged within a task, tasks the units. Novel classes measure, pseudo-tasks of the open-world
+classes choose. Tables only, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from .statistics import mean_interval, simultaneous_bands
+
+Block = tuple[int, int]
+INDIVIDUAL = ["group", "first", "last", "shots", "target_task", "init"]
+SCRATCH: Block = (0, 0)
+NOVEL, PSEUDO = "novel", "open_world"
+NOVEL_COLUMNS = ["gain", "gain_low", "gain_high", "n_tasks", "band_low", "band_high", "accuracy"]
+PSEUDO_COLUMNS = ["pseudo_gain", "pseudo_low", "pseudo_high", "pseudo_n"]
+
+
+def gains(cells: pd.DataFrame, group: str = NOVEL, shots: int | None = None, *, partial: bool = True) -> pd.DataFrame:
+    """Paired gains over scratch in points: tasks (rows) x blocks (columns first, last), initial weights averaged.
+
+    cells: atlas_cells.csv. An unfinished map is cut to a full rectangle of blocks and (task, init): blocks that miss tasks, or
+    tasks that miss blocks, are left out, whichever loses fewer individuals, so that all blocks are compared on identical
+    tasks. With partial=False a gap is an error. shots may be left out where there is one.
+
+    Raises ValueError for a missing column or accuracy, an individual twice, no such group or shots, and tasks without
+    scratch.
+    """
+    blocks, scratch = _rectangle(cells, group, shots, partial)
+    return blocks.sub(scratch, axis=0).groupby(level=0).mean()
+
+
+def _rectangle(cells: pd.DataFrame, group: str, shots: int | None, partial: bool) -> tuple[pd.DataFrame, pd.Series]:
+    """Accuracies, percent: (task, init) x blocks without a gap, and scratch's by (task, init)."""
+    part = _checked(cells, group, shots)
+    wide = part.pivot(index=["target_task", "init"], columns=["first", "last"], values="accuracy")
+    wide = wide.sort_index().sort_index(axis=1)
+    if SCRATCH not in wide or wide[SCRATCH].isna().any():
+        task, init = wide.index[wide[SCRATCH].isna() if SCRATCH in wide else slice(None)][0]
+        raise ValueError(
+            f"the atlas has no scratch (first = last = 0) of group {group!r}, target_task {task}, init {init}"
+        )
+    blocks = wide.drop(columns=[SCRATCH])
+    if blocks.empty:
+        raise ValueError(f"the atlas has scratch and no block of group {group!r}")
+    there = blocks.notna().to_numpy()
+    if not partial and not there.all():
+        row, column = np.argwhere(~there)[0]
+        (first, last), (task, init) = blocks.columns[column], blocks.index[row]
+        raise ValueError(f"the block {first} to {last} of group {group!r} misses target_task {task}, init {init}")
+    pairs, kept = _largest_rectangle(there)
+    return blocks.loc[pairs, kept], wide.loc[pairs, SCRATCH]
+
+
+def _checked(cells: pd.DataFrame, group: str, shots: int | None) -> pd.DataFrame:
+    """The rows of one group and number of shots, whole and each once."""
+    if missing := [column for column in [*INDIVIDUAL, "accuracy"] if column not in cells]:
+        raise ValueError(f"the atlas lacks the column(s) {missing}")
+    part = cells[(cells["group"] == group) & (cells["shots"].eq(shots) if shots is not None else True)]
+    if part.empty:
+        raise ValueError(f"the atlas has no individual of group {group!r}" + (f" at {shots} shots" if shots else ""))
+    if part["shots"].nunique() > 1:
+        raise ValueError(f"the atlas has several shots, {sorted(part['shots'].unique().tolist())}; name one")
+    if (bad := ~np.isfinite(part["accuracy"].to_numpy(float))).any():
+        raise ValueError(f"an accuracy of the atlas is not a number: {part.loc[bad, INDIVIDUAL].iloc[0].to_dict()}")
+    if (twice := part.duplicated(INDIVIDUAL)).any():
+        raise ValueError(f"an individual of the atlas stands twice: {part.loc[twice, INDIVIDUAL].iloc[0].to_dict()}")
+    return part
+
+
+def _largest_rectangle(there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (pairs,) and (blocks,) of the full part of `there` (pairs, blocks) with most cells; of equal ones the one with
+    more pairs."""
+    best, chosen = (0, 0), (there.all(axis=1), np.ones(there.shape[1], bool))
+    for pairs in np.unique(there, axis=1).T:  # the pairs that some block has
+        kept = there[pairs].all(axis=0)
+        if (size := (int(pairs.sum()) * int(kept.sum()), int(pairs.sum()))) > best:
+            best, chosen = size, (pairs, kept)
+    return chosen
+
+
+def block_parameters(widths: Sequence[int], in_channels: int = 3) -> np.ndarray:
+    """Trainable parameters (blocks,) of each convolution (3 x 3 and bias) with its batch norm (scale and shift)."""
+    inputs, outputs = np.array([in_channels, *widths[:-1]]), np.array(widths)
+    return 9 * inputs * outputs + outputs + 2 * outputs
+
+
+def atlas_table(
+    cells: pd.DataFrame,
+    widths: Sequence[int],
+    names: Sequence[str],
+    *,
+    n_blocks: int = 3,
+    in_channels: int = 3,
+    partial: bool = True,
+) -> pd.DataFrame:
+    """atlas.csv: one row per block and shots, from atlas_cells.csv; widths and names of all blocks in order.
+
+    gain in points with pointwise 95 % t limits over the n_tasks target tasks, and with limits that hold for all blocks at once
+    (band_low, band_high); accuracy in percent; the gain on pseudo-tasks (NaN, and pseudo_n = 0, where there are none);
+    parameters inherited, and their share of all blocks' in percent; block: its names; length; coarse: a prefix, a suffix, or
+    `n_blocks` long. Unfinished maps: see `gains`. Rows are the blocks measured on novel classes, or, as long as there are
+    none, those measured on pseudo-tasks (gain NaN, n_tasks 0).
+
+    Raises ValueError as `gains` does, and for widths, names or blocks that do not fit each other.
+    """
+    _check_blocks(cells, widths, names)
+    parts = (_measured(part, int(shots), partial) for shots, part in cells.groupby("shots"))
+    table = pd.concat(parts, ignore_index=True)
+    first, last = table["first"] - 1, table["last"]
+    sizes = np.append(0, np.cumsum(block_parameters(widths, in_channels)))
+    table["parameters"] = sizes[last] - sizes[first]
+    table["share"] = 100 * table["parameters"] / sizes[-1]
+    table["block"] = ["-".join(dict.fromkeys((names[a], names[b - 1]))) for a, b in zip(first, last, strict=True)]
+    table["length"] = last - first
+    table["coarse"] = first.eq(0) | last.eq(len(widths)) | table["length"].eq(n_blocks)
+    return table
+
+
+def _measured(part: pd.DataFrame, shots: int, partial: bool) -> pd.DataFrame:
+    """first, last, shots, and the columns of novel and of pseudo-tasks, from the cells of one number of shots."""
+    groups, tables = set(part["group"]), {}
+    if NOVEL in groups:
+        blocks, scratch = _rectangle(part, NOVEL, shots, partial)
+        found = blocks.sub(scratch, axis=0).groupby(level=0).mean()
+        bands = simultaneous_bands(found.to_numpy()).set_axis(found.columns)
+        accuracy = blocks.groupby(level=0).mean().mean()
+        more = dict(zip(NOVEL_COLUMNS[4:], (bands["low"], bands["high"], accuracy), strict=True))
+        tables[NOVEL] = _limits(found, NOVEL_COLUMNS[:4]).assign(**more)
+    if PSEUDO in groups:
+        tables[PSEUDO] = _limits(gains(part, PSEUDO, shots, partial=partial), PSEUDO_COLUMNS)
+    if not tables:
+        raise ValueError(f"the atlas has neither group {NOVEL!r} nor {PSEUDO!r}, but {sorted(groups)}")
+    rows = tables.get(NOVEL, tables.get(PSEUDO)).index
+    table = pd.concat(tables.values(), axis=1).reindex(index=rows, columns=[*NOVEL_COLUMNS, *PSEUDO_COLUMNS])
+    counts = {name: table[name].fillna(0).astype(int) for name in ("n_tasks", "pseudo_n")}
+    table = table.assign(**counts).reset_index()
+    table.insert(2, "shots", shots)
+    return table
+
+
+def _limits(found: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """A row per block: mean, 95 % limits and number of tasks, under these four names."""
+    intervals = [mean_interval(found[block]) for block in found]
+    return pd.DataFrame([(i.estimate, i.low, i.high, i.n) for i in intervals], found.columns, names)
+
+
+def _check_blocks(cells: pd.DataFrame, widths: Sequence[int], names: Sequence[str]) -> None:
+    if len(widths) != len(names):
+        raise ValueError(f"{len(widths)} widths, but {len(names)} names of blocks")
+    if missing := [column for column in INDIVIDUAL if column not in cells]:
+        raise ValueError(f"the atlas lacks the column(s) {missing}")
+    first, last = cells["first"], cells["last"]
+    good = (first.eq(0) & last.eq(0)) | (first.ge(1) & last.ge(first) & last.le(len(widths)))
+    if cells.empty or not good.all():
+        which = "is empty" if cells.empty else f"has a block {cells.loc[~good, ['first', 'last']].iloc[0].tolist()}"
+        raise ValueError(f"the atlas {which}; the collective has blocks 1 to {len(widths)}")

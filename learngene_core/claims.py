@@ -1,0 +1,242 @@
+"""The claims of the study, stated so that they can fail, and their verdicts: claims.yaml against the tables of a run.
+
+The file says for every claim what is compared, in what scope, and which numbers mean supported, refuted and undecided; it was
+written before results were looked at. Tables only, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+
+from .checking import CHOICES, nearest
+from .evidence import BLOCKS, TESTS, Evidence, Missing, Tables
+from .files import StudyError
+from .power import tasks_needed
+from .presets import METHODS
+from .statistics import Interval, equivalence, holm, t_quantile, verdict
+
+FILE = Path(__file__).with_name("claims.yaml")
+NEEDED_FIELDS = {  # test: the fields it reads beside those of every claim, and what they may be (None: anything)
+    "difference": {"table": ("results", "controls"), "a": None, "b": None},
+    "atlas": {"a": BLOCKS, "b": BLOCKS},
+    "rank": {"criterion": None, "among": ("all blocks", "equal length")},
+    "rank_difference": {
+        "criterion": None,
+        "rival": ("depth", "size", "null"),
+        "among": ("all blocks", "equal length"),
+    },
+    "auroc": {"score": CHOICES["open_score"]},
+    "correlation": {"score": CHOICES["open_score"]},
+}
+FURTHER_FIELDS = {"difference": ("reference",), "atlas": ("per_parameter",)}
+ARMS = {"results": ("family", "method"), "controls": ("family", "block", "method")}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim: see claims.yaml. `minimum`, `above`, `equivalence` in `unit`; `options`: what its test reads."""
+
+    id: str
+    text: str
+    statement: str
+    test: str
+    unit: str
+    minimum: float
+    scope: str
+    needs: str
+    supported: str
+    refuted: str
+    undecided: str
+    above: float = 0.0
+    equivalence: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+TEXTS = tuple(f.name for f in fields(Claim) if f.type == "str")
+NUMBERS = ("minimum", "above", "equivalence")
+
+
+def load_claims(path: str | Path = FILE) -> tuple[Claim, ...]:
+    """The claims of a file, in its order. Raises StudyError that names the claim and the field that is wrong or missing."""
+    try:
+        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(f"the claims in {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise StudyError(f"{path} is no list of claims; each needs id, statement, test, ...")
+    claims = tuple(_claim(entry, number) for number, entry in enumerate(entries, 1))
+    for claim in claims:
+        if sum(claim.id == other.id for other in claims) > 1:
+            raise StudyError(f"claim {claim.id} stands twice in {path}")
+    return claims
+
+
+def _claim(entry: dict, number: int) -> Claim:
+    """A checked claim; `number`: its place in the file, for one without an id."""
+    name = f"claim {entry['id']}" if isinstance(entry.get("id"), str) else f"claim number {number}"
+    for text in TEXTS:
+        if text not in entry:
+            raise StudyError(f"{name} has no {text}")
+        if not isinstance(entry[text], str) or not entry[text].strip():
+            raise StudyError(f"{name}: {text} is a text, not {entry[text]!r}")
+    test = entry["test"]
+    if test not in NEEDED_FIELDS:
+        raise StudyError(f"{name}: unknown test {test!r}{nearest(test, NEEDED_FIELDS)}")
+    for option, choices in NEEDED_FIELDS[test].items():
+        if option not in entry:
+            raise StudyError(f"{name} has no {option}, which the test {test!r} needs")
+        if choices and entry[option] not in choices:
+            raise StudyError(f"{name}: {option} {entry[option]!r} is none of {', '.join(choices)}")
+    options = {*NEEDED_FIELDS[test], *FURTHER_FIELDS.get(test, ())}
+    if strange := sorted(set(map(str, entry)) - {*TEXTS, *NUMBERS, *options}):
+        raise StudyError(f"{name}: unknown field {strange[0]!r}{nearest(strange[0], [*TEXTS, *NUMBERS, *options])}")
+    if test == "difference":
+        for arm in ("a", "b", "reference"):
+            _check_arm(name, entry["table"], arm, entry.get(arm))
+    plain = {text: entry[text] for text in TEXTS} | _numbers(name, entry)
+    return Claim(**plain, options={option: entry[option] for option in options if option in entry})
+
+
+def _numbers(name: str, entry: dict) -> dict[str, float]:
+    if "minimum" not in entry:
+        raise StudyError(f"{name} has no minimum")
+    values = {number: entry[number] for number in NUMBERS if number in entry}
+    for number, value in values.items():
+        if type(value) not in (int, float) or not np.isfinite(value):
+            raise StudyError(f"{name}: {number} is a number, not {value!r}")
+    if values["minimum"] < values.get("above", 0):
+        raise StudyError(f"{name}: minimum {values['minimum']} lies below above = {values.get('above', 0)}")
+    if values.get("equivalence", 0) < 0:
+        raise StudyError(f"{name}: equivalence is a margin above 0")
+    return {number: float(value) for number, value in values.items()}
+
+
+def _check_arm(name: str, table: str, which: str, arm: object) -> None:
+    """An arm has the columns that tell it apart; in results.csv its method is one of its family's."""
+    if arm is None and which == "reference":
+        return
+    if not isinstance(arm, dict) or set(arm) != set(ARMS[table]):
+        raise StudyError(f"{name}: {which} needs exactly {', '.join(ARMS[table])}, not {arm!r}")
+    if arm["family"] not in METHODS:
+        raise StudyError(f"{name}: {which} has unknown family {arm['family']!r}{nearest(arm['family'], METHODS)}")
+    known = METHODS[arm["family"]]
+    if table == "results" and arm["method"] not in known:
+        raise StudyError(f"{name}: {which} has unknown method {arm['method']!r}{nearest(arm['method'], known)}")
+
+
+def evaluate(
+    tables: Mapping[str, pd.DataFrame],
+    claims: Sequence[Claim] | None = None,
+    *,
+    shots: int | None = None,
+    n_blocks: int = 3,
+    budget_percent: float = 50.0,
+) -> pd.DataFrame:
+    """claims.csv: the verdict on each claim, from the tables of a run by name ("results", "atlas_cells", with or without .csv).
+
+    Read are results, controls, atlas_cells, atlas, layer_scores and openworld, as far as they are there. shots: by default the
+    smallest number in a table; n_blocks: length of the last blocks; budget_percent: most parameters of the recommended block.
+
+    Columns: claim, verdict, estimate, low, high (95 %), n, scope (what the limits speak for), unit (of the estimate), minimum,
+    above, text (short), statement, tested (arms, shots, tasks), needed (how many of what n counts, as a rule target tasks,
+    would decide an undecided claim with 80 % power if the estimate is the truth), p (two-sided, against `above`; where the
+    values behind the mean are known), p_holm (over all claims whose id starts with H), reason. A table that is missing, or
+    broken for a claim, leaves that claim undecided with n = 0, and the reason says what is wrong or which command gives the
+    data.
+    """
+    known = Tables(
+        {name.removesuffix(".csv"): table for name, table in tables.items()}, shots, n_blocks, budget_percent
+    )
+    found = pd.DataFrame([_row(claim, known) for claim in (load_claims() if claims is None else claims)])
+    family = found["claim"].str.startswith("H") & found["p"].notna()
+    found["p_holm"] = np.nan
+    if family.any():
+        found.loc[family, "p_holm"] = holm(found.loc[family, "p"])
+    lost = found["verdict"].eq("supported") & found["p_holm"].gt(0.05)
+    found.loc[lost, "reason"] += "; not significant any more after Holm's correction"
+    return found[[*(c for c in found if c != "reason"), "reason"]]
+
+
+def _row(claim: Claim, tables: Tables) -> dict:
+    try:
+        evidence = TESTS[claim.test](tables, claim.scope, **claim.options)
+    except Missing as error:
+        evidence = Evidence.none(claim.scope, f"{error}; run `{claim.needs}`")
+    except (ValueError, StudyError) as error:
+        evidence = Evidence.none(claim.scope, f"cannot be tested: {error}")
+    except KeyError as error:
+        evidence = Evidence.none(claim.scope, f"cannot be tested: a table lacks the column {error}")
+    interval = evidence.interval
+    decision, equal = verdict(interval, claim.minimum, above=claim.above), False
+    if decision == "undecided" and claim.equivalence and evidence.values is not None:
+        equal = equivalence(evidence.values, claim.equivalence).equivalent
+        decision = "refuted" if equal else decision
+    needed = _needed(claim, evidence) if decision == "undecided" else np.nan
+    reason = evidence.note
+    if interval.n:
+        why = _why(claim, interval, decision, equal, needed, evidence)
+        reason = "; ".join(text for text in (why, evidence.note) if text)
+    shown = ("unit", "minimum", "above", "text", "statement")
+    return (
+        {"claim": claim.id, "verdict": decision}
+        | asdict(interval)
+        | {name: getattr(claim, name) for name in shown}
+        | {"tested": evidence.tested, "needed": needed, "p": _p_value(claim, evidence), "reason": reason}
+    )
+
+
+def _needed(claim: Claim, evidence: Evidence) -> float:
+    """Units that decide the claim with 80 % power if the estimate is the truth; NaN where that cannot be said."""
+    interval, n = evidence.interval, evidence.interval.n
+    if n < 2 or not evidence.more_helps or np.isnan(interval.low):
+        return np.nan
+    half = max(interval.estimate - interval.low, interval.high - interval.estimate)
+    sd = half * np.sqrt(n) / t_quantile(n, 0.95)
+    helps = interval.estimate >= claim.minimum
+    distance = interval.estimate - claim.above if helps else claim.minimum - interval.estimate
+    return float(tasks_needed(sd, distance)) if distance > sd / 100 else np.nan
+
+
+def _why(claim: Claim, interval: Interval, decision: str, equal: bool, needed: float, evidence: Evidence) -> str:
+    """The numbers behind the verdict in words."""
+    spec = ".2f" if claim.unit == "rho" else ".1f"
+    low, high, estimate = (f"{value:{spec}}" for value in (interval.low, interval.high, interval.estimate))
+    if decision == "supported":
+        also = f" and the estimate, {estimate}, is at least {claim.minimum:g}" if claim.minimum > claim.above else ""
+        return f"the lower limit, {low}, lies above {claim.above:g}{also}"
+    if equal:
+        return f"equivalent within +- {claim.equivalence:g} (two one-sided tests)"
+    if decision == "refuted":
+        return f"the upper limit, {high}, lies below {claim.minimum:g}"
+    if np.isnan(interval.low):
+        return f"no interval ({interval.n} {evidence.counted})"
+    text = f"the limits, {low} to {high}, leave it open"
+    return text if np.isnan(needed) else f"{text}; about {needed:,.0f} {evidence.counted} would decide it"
+
+
+def _p_value(claim: Claim, evidence: Evidence) -> float:
+    """Two-sided t test of the units' mean against `above`; NaN where the units are not known or all the same."""
+    values = evidence.values
+    if values is None or len(values) < 2 or np.ptp(values) == 0:
+        return np.nan
+    return float(stats.ttest_1samp(values, claim.above).pvalue)
+
+
+def describe(found: pd.DataFrame) -> str:
+    """claims.csv as text: one paragraph per claim, verdict first."""
+    lines = []
+    for r in found.itertuples():
+        spec = "+.2f" if r.unit == "rho" else ".1f" if r.unit == "AUROC" else "+.1f"
+        numbers = f", {r.unit} {Interval(r.estimate, r.low, r.high, r.n):{spec}}" if r.n else ""
+        lines.append(f"{r.claim} {r.verdict}{numbers}: {r.statement}")
+        texts = (r.tested, r.reason, f"speaks for {r.scope}" if r.n else "")
+        lines += [f"    {text}" for text in texts if isinstance(text, str) and text]  # empty ones are NaN in a csv
+    return "\n".join(lines)

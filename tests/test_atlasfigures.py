@@ -1,0 +1,739 @@
+"""Figures of the atlas show every block where it stands, leave the rest blank, and say what claims came to, in words."""
+
+import itertools
+import subprocess
+import sys
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgb
+from scipy import stats
+
+from learngene_core import atlasexplore, atlasfigures, atlasmargins, claimfigures, selectionfigures
+from learngene_core.blockgains import atlas_table
+from learngene_core.files import HEADLESS, StudyError
+from learngene_core.selection import selection_table
+from learngene_core.style import use_style
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with plt.rc_context():
+        use_style()
+        yield
+        plt.close("all")
+
+
+def true_gain(first, last, n):
+    """Gain in points of inheriting [first..last] of n blocks: early blocks count most, deep ones alone hardly."""
+    worth = 0.75 ** np.arange(n) * 18
+    return worth[first - 1 : last].sum() * (1 if first == 1 else 0.55) - 0.6 * first
+
+
+def make_atlas(n=13, *, coarse=False, length=3, shots=(10,), n_tasks=30, pseudo=True, seed=0):
+    """atlas.csv: all blocks of n, or only prefixes, suffixes and those of `length`."""
+    rng, rows = np.random.default_rng(seed), []
+    parameters = 9 * 8 * 8 * 4 ** (3 * np.arange(n) // n)
+    for s, first, last in itertools.product(shots, range(1, n + 1), range(1, n + 1)):
+        on = first <= last and (not coarse or first == 1 or last == n or last - first + 1 == length)
+        if not on:
+            continue
+        gain = true_gain(first, last, n) + rng.normal(0, 1.2)
+        half, wide = rng.uniform(2, 4), rng.uniform(4.5, 6)
+        kept = int(parameters[first - 1 : last].sum())
+        other = true_gain(first, last, n) + rng.normal(0, 2)
+        with_pseudo = pseudo and last - first + 1 == length
+        rows.append(
+            {"first": first, "last": last, "shots": s, "gain": gain, "gain_low": gain - half, "gain_high": gain + half,
+             "n_tasks": n_tasks, "band_low": gain - wide, "band_high": gain + wide, "accuracy": 40 + gain,
+             "parameters": kept, "share": 100 * kept / parameters.sum(), "pseudo_gain": other if with_pseudo else np.nan,
+             "pseudo_low": other - 3, "pseudo_high": other + 3, "pseudo_n": 16 if with_pseudo else 0,
+             "length": last - first + 1, "coarse": first == 1 or last == n}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+CRITERIA = {"released": "low", "relative_norm": "low", "fisher": "high", "reinit": "high", "cka_drift": "low"}
+
+
+def make_scores(n=13, seed=0, names=tuple(CRITERIA)):
+    """layer_scores.csv: some rise and some fall with depth, each beside its null."""
+    rng, rows = np.random.default_rng(seed), []
+    for k, name in enumerate(names):
+        slope = 1 if k % 2 else -1
+        for i in range(1, n + 1):
+            base = 0.5 + slope * 0.02 * i
+            rows.append({"criterion": name, "layer": f"conv{i}", "score": base + rng.normal(0, 0.03), "null": base + 0.1,
+                         "null_sd": 0.02, "z": 0.0, "inherit": CRITERIA.get(name, "low")})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def make_selection(length=3, names=tuple(CRITERIA), seed=0):
+    """selection.csv: criteria with their nulls, the baselines, three scopes each."""
+    rng, rows = np.random.default_rng(seed), []
+    everyone = [*names, *(f"null:{name}" for name in names), "depth", "size", "random"]
+    for name, scope in itertools.product(everyone, ("all blocks", f"blocks of length {length}", "within budget")):
+        rho, first = (0.0 if name == "random" else rng.uniform(-0.8, 0.8)), int(rng.integers(1, 12))
+        row = {
+            "criterion": name,
+            "scope": scope,
+            "first": first,
+            "last": first + length - 1,
+            "regret": rng.uniform(0, 40),
+        }
+        row |= {"spearman": rho, "spearman_low": max(-1, rho - 0.2), "spearman_high": min(1, rho + 0.2), "n_tasks": 30}
+        rows.append(row | {"regret_low": row["regret"] - 4, "regret_high": row["regret"] + 5, "n_blocks": 91})
+    return pd.DataFrame(rows)
+
+
+CONTROLS = {"inherit": 20, "shuffled_inputs": 19, "shuffled_inner": 6, "spectrum_matched": 9, "moment_matched": 4,
+            "conv_only": 17, "norm_only": 2, "untrained": 1, "frozen": 12, "ewc:0": 20, "ewc:10": 18, "l2:0.1": 20,
+            "ancestor:single_task": 14, "ancestor:joint": 24, "ancestor:permuted": 8}  # fmt: skip
+
+
+def make_controls(n_tasks=12, n_inits=2, seed=0):
+    """controls.csv: every control on the same tasks and initial weights as scratch."""
+    rng, rows = np.random.default_rng(seed), []
+    level = rng.normal(40, 8, (n_tasks, n_inits))
+    for (block, first, last), (method, gain) in itertools.product(
+        (("learngene", 11, 13), ("first", 1, 3)), {"scratch": 0, **CONTROLS}.items()
+    ):
+        for task, init in itertools.product(range(n_tasks), range(n_inits)):
+            accuracy = level[task, init] + gain * (2 if block == "first" else 1) + rng.normal(0, 3)
+            rows.append({"family": "same_shape", "block": block, "method": method, "shots": 10, "target_task": task + 1,
+                         "init": init, "accuracy": accuracy, "first": first, "last": last})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def make_claims():
+    """claims.csv with three units; the claims of one unit do not stand together."""
+    rows = [
+        ("H1", "supported", 36.0, 30.1, 41.9, 30, 2.0, "points", "inheriting helps against scratch"),
+        (
+            "H3",
+            "refuted",
+            -0.42,
+            -0.55,
+            -0.29,
+            30,
+            0.5,
+            "rho",
+            "the released criterion ranks blocks by their gain",
+        ),
+        ("H2", "refuted", -17.5, -21.0, -14.0, 30, 0.0, "points", "last three blocks beat the first three"),
+        (
+            "H4",
+            "undecided",
+            1.2,
+            -0.9,
+            3.3,
+            30,
+            1.0,
+            "points",
+            "content: last three beat the moment-matched",
+        ),
+        ("H8", "supported", 63.8, 60.1, 67.5, 32, 60.0, "AUROC", "unknown classes are told from known ones"),
+    ]
+    columns = ["claim", "verdict", "estimate", "low", "high", "n", "minimum", "unit", "text"]
+    table = pd.DataFrame(rows, columns=columns).assign(scope="these novel classes and this ancestor")
+    return table.assign(needed=[np.nan, np.nan, np.nan, 85, np.nan], above=[0, 0, 0, 0, 50])
+
+
+def make_released():
+    """released.csv: none, defects, all, in the order of a run."""
+    defects = [
+        "none",
+        "double_softmax",
+        "all",
+        "zero_ewc",
+        "norm_gap",
+        "labels_reused",
+        "task_leak",
+        "optimiser_rebuilt",
+    ]
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"defects": defects, "scratch": rng.uniform(35, 45, 8), "gain": rng.normal(4, 3, 8)})
+    table["learngene"] = table["scratch"] + table["gain"]
+    chosen = ["conv11-conv13", "conv5-conv7", "conv1-conv3", *["conv11-conv13"] * 5]
+    return table.assign(gain_low=table["gain"] - 2.5, gain_high=table["gain"] + 2.5, chosen=chosen, n_tasks=20)
+
+
+# --- all figures ----------------------------------------------------------------------------------------------------
+MARKS = {"released": (11, 13), "recommended": (1, 7)} | atlasfigures.ends(13, 3)
+ALL = {
+    "map of 13": lambda: atlasfigures.atlas_map(make_atlas(), marks=MARKS),
+    "map of 8": lambda: atlasfigures.atlas_map(make_atlas(8), marks=atlasfigures.ends(8, 3)),
+    "coarse map": lambda: atlasfigures.atlas_map(make_atlas(coarse=True), marks=MARKS | {"fisher": (5, 9)}),
+    "map of 4": lambda: atlasfigures.atlas_map(make_atlas(4), marks=atlasfigures.ends(4, 2)),
+    "margins": lambda: atlasmargins.margins(make_atlas(), budget=50, marks=MARKS),
+    "coarse margins": lambda: atlasmargins.margins(make_atlas(coarse=True), budget=50, marks=MARKS),
+    "score": lambda: atlasmargins.score_against_gain(make_scores(), make_atlas(), "released"),
+    "selection": lambda: selectionfigures.selection_figure(make_selection()),
+    "panels": lambda: selectionfigures.score_panels(make_scores(), chosen={"released": (11, 13)}),
+    "controls": lambda: claimfigures.controls_figure(make_controls()),
+    "claims": lambda: claimfigures.claims_figure(make_claims()),
+    "released": lambda: claimfigures.released_figure(make_released()),
+    "choice": lambda: atlasexplore.draw_choice(make_atlas(), make_scores()),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_is_clipped_and_no_words_overlap(name):
+    axes = np.ravel(np.asarray(ALL[name](), dtype=object))
+    figure = axes[0].figure
+    figure.canvas.draw()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) > -0.05 and drawn.x1 < width + 0.05 and drawn.y1 < height + 0.05
+    for ax in axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            boxes = [t.get_window_extent() for t in axis.get_ticklabels() if t.get_text().strip() and t.get_visible()]
+            assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes)), f"{name}: tick labels overlap"
+        boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2)), f"{name}: words overlap"
+        if (legend := ax.get_legend()) and "map" not in name and name != "choice":
+            assert not legend.get_window_extent().overlaps(ax.bbox), f"{name}: the legend covers data"
+
+
+@pytest.mark.parametrize("n", [7, 8, 13])
+def test_the_key_of_a_map_stands_in_its_empty_half(n):
+    marks = {f"a rather long name {k}": (1, k) for k in range(1, 6)}
+    ax = atlasfigures.atlas_map(make_atlas(n, coarse=True), marks=marks)
+    ax.figure.canvas.draw()
+    staircase = [ax.transData.transform([(i, i), (i + 1, i + 1)]) for i in range(n)]  # left upper, right lower corners
+    bar = ax.child_axes[0].get_tightbbox()
+    for box in (ax.get_legend().get_window_extent(), bar):
+        for (left, top), (_, bottom) in staircase:
+            assert box.x1 < left or box.y1 < bottom or box.y0 > top, "the key covers a cell"
+    assert not bar.overlaps(ax.get_legend().get_window_extent())
+
+
+def test_drawing_the_atlas_needs_no_torch():
+    names = "atlasfigures, atlasmargins, claimfigures, selectionfigures, atlasexplore"
+    code = f"import sys; from learngene_core import {names}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: atlasfigures.atlas_map(make_atlas()[:0]),
+        lambda: atlasmargins.margins(pd.DataFrame()),
+        lambda: atlasmargins.score_against_gain(make_scores()[:0], make_atlas(), "released"),
+        lambda: selectionfigures.selection_figure(pd.DataFrame()),
+        lambda: selectionfigures.score_panels(make_scores()[:0]),
+        lambda: claimfigures.controls_figure(make_controls()[:0]),
+        lambda: claimfigures.claims_figure(pd.DataFrame(columns=["claim", "verdict"])),
+        lambda: claimfigures.released_figure(pd.DataFrame()),
+        lambda: atlasexplore.draw_choice(make_atlas()[:0], make_scores()),
+        lambda: atlasfigures.atlas_map(make_atlas(pseudo=False), gains="pseudo"),
+        lambda: atlasfigures.atlas_map(make_atlas().drop(columns="band_low")),
+    ],
+)
+def test_a_table_without_rows_or_columns_says_what_to_run(draw):
+    with pytest.raises(StudyError, match="`learngene atlas`") as error:
+        draw()
+    assert "\n" not in str(error.value)
+    assert not plt.get_fignums(), "no empty figure is left behind"
+
+
+def seen(colour, matrix):
+    return (matrix @ np.array(to_rgb(colour)) ** 2.2).clip(0, 1) ** (1 / 2.2)
+
+
+def test_verdicts_and_marks_differ_also_for_the_colour_blind():
+    deutan = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    protan = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    groups = [[c for c, _ in claimfigures.VERDICTS.values()], [c for c, _ in atlasfigures.MARKS]]
+    for matrix, group in itertools.product((np.eye(3), np.array(deutan), np.array(protan)), groups):
+        assert all(
+            np.linalg.norm(seen(a, matrix) - seen(b, matrix)) > 0.15 for a, b in itertools.combinations(group, 2)
+        )
+    assert len({shape for _, shape in claimfigures.VERDICTS.values()}) == 3
+
+
+# --- the map --------------------------------------------------------------------------------------------------------
+def cells_of(ax):
+    """(first, last) -> the words drawn in that cell, from the top down."""
+    found = {}
+    for text in sorted(ax.texts, key=lambda t: t.get_position()[1]):
+        x, y = text.get_position()
+        found.setdefault((int(y) + 1, int(x) + 1), []).append(text.get_text().replace(MINUS, "-"))
+    return found
+
+
+def centre(patch):
+    """The block in whose cell a patch stands."""
+    x, y = patch.get_x() + patch.get_width() / 2, patch.get_y() + patch.get_height() / 2
+    return int(y) + 1, int(x) + 1
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_every_gain_stands_in_the_cell_of_its_block_and_the_rest_is_blank(coarse):
+    atlas = make_atlas(coarse=coarse).sample(frac=1, random_state=0)  # rows in any order
+    ax = atlasfigures.atlas_map(atlas, marks={"one": (2, 5)})
+    wanted = {(r.first, r.last): r.gain for r in atlas.itertuples()}
+    cells = cells_of(ax)
+    assert set(cells) == set(wanted)
+    assert all(float(cells[block][0]) == pytest.approx(gain, abs=0.051) for block, gain in wanted.items())
+    drawn = ax.collections[0].get_array().reshape(13, 13)
+    every = set(itertools.combinations_with_replacement(range(1, 14), 2))
+    for first, last in itertools.product(range(1, 14), repeat=2):
+        if (first, last) in wanted:
+            assert drawn[first - 1, last - 1] == wanted[first, last]
+        else:
+            assert drawn.mask[first - 1, last - 1], "blanks have no colour"
+    blank = [centre(p) for p in ax.patches if p.get_label() == "_blank"]
+    assert sorted(blank) == sorted(every - set(wanted))
+    assert ("not computed" in [t.get_text() for t in ax.get_legend().get_texts()]) == coarse
+    assert ax.get_ylim() == (13, 0) and "first" in ax.get_ylabel() and "last" in ax.get_xlabel()
+    assert [int(t.get_text()) for t in ax.get_yticklabels()] == list(range(1, 14))
+
+
+def test_cells_whose_band_contains_zero_are_hatched():
+    atlas = make_atlas(8)
+    atlas.loc[atlas["gain"].idxmax(), ["band_low", "band_high"]] = np.nan  # no band: nothing is known
+    ax = atlasfigures.atlas_map(atlas)
+    hatched = next(c for c in ax.collections if c.get_hatch())
+    drawn = {(int(p.vertices[:, 1].min()) + 1, int(p.vertices[:, 0].min()) + 1) for p in hatched.get_paths()}
+    sure = (atlas["band_low"] > 0) | (atlas["band_high"] < 0)
+    assert drawn == set(map(tuple, atlas.loc[~sure, ["first", "last"]].to_numpy().tolist()))
+    assert 0 < len(drawn) < len(atlas)
+    assert any("simultaneous band contains 0" in t.get_text() for t in ax.get_legend().get_texts())
+
+
+def test_colours_are_symmetric_about_zero_and_may_be_shared_by_maps():
+    atlas = make_atlas(8)
+    mesh = atlasfigures.atlas_map(atlas).collections[0]
+    assert mesh.norm.vmax == -mesh.norm.vmin == atlas["gain"].abs().max()
+    assert atlasfigures.atlas_map(atlas, scale=90).collections[0].norm.vmin == -90
+    with pytest.raises(ValueError, match="hides gains; the largest is"):
+        atlasfigures.atlas_map(atlas, scale=5)
+
+
+def test_marks_frame_their_block_and_stand_inside_each_other():
+    ax = atlasfigures.atlas_map(make_atlas(coarse=True), marks=MARKS | {"fisher": (5, 9)})
+    frames = {p.get_label(): p for p in ax.patches if p.get_label() != "_blank"}
+    names = ["released: 11–13", "recommended: 1–7", "first 3: 1–3", "last 3: 11–13", "fisher: 5–9 (not computed)"]
+    assert list(frames) == names
+    assert [centre(p) for p in frames.values()] == [*MARKS.values(), (5, 9)]
+    assert {t.get_text() for t in ax.get_legend().get_texts()} >= set(names)
+    outer, inner = frames[names[0]].get_bbox(), frames[names[3]].get_bbox()
+    assert outer.x0 < inner.x0 and inner.x1 < outer.x1 and outer.y0 < inner.y0 and inner.y1 < outer.y1
+    looks = {(p.get_edgecolor(), str(p.get_linestyle())) for p in frames.values()}
+    assert len(looks) == 5
+    with pytest.raises(ValueError, match="'odd' is no block: first 5, last 3"):
+        atlasfigures.atlas_map(make_atlas(), marks={"odd": (5, 3)})
+
+
+def test_pseudo_gains_have_their_own_map():
+    atlas = make_atlas(8)
+    ax = atlasfigures.atlas_map(atlas, gains="pseudo")
+    computed = atlas[atlas["pseudo_gain"].notna()]
+    cells = cells_of(ax)
+    assert set(cells) == {(r.first, r.last) for r in computed.itertuples()}
+    assert all(
+        float(cells[r.first, r.last][0]) == pytest.approx(r.pseudo_gain, abs=0.051) for r in computed.itertuples()
+    )
+    assert (
+        "n = 16 pseudo-tasks" in ax.get_title() and "n = 30 target tasks" in atlasfigures.atlas_map(atlas).get_title()
+    )
+    assert ax.get_ylim() == (8, 0), "the map keeps its size"
+    with pytest.raises(ValueError, match="'novel' or 'pseudo', not 'both'"):
+        atlasfigures.atlas_map(atlas, gains="both")
+
+
+def test_half_widths_are_those_of_the_band():
+    atlas = make_atlas(6)
+    cells = cells_of(atlasfigures.atlas_map(atlas))
+    for r in atlas.itertuples():
+        gain, half = cells[r.first, r.last]
+        assert float(half.removeprefix("±")) == pytest.approx((r.band_high - r.band_low) / 2, abs=0.051)
+    assert all(len(words) == 1 for words in cells_of(atlasfigures.atlas_map(make_atlas(13))).values())
+
+
+def test_a_small_map_rounds_its_numbers_or_leaves_them_out():
+    for width, wanted in ((3.4, "0"), (1.4, None)):
+        ax = plt.subplots(figsize=(width, width))[1]
+        assert atlasfigures.atlas_map(make_atlas(), ax=ax) is ax
+        digits = {t.get_text().partition(".")[2] for t in ax.texts}
+        assert digits == ({""} if wanted else set()), "whole points, or none"
+        plt.close(ax.figure)
+
+
+def test_several_shots_must_be_told_apart():
+    atlas = make_atlas(6, shots=(5, 20))
+    with pytest.raises(ValueError, match="name one number of shots, not None; there are 5, 20"):
+        atlasfigures.atlas_map(atlas)
+    assert "20 shots" in atlasfigures.atlas_map(atlas, shots=20).get_title()
+    with pytest.raises(ValueError, match="not 7"):
+        atlasmargins.margins(atlas, shots=7)
+
+
+def test_numbers_have_a_true_minus_and_no_negative_zero():
+    assert [atlasfigures.signed(v) for v in (1.25, -0.44, -0.04)] == ["+1.2", MINUS + "0.4", "+0.0"]
+    assert [atlasfigures.block_name(b) for b in ((4, 4), (11.0, 13.0))] == ["4", "11–13"]
+
+
+def test_choices_and_ends_become_marks():
+    selection = make_selection()
+    wanted = {"released": "blocks of length 3", "fisher": "within budget"}
+    marks = atlasfigures.choices_of(selection, wanted)
+    for name, scope in wanted.items():
+        row = selection[(selection["criterion"] == name) & (selection["scope"] == scope)].iloc[0]
+        assert marks[name] == (row["first"], row["last"])
+    unsaid = selection.assign(first=np.nan, last=np.nan)
+    assert atlasfigures.choices_of(unsaid, wanted) == {}
+    with pytest.raises(ValueError, match=r"no \('fisher', 'blocks of length 5'\)"):
+        atlasfigures.choices_of(selection, {"fisher": "blocks of length 5"})
+    assert atlasfigures.ends(13, 3) == {"first 3": (1, 3), "last 3": (11, 13)}
+    with pytest.raises(ValueError, match="there are 13 layers"):
+        atlasfigures.ends(13, 14)
+
+
+# --- margins --------------------------------------------------------------------------------------------------------
+def test_gains_of_equal_length_stand_over_the_middle_of_their_blocks():
+    atlas = make_atlas(coarse=True)
+    ax = atlasmargins.gain_by_position(atlas, lengths=[3, 5])
+    three, five = ax.get_lines()[:2]
+    part = atlas[atlas["length"] == 3].sort_values("first")
+    np.testing.assert_allclose(three.get_xydata(), np.column_stack([part["first"] + 1, part["gain"]]))
+    ends = atlas[atlas["length"] == 5].set_index("first")["gain"]
+    drawn = dict(five.get_xydata()[np.isfinite(five.get_ydata())].tolist())
+    assert drawn == {3.0: ends[1], 11.0: ends[9]}
+    assert len(five.get_xdata()) == 9, "what was not computed is a gap, not a line across"
+    edges = ax.collections[0].get_paths()[0].vertices
+    assert edges[:, 1].min() == part["band_low"].min() and edges[:, 1].max() == part["band_high"].max()
+    assert [line.get_label() for line in atlasmargins.gain_by_position(atlas).get_lines()[:1]] == ["3 blocks"]
+    full = atlasmargins.gain_by_position(make_atlas()).get_lines()[:4]
+    assert [line.get_label() for line in full] == ["1 block", "3 blocks", "6 blocks", "9 blocks"]
+    with pytest.raises(ValueError, match="no block of length 14 was computed"):
+        atlasmargins.gain_by_position(atlas, lengths=[14])
+
+
+@pytest.mark.parametrize("n", [8, 13])
+def test_the_front_holds_the_blocks_that_no_cheaper_block_beats(n):
+    atlas = make_atlas(n, seed=n)
+    ax = atlasmargins.gain_by_parameters(atlas, budget=40, marks={"one": (2, 3), "same": (2, 3), "none": (4, 99)})
+    front = [
+        (r.share, r.gain)
+        for r in atlas.itertuples()
+        if not any((o.share <= r.share and o.gain > r.gain) for o in atlas.itertuples())
+    ]
+    line = next(line for line in ax.get_lines() if "no more parameters" in line.get_label())
+    np.testing.assert_allclose(line.get_xydata(), sorted(front))
+    place = atlas.set_index(["first", "last"]).loc[(2, 3), ["share", "gain"]].to_numpy(float)
+    rings = {c.get_label(): c for c in ax.collections if c.get_label() in ("one: 2–3", "same: 2–3")}
+    assert len(rings) == 2 and not any("none" in t.get_text() for t in ax.get_legend().get_texts())
+    for ring in rings.values():
+        np.testing.assert_allclose(ring.get_offsets()[0], place)
+    assert rings["one: 2–3"].get_sizes() < rings["same: 2–3"].get_sizes()
+    budget = next(line for line in ax.get_lines() if line.get_label() == "budget (40 %)")
+    assert set(budget.get_xdata()) == {40}
+    assert ("log" in ax.get_xlabel()) == (atlas["share"].max() > 10 * atlas["share"].min())
+    limits = [path.vertices[:, 1] for path in ax.collections[0].get_paths()]
+    assert sorted(map(min, limits)) == pytest.approx(sorted(atlas["gain_low"]))
+
+
+@pytest.mark.parametrize("criterion", ["released", "fisher"])
+def test_a_criterion_that_is_right_rises_to_the_right(criterion):
+    atlas, scores = make_atlas(), make_scores()
+    ax = atlasmargins.score_against_gain(scores, atlas, criterion)
+    own = scores[scores["criterion"] == criterion]["score"].to_numpy()
+    mean = np.array([own[r.first - 1 : r.last].mean() for r in atlas.itertuples()])
+    np.testing.assert_allclose(ax.collections[1].get_offsets(), np.column_stack([mean, atlas["gain"]]))
+    sign = -1 if CRITERIA[criterion] == "low" else 1
+    rho = stats.spearmanr(sign * mean, atlas["gain"]).statistic
+    assert f"Spearman {rho:+.2f}".replace("-", MINUS) in ax.get_title() and "91 blocks" in ax.get_title()
+    assert ax.xaxis_inverted() == (sign == -1) == ("reversed" in ax.get_xlabel())
+    np.testing.assert_array_equal(ax.collections[1].get_array(), atlas["last"] - atlas["first"] + 1)
+
+
+def test_blocks_without_a_score_are_left_out():
+    scores = make_scores()
+    scores.loc[(scores["criterion"] == "fisher") & (scores["layer"] == "conv2"), "score"] = np.nan
+    ax = atlasmargins.score_against_gain(scores, make_atlas(), "fisher")
+    assert len(ax.collections[1].get_offsets()) == 1 + 66, "conv1, and the blocks of conv3 to conv13"
+    with pytest.raises(StudyError, match="'fisher' has no score for any block"):
+        atlasmargins.score_against_gain(scores.assign(score=np.nan), make_atlas(), "fisher")
+    with pytest.raises(ValueError, match="no criterion 'luck'; there are released, "):
+        atlasmargins.score_against_gain(scores, make_atlas(), "luck")
+
+
+# --- criteria -------------------------------------------------------------------------------------------------------
+def dots(ax):
+    """(x, y, hollow) of every dot with a place, by height."""
+    found = []
+    for c in (c for c in ax.collections if isinstance(c, PathCollection)):
+        for x, y in c.get_offsets():
+            hollow = len(c.get_facecolor()) == 0 or bool(np.allclose(c.get_facecolor()[0][:3], 1))
+            found.append((float(x), float(y), hollow))
+    return sorted(found, key=lambda d: d[1])
+
+
+def test_selection_is_sorted_beside_nulls_and_baselines():
+    table = make_selection()
+    table.loc[table["criterion"] == "cka_drift", ["spearman", "regret", "first", "last"]] = np.nan
+    left, right = selectionfigures.selection_figure(table.assign(shots=10))
+    names = [t.get_text() for t in left.get_yticklabels()]
+    rho = table[table["scope"] == "all blocks"].set_index("criterion")["spearman"]
+    ranked = [n for n in rho.drop("cka_drift").sort_values(ascending=False).index if not n.startswith("null:")]
+    baselines = ("depth", "size", "random")
+    assert names == [n for n in ranked if n not in baselines] + ["cka_drift"] + [n for n in ranked if n in baselines]
+    found = {(names[round(y)], hollow): x for x, y, hollow in dots(left)}
+    wanted = {(n, False): rho[n] for n in ranked} | {(n, True): rho[f"null:{n}"] for n in CRITERIA}
+    assert found == pytest.approx(wanted)
+    assert [t.get_text() for t in left.texts] == ["cannot rank"] and left.texts[0].get_position()[1] == names.index(
+        "cka_drift"
+    )
+    scopes = table.set_index(["criterion", "scope"])["regret"]
+    found = {(names[round(y)], hollow): x for x, y, hollow in dots(right)}
+    wanted = {(n, hollow): scopes[n, s] for n in ranked
+              for hollow, s in ((False, "blocks of length 3"), (True, "within budget"))}  # fmt: skip
+    assert found == pytest.approx(wanted)
+    chosen = table[(table["criterion"] == "fisher") & (table["scope"] == "blocks of length 3")].iloc[0]
+    words = [t.get_text() for t in right.texts if t.get_position()[1] == names.index("fisher")]
+    assert words[0] == f"{chosen['first']:.0f}–{chosen['last']:.0f}" and len(words) == 2
+
+
+def test_selection_of_several_lengths_or_shots_must_be_told_apart():
+    both = pd.concat([make_selection(3), make_selection(5)])
+    with pytest.raises(ValueError, match="there are blocks of length 3, blocks of length 5"):
+        selectionfigures.selection_figure(both.drop_duplicates(["criterion", "scope"]))
+    with pytest.raises(ValueError, match="there are 5, 10"):
+        selectionfigures.selection_figure(pd.concat([make_selection().assign(shots=s) for s in (5, 10)]))
+
+
+def test_score_panels_show_scores_beside_their_null_and_leave_gaps():
+    scores = make_scores()
+    scores.loc[scores["layer"] == "conv4", "score"] = np.nan
+    fisher = scores["criterion"] == "fisher"
+    scores.loc[fisher, "score"] = np.geomspace(1e-6, 1, 13)
+    axes = selectionfigures.score_panels(scores, chosen={"reinit": (2, 4)})
+    assert [ax.get_title().split(" ")[0] for ax in axes] == list(CRITERIA)
+    for ax, (name, inherit) in zip(axes, CRITERIA.items(), strict=True):
+        part = scores[scores["criterion"] == name]
+        null, own = ax.get_lines()
+        np.testing.assert_array_equal(own.get_ydata(), part["score"])
+        np.testing.assert_array_equal(null.get_ydata(), part["null"])
+        assert inherit in ax.get_title() and ("log" in ax.get_title()) == (ax.get_yscale() == "log")
+    assert axes[0].get_yscale() == "linear"
+    shaded = [(p.get_x(), p.get_x() + p.get_width()) for p in axes[3].patches]
+    assert shaded == [(1.5, 4.5)] and not axes[0].patches
+    hidden = [ax for ax in axes[0].figure.axes if not ax.get_visible()]
+    assert len(axes) == 5 and len(hidden) == 3
+    lowest = [ax for ax in axes if any(t.label1.get_visible() for t in ax.xaxis.get_major_ticks())]
+    assert lowest == [*axes[1:4], axes[4]], "the lowest panel of each column has numbers"
+
+
+# --- controls, claims, defects --------------------------------------------------------------------------------------
+def drawn_rows(ax, names):
+    return {names[int(y)]: x for x, y, _ in dots(ax)}
+
+
+def test_controls_are_paired_with_scratch_and_sorted_in_groups():
+    controls = make_controls()
+    left, right = claimfigures.controls_figure(controls)
+    names = [t.get_text() for t in left.get_yticklabels()]
+    for ax, block in ((left, "learngene"), (right, "first")):
+        part = controls[controls["block"] == block].groupby(["method", "target_task"])["accuracy"].mean().unstack()
+        gains = part.sub(part.loc["scratch"])
+        wanted = {m.replace("_", " ").replace(":", " "): gains.loc[m].mean() for m in CONTROLS}
+        assert drawn_rows(ax, names) == pytest.approx(wanted)
+        half = stats.t.ppf(0.975, 11) * stats.sem(gains.loc["frozen"])
+        line = next(c for c in ax.get_lines() if list(c.get_ydata()) == [names.index("frozen")] * 2)
+        np.testing.assert_allclose(line.get_xdata(), gains.loc["frozen"].mean() + np.array([-half, half]))
+        reference = next(c for c in ax.get_lines() if "inherit" in c.get_label())
+        assert reference.get_xdata()[0] == pytest.approx(gains.loc["inherit"].mean())
+        if ax is left:
+            order = [wanted[n] for n in names]
+            assert names[0] == "inherit" and order[1:8] == sorted(order[1:8], reverse=True)
+        assert len([t for t in ax.texts if "[" in t.get_text()]) == len(CONTROLS)
+    assert names[8:12] == ["frozen", "ewc 0", "ewc 10", "l2 0.1"], "strengths keep their order"
+    assert all(n.startswith("ancestor") for n in names[12:]) and "11–13 (n = 12 tasks)" in left.get_title()
+
+
+def test_controls_against_the_block_itself_show_what_decides():
+    controls = make_controls()
+    left, _ = claimfigures.controls_figure(controls, reference="inherit")
+    names = [t.get_text() for t in left.get_yticklabels()]
+    part = controls[controls["block"] == "learngene"].groupby("method")["accuracy"].mean()
+    found = drawn_rows(left, names)
+    assert found["moment matched"] == pytest.approx(part["moment_matched"] - part["inherit"])
+    assert found["scratch"] == pytest.approx(part["scratch"] - part["inherit"]) and "inherit" not in names
+    assert "inherit" in left.get_xlabel()
+    with pytest.raises(ValueError, match="no reference 'luck'"):
+        claimfigures.controls_figure(controls, reference="luck")
+
+
+def test_scratch_that_is_kept_once_serves_both_blocks_and_gaps_are_named():
+    controls = make_controls()
+    scratch = controls["method"] == "scratch"
+    once = controls[~scratch | (controls["block"] == "learngene")]
+    once = once[(once["block"] != "first") | (once["method"] != "frozen")]
+    wanted, found = claimfigures.controls_figure(controls)[0], claimfigures.controls_figure(once)
+    assert dots(found[0]) == dots(wanted)
+    row = [t.get_text() for t in found[0].get_yticklabels()].index("frozen")
+    assert "not computed" in [t.get_text() for t in found[1].texts if t.xy[1] == row]
+
+
+def test_claims_say_their_verdict_and_units_do_not_share_an_axis():
+    claims = make_claims()
+    axes = claimfigures.claims_figure(claims)
+    assert [ax.get_xlabel() for ax in axes] == [claimfigures.UNITS[unit] for unit in ("points", "rho", "AUROC")]
+    for ax, unit in zip(axes, ("points", "rho", "AUROC"), strict=True):
+        part = claims[claims["unit"] == unit].reset_index(drop=True)
+        assert [t.get_text().split(":")[0] for t in ax.get_yticklabels()] == list(part["claim"])
+        np.testing.assert_allclose(
+            [c.get_offsets()[0] for c in ax.collections], list(zip(part["estimate"], part.index, strict=True))
+        )
+        for y, row in part.iterrows():
+            words = [t for t in ax.texts if t.xy[1] == y]
+            assert words[0].get_text().startswith(row["verdict"]) and f"n = {row['n']}" in words[1].get_text()
+            assert words[0].get_color() == claimfigures.VERDICTS[row["verdict"]][0]
+            lines = [line for line in ax.get_lines() if y - 0.5 < np.mean(line.get_ydata()) < y + 0.5]
+            spans = [list(line.get_xdata()) for line in lines]
+            assert [row["low"], row["high"]] in spans and [row["minimum"]] * 2 in spans
+        assert not any(a is not ax and ax.get_shared_x_axes().joined(ax, a) for a in axes)
+    assert "(n = 85 would decide)" in axes[0].texts[4].get_text()
+    lines = [[line.get_xdata()[0] for line in ax.get_lines() if list(line.get_ydata()) == [0, 1]] for ax in axes]
+    assert lines == [[0], [0], [50]] and axes[2].get_xlim()[0] > 40, "an AUROC is seen against chance"
+    assert axes[0].figure.get_supxlabel() == "scope: these novel classes and this ancestor"
+
+
+def test_claims_without_units_have_an_axis_each_and_unknown_verdicts_are_refused():
+    claims = make_claims()
+    bare = claims.drop(columns=["unit", "minimum", "needed", "text"])
+    axes = claimfigures.claims_figure(bare)
+    names = [t.get_text() for ax in axes for t in ax.get_yticklabels()]
+    assert len(axes) == len(claims) and names == list(claims["claim"])
+    two = claimfigures.claims_figure(claims.assign(scope=["new classes", *["new ancestors"] * 4]))
+    assert two[0].figure.get_supxlabel() == "scope: new ancestors\n* new classes"
+    names = [t.get_text().split(":")[0] for ax in two for t in ax.get_yticklabels()]
+    assert names == ["H1*", "H2", "H4", "H3", "H8"], "a sign leads to the scope that is not the common one"
+    open_one = bare.assign(estimate=np.nan, low=np.nan, high=np.nan, verdict="undecided")
+    assert "no estimate" in claimfigures.claims_figure(open_one)[0].texts[1].get_text()
+    with pytest.raises(ValueError, match="unknown verdict 'maybe'; there are supported, refuted, undecided"):
+        claimfigures.claims_figure(claims.assign(verdict="maybe"))
+
+
+def test_defects_stand_between_none_and_all_with_what_they_choose():
+    table = make_released()
+    left, right = claimfigures.released_figure(table)
+    names = [t.get_text().replace(" ", "_") for t in left.get_yticklabels()]
+    assert names == ["none", *[d for d in table["defects"] if d not in ("none", "all")], "all"]
+    rows = table.set_index("defects").loc[names]
+    for method, points in zip(("scratch", "learngene"), left.collections, strict=True):
+        np.testing.assert_allclose(points.get_offsets(), np.column_stack([rows[method], range(8)]))
+    assert [x for x, _, _ in dots(right)] == pytest.approx(list(rows["gain"]))
+    words = {t.xy[1]: t for t in right.texts if t.get_text().startswith("conv")}
+    assert [words[y].get_text() for y in range(8)] == list(rows["chosen"])
+    bold = [words[y].get_fontweight() == "bold" for y in range(8)]
+    assert bold == list(rows["chosen"] != rows.loc["none", "chosen"]) and sum(bold) == 2
+    assert "n = 20 tasks" in left.get_title()
+
+
+# --- the explorer ---------------------------------------------------------------------------------------------------
+N_LAYERS = 6
+
+
+def make_cells(n_tasks=5, seed=0):
+    """atlas_cells.csv of 6 layers: scratch and every block on target tasks and on pseudo-tasks."""
+    rng, rows = np.random.default_rng(seed), []
+    blocks = [(0, 0), *itertools.combinations_with_replacement(range(1, N_LAYERS + 1), 2)]
+    for group, task, (first, last) in itertools.product(("novel", "open_world"), range(1, n_tasks + 1), blocks):
+        gain = true_gain(first, last, N_LAYERS) if first else 0
+        rows.append({"group": group, "first": first, "last": last, "shots": 10, "target_task": task, "init": 0,
+                     "accuracy": 40 + gain + rng.normal(0, 6)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("budget", [20.0, 55.0])
+def test_the_explorer_chooses_as_the_selection_table_does(budget):
+    cells, scores = make_cells(), make_scores(N_LAYERS)
+    atlas = atlas_table(cells, [8, 8, 16, 16, 32, 32], [f"conv{i}" for i in range(1, N_LAYERS + 1)])
+    table = selection_table(cells, atlas, scores, 2, budget, n_resamples=10).set_index(["criterion", "scope"])
+    for name, values in atlasexplore.predictions(atlas, scores).items():
+        for length, within, scope in ((2, 100.0, "blocks of length 2"), (atlasexplore.ANY, budget, "within budget")):
+            place, places = atlasexplore.choose(atlas, values, name, length, within)
+            assert atlas.loc[place, ["first", "last"]].tolist() == table.loc[(name, scope), ["first", "last"]].tolist()
+            assert place in places and (atlas.loc[places, "share"] <= within + 1e-9).all()
+
+
+def test_of_equal_predictions_the_deepest_block_is_taken():
+    atlas, scores = make_atlas(), make_scores()
+    flat = scores.assign(
+        score=(scores["layer"] == "conv1").astype(float)
+    )  # low is good: all but the first block of three
+    values = atlasexplore.predictions(atlas, flat)["released"]
+    place, _ = atlasexplore.choose(atlas, values, "released", 3, 100.0)
+    assert atlas.loc[place, ["first", "last"]].tolist() == [11, 13]
+
+
+def test_the_choice_is_framed_and_told_in_numbers():
+    atlas, scores = make_atlas(), make_scores()
+    atlas.loc[(atlas["first"] == 5) & (atlas["last"] == 7), "gain"] = 50.0
+    ax = atlasexplore.draw_choice(atlas, scores, criterion="released", length=3)
+    own = scores[scores["criterion"] == "released"]["score"].to_numpy()
+    mean = {(r.first, r.last): own[r.first - 1 : r.last].mean() for r in atlas.itertuples()}
+    gain = {(r.first, r.last): r.gain for r in atlas.itertuples()}
+    three = [b for b in mean if b[1] - b[0] == 2]
+    chosen, best = min(three, key=mean.get), max(three, key=gain.get)
+    frames = {p.get_label().split(":")[0]: centre(p) for p in ax.patches}
+    assert frames == {"released chooses": chosen, "best it could choose": best}
+    row = atlas.set_index(["first", "last"]).loc[chosen]
+    ranks = sum(v <= mean[chosen] for v in mean.values()), sum(v >= gain[chosen] for v in gain.values())
+    words = ax.figure.texts[0].get_text().replace(MINUS, "-")
+    assert f"predicted rank {ranks[0]} of 91, real rank {ranks[1]} of 91" in words
+    assert f"real gain {row['gain']:+.1f} [{row['gain_low']:+.1f}, {row['gain_high']:+.1f}] points" in words
+    assert f"{row['parameters']:,.0f} parameters inherited ({row['share']:.1f} %)" in words
+
+
+def test_where_nothing_can_be_chosen_the_line_says_why():
+    atlas, scores = make_atlas(), make_scores()
+    holes = scores.assign(score=scores["score"].where(scores["layer"] != "conv2"))
+    cases = [
+        (scores, {"length": 12, "budget": 1.0}, "within the budget"),
+        (holes, {}, "no score for some layer"),
+        (scores.assign(score=1.0), {}, "the same for every block"),
+    ]
+    for table, state, why in cases:
+        ax = atlasexplore.draw_choice(atlas, table, **state)
+        assert ax.figure.texts[0].get_text().startswith("no choice") and why in ax.figure.texts[0].get_text()
+        assert not ax.patches
+    with pytest.raises(ValueError, match="unknown criterion 'luck'; there are released"):
+        atlasexplore.draw_choice(atlas, scores, criterion="luck")
+    with pytest.raises(ValueError, match="unknown criterion 'luck'"):
+        atlasexplore.atlas_explorer(atlas, scores, criterion="luck")
+
+
+def test_every_control_of_the_explorer_redraws_the_picture():
+    box = atlasexplore.atlas_explorer(make_atlas(8), make_scores(8))
+    pictures = [bytes(box.picture.value)]
+    changes = {"criterion": "fisher", "length": 2, "budget": 12.0, "gains": "pseudo"}
+    for name, value in changes.items():
+        box.controls[name].value = value
+        pictures.append(bytes(box.picture.value))
+    assert all(p.startswith(b"\x89PNG") for p in pictures) and len(set(pictures)) == len(pictures)
+    assert set(box.controls["criterion"].options) == {*CRITERIA, "recommended", "depth", "size"}
+    assert not plt.get_fignums(), "figures of earlier positions are let go"
+    assert not [child for child in box.children if isinstance(child, widgets.Output)], (
+        "these can hang without a browser"
+    )
+    without = atlasexplore.atlas_explorer(make_atlas(8, pseudo=False), make_scores(8))
+    assert len(without.controls["gains"].options) == 1 and "recommended" not in without.controls["criterion"].options
+
+
+def test_without_a_reader_there_are_no_widgets(monkeypatch, capsys):
+    monkeypatch.setenv(HEADLESS, "1")
+    assert atlasexplore.atlas_explorer(make_atlas(8), make_scores(8)) is None
+    assert "live kernel" in capsys.readouterr().out
