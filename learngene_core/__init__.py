@@ -52,6 +52,7 @@ _MODULES = (
     "measures",
     "observe",
     "selection",
+    "summary",
     "verdicts",
     "checkpoints",
     "comparisons",

@@ -46,8 +46,9 @@ def wanted_controls(cfg: Config, gene: Learngene) -> list[str]:
 
 def ablation_arms(
     block: str, layers: tuple[int, int], col: Collective, others: dict[str, Collective], cfg: Config
-) -> list[Arm]:
-    """The arms of one block: scratch, inherited as it is, each control, frozen, pulled to its start, from other ancestors."""
+) -> dict[str, list[Arm]]:
+    """The arms of one block, by the name of their pieces: "" for scratch, inherited as it is, each control, frozen and pulled
+    to its start; and one for each other ancestor, so that an ancestor can be added later."""
     columns = (("block", block), ("first", layers[0]), ("last", layers[1]))
 
     def cut(source: Collective) -> Learngene:
@@ -73,7 +74,7 @@ def ablation_arms(
     for hold, strengths in (("ewc", cfg.control_ewc), ("l2", cfg.control_l2)):
         kind = "fisher" if hold == "ewc" else hold
         arms += [arm(f"{hold}:{strength:g}", inherit, ewc=strength, hold=kind) for strength in strengths]
-    return arms + [arm(f"ancestor:{name}", _constant(cut(other))) for name, other in others.items()]
+    return {"": arms, **{f"{n}_": [arm(f"ancestor:{n}", _constant(cut(other)))] for n, other in others.items()}}
 
 
 def _constant(gene: Learngene | None) -> Callable[[tuple], Learngene | None]:
@@ -105,14 +106,14 @@ def compute_controls(
 def _rows(gene, col, others, imgs, tasks, cfg, run) -> pd.DataFrame:  # noqa: ANN001 (as `compute_controls`)
     whole = Learngene.from_model(col.model, col.model.block_names, mean=col.mean, std=col.std, fisher=col.fisher)
     blocks, rows, parts = ablation_blocks(gene, col.model.block_names), [], Parts(run, "controls")
-    total = len(blocks) * len(tasks) * cfg.atlas_inits
-    for number, (block, layers) in enumerate(blocks.items()):
-        arms = ablation_arms(block, layers, col, others, cfg)
+    sets = [(b, n, arms) for b, k in blocks.items() for n, arms in ablation_arms(b, k, col, others, cfg).items()]
+    each = len(tasks) * cfg.atlas_inits
+    for number, (block, name, arms) in enumerate(sets):
         work = Reconstruction(whole, col, imgs, atlas_config(cfg), arms, run, "controls")
-        work.span = (number * len(tasks) * cfg.atlas_inits, total)
-        for piece in work.pieces(tasks, parts, f"{block}_", curves=False):
+        work.span = (number * each, len(sets) * each)
+        for piece in work.pieces(tasks, parts, f"{block}_{name}", curves=False):
             rows += piece["rows"]
-    order = {arm.method: i for i, arm in enumerate(arms)}
+    order = {m: i for i, m in enumerate(dict.fromkeys(arm.method for _, _, arms in sets for arm in arms))}
     keys = ["block", "method", "shots", "target_task", "init"]
     table = pd.DataFrame(rows)[COLUMNS]
     return table.sort_values(keys, key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True)

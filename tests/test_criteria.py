@@ -127,15 +127,15 @@ def test_norm_criteria_are_the_mean_of_their_column(record, name, power):
 
 
 def test_the_relative_count_has_a_threshold_for_each_layer_and_epoch(record):
-    """The weights of conv2 twice as large, those of conv3 half as large: thresholds 8 bins lower and 8 bins higher."""
+    """Four times as many weights in conv2, weights half as large in conv3: thresholds 8 bins lower and 8 bins higher."""
     c = 2 * N**0.5 * TAU  # weights of norm 2: the threshold is TAU
     table = score(record, "released_relative", c=c)
     both = PROFILE.mean(0) + 0.1
     assert table["score"].tolist() == pytest.approx(both.tolist())
     assert table["null"].tolist() == pytest.approx((np.mean(NULL, (0, 1)) + 0.1).tolist())
     assert table["null_sd"].tolist() == pytest.approx(np.std(np.mean(NULL, 1), axis=0, ddof=1).tolist())
-    for layer, norm in (("conv2", 4.0), ("conv3", 1.0)):
-        record.table.loc[record.table["layer"] == layer, "weight_norm"] = norm
+    record.table.loc[record.table["layer"] == "conv2", "n_weights"] = 4 * N
+    record.table.loc[record.table["layer"] == "conv3", "weight_norm"] = 1.0
     everything = both[1] + (0.9 - PROFILE[:, 1].mean()) / 2  # and the half of the rest that is just below TAU
     assert score(record, "released_relative", c=c)["score"].tolist() == pytest.approx([both[0], everything, 0])
     record.table.loc[0, "weight_norm"] = 1.0  # conv1 in the first epoch of task 1 only: 0 instead of .5 + .1
