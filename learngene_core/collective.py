@@ -58,8 +58,10 @@ def train_collective(
     return col
 
 
-def cut_learngene(col: Collective, cfg: Config, run: Run | None = None) -> Learngene:
-    """Score the layers, choose the block (`cfg.layers`, or `cfg.criterion` and `cfg.n_blocks`) and cut it out.
+def cut_learngene(
+    col: Collective, cfg: Config, run: Run | None = None, *, layers: tuple[str, ...] | None = None
+) -> Learngene:
+    """Score the layers, choose the block (`layers`, `cfg.layers`, or `cfg.criterion` and `cfg.n_blocks`) and cut it out.
 
     With a run, `scores.csv` and `learngene.safetensors` are written, or loaded when they are there.
     Raises StudyError for layers that are unknown or no block, and for a criterion that cannot choose.
@@ -70,7 +72,7 @@ def cut_learngene(col: Collective, cfg: Config, run: Run | None = None) -> Learn
         say("criteria: found in the run folder, loaded")
         return Learngene.load(run.path / "learngene.safetensors")
     choice = procedure_of(cfg).choice(cfg)
-    layers = choose(col.record, choice)
+    layers = choose(col.record, choice) if layers is None else layers
     by = (
         {"chosen_by": "hand"}
         if cfg.layers

@@ -109,7 +109,7 @@ class Config:
     defects: tuple[str, ...] = _field((), "collective", "defects of the released scripts (see `released`)", kind="switch")
 
     # criteria and the learngene
-    criterion: str = _field("released", "criteria", "per-layer criterion that chooses the learngene")
+    criterion: str = _field("released", "criteria", "criterion that chooses the learngene (see `criteria`), or recommended")
     threshold: float = _field(5e-10, "criteria", "threshold on gradient entries (released: 5e-10 CIFAR, 5e-4 ImageNet)", 0)
     sign: str = _field("positive", "criteria", "count entries above the threshold: positive (as released) or absolute")
     n_blocks: int = _field(3, "criteria", "blocks in the learngene (paper: 3)", 1)
@@ -244,11 +244,16 @@ class Config:
         stages = {stage}
         while missing := {before for s in stages for before in STAGES[s]} - stages:
             stages |= missing
+        also = set()
+        if self.criterion == "recommended" and "criteria" in stages:  # then the atlas comes before the choice
+            stages, also = stages | {"atlas", "targets"}, {"inherited_share"}
         values = self.to_dict()
         if self.split not in ("", "seed"):
             values["split"] = "file"  # its content is compared with division.json, its path is nobody's business
         asleep = {n for n, f in FIELDS.items() if f.metadata["kind"] == "switch" and getattr(self, n) == f.default}
-        return {n: values[n] for n, f in FIELDS.items() if f.metadata["stage"] in stages and n not in asleep}
+        return {
+            n: values[n] for n, f in FIELDS.items() if (f.metadata["stage"] in stages or n in also) and n not in asleep
+        }
 
     def stage_hash(self, stage: str) -> str:
         """16 hexadecimal digits over `fields_of(stage)`; equal configurations give equal hashes on any machine."""

@@ -38,6 +38,7 @@ Profile = tuple[np.ndarray, np.ndarray]
 
 
 CRITERIA: dict[str, Criterion] = {}
+RECOMMENDED = "recommended"  # the best block on pseudo-tasks within a budget: no score per layer, see `selection.recommended`
 """compute(record, **options) -> Profile of one score per layer: (l,) and, for untrained networks, (n, l)."""
 
 FREE = "nothing: read from the record, which costs a few percent of a training step"
@@ -225,8 +226,8 @@ def check_choice(cfg: Config, names: Sequence[str]) -> None:
 
     Raises StudyError for an unknown criterion, an unknown layer, or layers that are not neighbours.
     """
-    if cfg.criterion not in CRITERIA:
-        raise StudyError(f"unknown criterion {cfg.criterion!r}; there are {', '.join(CRITERIA)}")
+    if cfg.criterion not in (*CRITERIA, RECOMMENDED):
+        raise StudyError(f"unknown criterion {cfg.criterion!r}; there are {', '.join(CRITERIA)}, {RECOMMENDED}")
     unknown = [n for n in cfg.layers if n not in names]
     if unknown:
         raise StudyError(f"unknown layer {unknown[0]!r}; there are {', '.join(names)}")
@@ -243,6 +244,8 @@ def choose(record: Record, cfg: Config) -> tuple[str, ...]:
     check_choice(cfg, record.layers)
     if cfg.layers:
         return cfg.layers
+    if cfg.criterion == RECOMMENDED:
+        raise StudyError("the recommended block is read from the atlas, not from the record; see `study.Chain.learngene`")
     try:
         return best_block(score(record, cfg.criterion, **options_of(cfg.criterion, cfg)), cfg.n_blocks)
     except ValueError as error:

@@ -22,7 +22,7 @@ from .runs import Run
 from .streams import derive, generator, numpy_generator
 from .training import Recipe, fit, predict
 
-N_IMAGES = 96  # training images behind gradients and batch-norm statistics, in equal parts from all tasks
+N_IMAGES = 80  # training images behind gradients and batch-norm statistics, in equal parts from all tasks
 PER_CLASS = 4  # held-out images of each class behind accuracies and features
 N_NULLS = 4  # untrained networks at most; each costs as much as the collective
 
@@ -59,7 +59,7 @@ def _null(
     device, normal, images = device_of(evidence.model), (evidence.mean, evidence.std), evidence.images
     model = factory(g).to(device, memory_format=torch.channels_last)
     initial = {n: p.detach().clone() for n, p in model.named_parameters()}
-    estimate_norms(model, model, images, *normal)
+    estimate_norms(model, images, *normal)
     untrained, labels = copy.deepcopy(model).eval(), _random_labels(evidence, model, g)
 
     def loss(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ def _null(
         recipe = Recipe(1, batch_size, rate, "constant", 0.9, 0.0, 0, False, *(t.to(device) for t in normal))
         batches = images[pick].to(device), pick.to(device)
         fit(model, *batches, loss, recipe, stream=lambda epoch: g, where="an untrained network of the null")
-        estimate_norms(model, model, images, *normal)
+        estimate_norms(model, images, *normal)
     seed = int(torch.randint(2**62, (), generator=g))
     changes = {"initial": initial, "states": (untrained,), "labels": labels, "seed": seed}
     return dataclasses.replace(evidence, model=model, blocks=evidence.paths, **changes)
@@ -107,7 +107,7 @@ class SavedStates(Sequence):
 def evidence_of(run: Run, imgs: ImageSet, src: Sequence[SourceTask], cfg: Config) -> tuple[Evidence, list[Evidence]]:
     """The collective of a finished run, its states after earlier tasks, and its null.
 
-    About 100 training images for gradients, every task alike; as the probe four validation images (never test images) of
+    About 80 training images for gradients, every task alike; as the probe four validation images (never test images) of
     each class of each task. With the task-incremental loss each image is classified among its own task's classes. The last
     network and its birth values have the final widths; features of earlier states are compared across widths.
 

@@ -5,10 +5,11 @@ Everything here works on any network whose blocks are submodules; their outputs 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .training import fisher_diagonal, predict
 POSITIONS = (
     4  # feature maps are averaged to at most 4 x 4 positions: a coarse layout stays, and deep and shallow cost alike
 )
-PER_BATCH = 100  # images per forward pass; larger batches fall out of the cache of a CPU
+PER_BATCH = 64  # images per forward pass; larger batches fall out of the cache of a CPU
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,8 +106,32 @@ class Evidence:
         named = dict(model.named_parameters())
         for n in self._parameters(name):
             named[n].copy_(self.initial[n])
-        estimate_norms(model, model.get_submodule(self.paths[name]), self.images, self.mean, self.std)
+        block = model.get_submodule(self.paths[name])
+        with _averaging_norms(block) as found:
+            if found:
+                args, kwargs = self._inputs[name]
+                block(*args, **kwargs)
         return model
+
+    @functools.cached_property
+    def _inputs(self) -> dict[str, tuple[tuple, dict]]:
+        """What every block is called with for `images`; nothing before a block changes when it is reset."""
+        seen: dict[str, tuple[tuple, dict]] = {}
+        hooks = [
+            self.model.get_submodule(path).register_forward_pre_hook(
+                lambda module, args, kwargs, name=name: seen.__setitem__(name, (args, kwargs)), with_kwargs=True
+            )
+            for name, path in self.paths.items()
+        ]
+        device, (was_training, _) = device_of(self.model), (self.model.training, self.model.eval())
+        try:
+            with torch.no_grad():
+                self.model(normalise(self.images.to(device), self.mean.to(device), self.std.to(device)))
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.model.train(was_training)
+        return seen
 
     def accuracy(self, model: nn.Module) -> float:
         """Accuracy in percent of a network on the probe images, each among its own classes."""
@@ -178,20 +203,30 @@ def _flat(name: str, output: object) -> Tensor:
 
 
 @torch.no_grad()
-def estimate_norms(model: nn.Module, block: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> None:
-    """Running statistics of the batch norms inside `block`, taken anew from uint8 images (n, 3, h, w); nothing else moves."""
-    device, (was_training, _) = device_of(model), (model.training, model.eval())
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+def estimate_norms(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> None:
+    """Running statistics of all batch norms, taken anew from uint8 images (n, 3, h, w); nothing else moves."""
+    device = device_of(model)
+    with _averaging_norms(model) as found:
+        for batch in images.chunk(-(-len(images) // (4 * PER_BATCH))) if found else ():  # parts of nearly one size
+            model(normalise(batch.to(device), mean.to(device), std.to(device)))
+
+
+@contextlib.contextmanager
+def _averaging_norms(block: nn.Module) -> Iterator[bool]:
+    """Inside, batch norms forget their running statistics and take the plain average over what passes; all else is in
+    evaluation mode. Says whether there is any."""
+    modes = {m: m.training for m in block.modules()}
+    norms = [m for m in modes if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [m.momentum for m in norms]
+    block.eval()
     for m in norms:
         m.reset_running_stats()
-        m.momentum = None  # the plain average over batches
+        m.momentum = None
         m.train()
-    if norms:
-        for batch in images.chunk(
-            -(-len(images) // (2 * PER_BATCH))
-        ):  # parts of one size: their average is that of all
-            model(normalise(batch.to(device), mean.to(device), std.to(device)))
-    for m, momentum in zip(norms, momenta, strict=True):
-        m.momentum = momentum
-    model.train(was_training)
+    try:
+        yield bool(norms)
+    finally:
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
+        for m, mode in modes.items():
+            m.training = mode

@@ -18,7 +18,7 @@
 ...         optimiser.step()
 ...     watch.end_task()
 >>> released = criteria.score(watch.record(tasks, loss, n_nulls=2), "released", threshold=5e-4)
->>> evidence, nulls = watch.evidence(images, labels, probe, probe_labels, mean, std, n_nulls=2)
+>>> evidence, nulls = watch.evidence(images, labels, probe, probe_labels, mean, std, n_nulls=2, steps=4)
 >>> table = measures.measure_all(evidence, nulls)
 >>> criteria.best_block(released, 1) in [("layer1",), ("layer2",), ("layer3",), ("layer4",)]
 True

@@ -46,7 +46,19 @@ def _pictures(run: Run) -> None:
     )
     axes = figures.comparison(paired_table(run.read_table("results.csv")), n_way=run.cfg.n_way)
     axes.flat[0].figure.savefig(target / "comparison.png", dpi=80, bbox_inches="tight")
+    _atlas_pictures(run, target)
     (target / "lecture.md").write_text(summary_markdown(run) + "\n", encoding="utf-8")
+
+
+def _atlas_pictures(run: Run, target: Path) -> None:
+    from . import figures
+
+    table = run.read_table("atlas.csv")
+    marks = figures.ends(int(table["last"].max()), run.cfg.n_blocks)
+    chosen = figures.choices_of(run.read_table("selection.csv"), {"recommended": "within budget"})
+    ax = figures.atlas_map(table, marks={**marks, **chosen})
+    ax.figure.savefig(target / "atlas.png", dpi=80, bbox_inches="tight")
+    run.read_table("claims.csv").to_csv(target / "claims-lecture.csv", index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -70,12 +70,17 @@ class Chain:
     def learngene(self) -> Learngene:
         """The learngene (scores.csv, learngene.safetensors)."""
         from .collective import cut_learngene
-        from .criteria import check_choice
+        from .criteria import RECOMMENDED, check_choice
 
         if not self.cfg.deepen_before:  # the names of inserted blocks are known only afterwards
             check_choice(self.cfg, [f"conv{i}" for i in range(1, len(self.cfg.final_widths) + 1)])
 
-        return cut_learngene(self.collective, self.cfg, self.run)
+        layers = None
+        if self.cfg.criterion == RECOMMENDED and not self.cfg.layers and not self.run.done("criteria"):
+            from .verdicts import recommended_layers
+
+            layers = recommended_layers(self.atlas_cells, self.cfg, self.run)
+        return cut_learngene(self.collective, self.cfg, self.run, layers=layers)
 
     @functools.cached_property
     def target(self) -> list[TargetTask]:

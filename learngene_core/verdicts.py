@@ -63,6 +63,12 @@ def atlas_of(cells: pd.DataFrame, cfg: Config, run: Run) -> pd.DataFrame:
     return atlas_table(cells, list(widths.values()), list(widths), n_blocks=cfg.n_blocks)
 
 
+def recommended_layers(cells: pd.DataFrame, cfg: Config, run: Run) -> tuple[str, ...]:
+    """Names of the block that pseudo-tasks recommend within `inherited_share`. Raises StudyError without pseudo-tasks."""
+    first, last = recommended(atlas_of(cells, cfg, run), cfg.inherited_share, cfg.atlas_shots)
+    return tuple(final_widths(run))[first - 1 : last]
+
+
 def judge(tables: Mapping[str, pd.DataFrame], cfg: Config, run: Run) -> dict[str, pd.DataFrame]:
     """atlas.csv, selection.csv and claims.csv, by name without the ending, made or loaded.
 
@@ -95,3 +101,25 @@ def summary(found: Mapping[str, pd.DataFrame], cfg: Config) -> str:
             f"({row['gain_low']:+.1f} to {row['gain_high']:+.1f}, n={row['n_tasks']})"
         )
     return "\n".join([*lines, describe(found["claims"])])
+
+
+def reproduction_table(found: Mapping[str, pd.DataFrame]) -> str:
+    """A markdown table of claims: a row per claim, a column per run (its name -> claims.csv), the scope last."""
+    names = list(found)
+    lines = [f"| claim | {' | '.join(names)} | speaks for |", "|---" * (len(names) + 2) + "|"]
+    indexed = {name: table.set_index("claim") for name, table in found.items()}
+    for row in found[names[0]].itertuples():
+        cells = [_cell(indexed[name].loc[row.claim]) for name in names]
+        lines.append(f"| **{row.claim}** {row.statement.rstrip('.')} | {' | '.join(cells)} | {row.scope} |")
+    return "\n".join(lines)
+
+
+def _cell(row: pd.Series) -> str:
+    """A verdict with its estimate, limits and number of units; what would decide it, where something would."""
+    if not row["n"] or pd.isna(row["estimate"]):
+        return f"{row['verdict']}: not run"
+    digits = 2 if row["unit"] == "rho" else 1
+    sign = "" if row["unit"] == "AUROC" else "+"
+    numbers = [f"{value:{sign}.{digits}f}" for value in (row["estimate"], row["low"], row["high"])]
+    needed = f"; {row['needed']:,.0f} would decide" if pd.notna(row["needed"]) else ""
+    return f"**{row['verdict']}** {numbers[0]} ({numbers[1]} to {numbers[2]}), n={row['n']}{needed}"

@@ -113,3 +113,19 @@ def test_the_summary_names_the_recommended_block_and_every_claim(judged, tables)
 def test_widths_of_a_run_without_a_collective(tmp_path):
     with pytest.raises(StudyError, match="learngene collective"):
         verdicts.final_widths(Run.open(Config.preset("smoke"), tmp_path / "run"))
+
+
+def test_recommended_is_a_criterion_that_can_be_asked_for(judged, tables, tmp_path):
+    path = shutil.copytree(judged, tmp_path / "run")
+    cfg = Config.preset("smoke", criterion="recommended")
+    run = Run.open(cfg, path, redo=["criteria"])
+    gene = Chain(run).learngene
+    within = tables["atlas"][tables["atlas"]["share"] <= 50]
+    best = within.sort_values(["pseudo_gain", "parameters"], ascending=[False, True]).iloc[0]
+    assert gene.layers == tuple(f"conv{i}" for i in range(best["first"], best["last"] + 1))
+    assert gene.notes["chosen_by"] == "recommended"
+    assert run.done("atlas"), "the map does not depend on who chooses"
+    narrow = cfg.replace(inherited_share=5.0)
+    assert narrow.stage_hash("criteria") != cfg.stage_hash("criteria")
+    plain = Config.preset("smoke")
+    assert plain.replace(inherited_share=5.0).stage_hash("criteria") == plain.stage_hash("criteria")
