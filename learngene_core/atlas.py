@@ -49,12 +49,14 @@ def block_arm(col: Collective, block: Block, cfg: Config) -> Arm:
 
 
 def atlas_config(cfg: Config) -> Config:
-    """The configuration of the atlas' individuals: its own number of tasks, initial weights, epochs and shots."""
+    """The configuration of the atlas' individuals: its own number of tasks, initial weights, epochs and shots, and the correct
+    procedure whatever `defects` the collective had."""
     return cfg.replace(
         n_target_tasks=cfg.atlas_tasks,
         n_inits=cfg.atlas_inits,
         individual_epochs=cfg.atlas_epochs,
         shots=(cfg.atlas_shots,),
+        defects=(),
     )
 
 

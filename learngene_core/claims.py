@@ -7,7 +7,7 @@ written before results were looked at. Tables only, no torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ NEEDED_FIELDS = {  # test: the fields it reads beside those of every claim, and 
     "auroc": {"score": CHOICES["open_score"]},
     "correlation": {"score": CHOICES["open_score"]},
 }
-FURTHER_FIELDS = {"difference": ("reference",), "atlas": ("per_parameter",)}
+FURTHER_FIELDS = {"difference": ("reference", "over"), "atlas": ("per_parameter",)}
 ARMS = {"results": ("family", "method"), "controls": ("family", "block", "method")}
 
 
@@ -62,6 +62,7 @@ class Claim:
 
 TEXTS = tuple(f.name for f in fields(Claim) if f.type == "str")
 NUMBERS = ("minimum", "above", "equivalence")
+MOST = 500  # target tasks share twenty novel classes and their images; beyond some hundred, more of them say nothing new
 
 
 def load_claims(path: str | Path = FILE) -> tuple[Claim, ...]:
@@ -99,7 +100,7 @@ def _claim(entry: dict, number: int) -> Claim:
     if strange := sorted(set(map(str, entry)) - {*TEXTS, *NUMBERS, *options}):
         raise StudyError(f"{name}: unknown field {strange[0]!r}{nearest(strange[0], [*TEXTS, *NUMBERS, *options])}")
     if test == "difference":
-        for arm in ("a", "b", "reference"):
+        for arm in ("a", "b", "reference", "over"):
             _check_arm(name, entry["table"], arm, entry.get(arm))
     plain = {text: entry[text] for text in TEXTS} | _numbers(name, entry)
     return Claim(**plain, options={option: entry[option] for option in options if option in entry})
@@ -121,7 +122,7 @@ def _numbers(name: str, entry: dict) -> dict[str, float]:
 
 def _check_arm(name: str, table: str, which: str, arm: object) -> None:
     """An arm has the columns that tell it apart; in results.csv its method is one of its family's."""
-    if arm is None and which == "reference":
+    if arm is None and which in ("reference", "over"):
         return
     if not isinstance(arm, dict) or set(arm) != set(ARMS[table]):
         raise StudyError(f"{name}: {which} needs exactly {', '.join(ARMS[table])}, not {arm!r}")
@@ -179,11 +180,14 @@ def _row(claim: Claim, tables: Tables) -> dict:
     if decision == "undecided" and claim.equivalence and evidence.values is not None:
         equal = equivalence(evidence.values, claim.equivalence).equivalent
         decision = "refuted" if equal else decision
+    held = evidence.no_verdict or (evidence.no_support if decision == "supported" else "")
+    if held:
+        decision, equal, evidence = "undecided", False, replace(evidence, more_helps=False)
     needed = _needed(claim, evidence) if decision == "undecided" else np.nan
     reason = evidence.note
     if interval.n:
         why = _why(claim, interval, decision, equal, needed, evidence)
-        reason = "; ".join(text for text in (why, evidence.note) if text)
+        reason = "; ".join(text for text in (why, held, evidence.note) if text)
     shown = ("unit", "minimum", "above", "text", "statement")
     return (
         {"claim": claim.id, "verdict": decision}
@@ -194,15 +198,25 @@ def _row(claim: Claim, tables: Tables) -> dict:
 
 
 def _needed(claim: Claim, evidence: Evidence) -> float:
-    """Units that decide the claim with 80 % power if the estimate is the truth; NaN where that cannot be said."""
+    """Units that decide the claim with 80 % power if the estimate is the truth; NaN where that cannot be said.
+
+    To be supported the limit must clear `above` and the estimate `minimum`, whichever takes more. An estimate within a
+    standard error of `minimum`, or more than `MOST` units: the truth may lie on either side, and no number is honest.
+    """
     interval, n = evidence.interval, evidence.interval.n
     if n < 2 or not evidence.more_helps or np.isnan(interval.low):
         return np.nan
-    half = max(interval.estimate - interval.low, interval.high - interval.estimate)
-    sd = half * np.sqrt(n) / t_quantile(n, 0.95)
-    helps = interval.estimate >= claim.minimum
-    distance = interval.estimate - claim.above if helps else claim.minimum - interval.estimate
-    return float(tasks_needed(sd, distance)) if distance > sd / 100 else np.nan
+    error = max(interval.estimate - interval.low, interval.high - interval.estimate) / t_quantile(n, 0.95)
+    beyond, sd = interval.estimate - claim.minimum, error * np.sqrt(n)
+    if claim.minimum > claim.above or beyond < 0:  # else the line of support is that of the limit alone
+        if abs(beyond) < error:
+            return np.nan
+        units = [tasks_needed(sd, beyond)]
+    else:
+        units = []
+    if beyond >= 0 and interval.estimate - claim.above > sd / 100:
+        units.append(tasks_needed(sd, interval.estimate - claim.above))
+    return float(max(units)) if units and max(units) <= MOST else np.nan
 
 
 def _why(claim: Claim, interval: Interval, decision: str, equal: bool, needed: float, evidence: Evidence) -> str:
@@ -219,7 +233,9 @@ def _why(claim: Claim, interval: Interval, decision: str, equal: bool, needed: f
     if np.isnan(interval.low):
         return f"no interval ({interval.n} {evidence.counted})"
     text = f"the limits, {low} to {high}, leave it open"
-    return text if np.isnan(needed) else f"{text}; about {needed:,.0f} {evidence.counted} would decide it"
+    if not np.isnan(needed):
+        return f"{text}; about {needed:,.0f} {evidence.counted} would decide it"
+    return f"{text}; too near the line for more {evidence.counted} to decide" if evidence.more_helps else text
 
 
 def _p_value(claim: Claim, evidence: Evidence) -> float:

@@ -29,7 +29,8 @@ class Missing(Exception):
 class Evidence:
     """An interval, what was tested in one phrase, the values of the units where they are known, and a remark.
 
-    counted: what n counts; more_helps: would more of them narrow the interval?
+    counted: what n counts; more_helps: would more of them narrow the interval? no_support, no_verdict: why the numbers must not
+    be called supported, or must not be judged at all; "" where they may.
     """
 
     interval: Interval
@@ -38,6 +39,8 @@ class Evidence:
     note: str = ""
     counted: str = "target tasks"
     more_helps: bool = True
+    no_support: str = ""
+    no_verdict: str = ""
 
     @classmethod
     def none(cls, scope: str, note: str) -> Evidence:
@@ -135,8 +138,12 @@ def difference(
     a: Mapping[str, str],
     b: Mapping[str, str],
     reference: Mapping[str, str] | None = None,
+    over: Mapping[str, str] | None = None,
 ) -> Evidence:
-    """Accuracy of arm `a` minus arm `b` of a table of individuals, paired; `reference` minus `a` is only reported."""
+    """Accuracy of arm `a` minus arm `b` of a table of individuals, paired; `reference` minus `a` is only reported.
+
+    Unless `a` is clearly above `over`, there is no gain whose cause could be asked for, and no verdict.
+    """
     (one, blocks), (other, _) = _arm(tables, table, a), _arm(tables, table, b)
     names = [arm["method"] for arm in (a, b)]
     interval, values, unit = _paired(one, other, names, scope)
@@ -152,9 +159,17 @@ def difference(
     inits = one.index.get_level_values("init").nunique()
     shots = tables.get(table)["shots"].iloc[0] if "shots" in tables.get(table) else "?"
     tested = f"{a['family']}: {names[0]}{f' ({blocks})' if blocks else ''} minus {names[1]}, {shots} shots, "
-    return Evidence(
-        interval, f"{tested}{tasks} tasks x {inits} init{'s' if inits > 1 else ''}, {table}.csv", values, note, unit
-    )
+    tested += f"{tasks} tasks x {inits} init{'s' if inits > 1 else ''}, {table}.csv"
+    nothing = _nothing_to_explain(tables, table, one, over, names[0], scope) if over is not None else ""
+    return Evidence(interval, tested, values, note, unit, no_verdict=nothing)
+
+
+def _nothing_to_explain(
+    tables: Tables, table: str, one: pd.Series, over: Mapping[str, str], name: str, scope: str
+) -> str:
+    """Why the cause of a gain over arm `over` cannot be asked for; "" where there is a gain."""
+    gain, _, _ = _paired(one, _arm(tables, table, over)[0], [name, over["method"]], scope)
+    return "" if gain.low > 0 else f"nothing to explain: {name} minus {over['method']} is {gain:+.1f}"
 
 
 def _block_gain(tables: Tables, name: str) -> tuple[np.ndarray, str, float]:
@@ -168,6 +183,8 @@ def _block_gain(tables: Tables, name: str) -> tuple[np.ndarray, str, float]:
     others = atlas.loc[[block for block in found if block != last]]
     if name in MEDIANS:
         near = (others["parameters"] / size - 1).abs() <= NEAR
+        if name == MEDIANS[1] and len(found.columns) < n_layers * (n_layers + 1) // 2:
+            raise Missing("a coarse atlas holds only some of the blocks of that size")
         kept = others[others["length"].eq(tables.n_blocks) if name == MEDIANS[0] else near]
         if kept.empty:
             raise Missing(f"the atlas has no other block of {name.removeprefix('median of ')}")
@@ -219,7 +236,8 @@ def rank(tables: Tables, scope: str, *, criterion: str, among: str) -> Evidence:
     low, high = np.quantile(chance, [0.025, 0.975])
     note = f"95 % of random scores of the layers reach {low:+.2f} to {high:+.2f}"
     tested = f"{criterion}, {len(part)} blocks ({among}), {tables.where}"
-    return Evidence(replace(interval, scope=scope), tested, note=note)
+    chance = "no better than random scores of the layers" if interval.estimate <= high else ""
+    return Evidence(replace(interval, scope=scope), tested, note=note, no_support=chance)
 
 
 def rank_difference(tables: Tables, scope: str, *, criterion: str, rival: str, among: str) -> Evidence:
@@ -233,7 +251,9 @@ def rank_difference(tables: Tables, scope: str, *, criterion: str, rival: str, a
     free = rival != "null"
     interval = rank_difference_interval(values, other, found.to_numpy(), n_resamples=N_RESAMPLES, rival_either_way=free)
     tested = f"rho of {criterion} minus rho of {rival}, {len(part)} blocks ({among}), {tables.where}"
-    return Evidence(replace(interval, scope=scope), tested)
+    alone = rank_correlation_interval(values, found.to_numpy(), n_resamples=N_RESAMPLES)
+    worse = f"rho of {criterion} itself, {alone:+.2f}, is not above 0" if not alone.low > 0 else ""
+    return Evidence(replace(interval, scope=scope), tested, no_support=worse)
 
 
 def _check_scores(name: str, values: np.ndarray) -> None:
@@ -273,7 +293,8 @@ def correlation(tables: Tables, scope: str, *, score: str) -> Evidence:
     tested = f"AUROC of {score} with closed-set accuracy, {len(part)} source tasks, openworld.csv"
     interval = replace(pair_correlation_interval(part["auroc"], part["closed_accuracy"]), scope=scope)
     note = "a correlation needs 4 tasks" if len(part) < 4 else ""
-    return Evidence(interval, tested, note=note, counted="source tasks", more_helps=False)
+    dependent = "shown, not judged: the tasks of one sequence are not independent of each other"
+    return Evidence(interval, tested, note=note, counted="source tasks", more_helps=False, no_verdict=dependent)
 
 
 TESTS: dict[str, Callable[..., Evidence]] = {

@@ -71,8 +71,8 @@ def selection_table(
     """selection.csv: how well each criterion ranks the blocks of the atlas, and what its choice costs; a row per scope.
 
     cells: atlas_cells.csv; atlas: atlas.csv; scores: layer_scores.csv (several criteria below each other). Beside every
-    criterion stands `null:<criterion>` (the same from untrained networks), and below them `depth` (deeper = inherit), `size`
-    (more parameters = inherit), `recommended` (gain on pseudo-tasks, where there are any), and `random` (scores of the layers
+    criterion stands `null:<criterion>` (the same from untrained networks), and below them `depth` (deeper = inherit),
+    `shallow` (the other way), `size` (more parameters = inherit), `small`, `recommended` (gain on pseudo-tasks, where there are any), and `random` (scores of the layers
     drawn at random: the range of 95 % of them in place of limits, the average over their choices).
 
     Scopes: "all blocks"; "blocks of length k" (k = n_blocks); "within budget": at most `budget_percent` of the parameters.
@@ -112,7 +112,7 @@ def _predictions(scores: pd.DataFrame, part: pd.DataFrame) -> dict[str, np.ndarr
     for name, own in scores.groupby("criterion", sort=False):
         found |= {name: predicted(own, blocks), f"null:{name}": predicted(own, blocks, "null")}
     depth, size = depth_and_size(part).T
-    found |= {"depth": depth, "size": size}
+    found |= {"depth": depth, "shallow": -depth, "size": size, "small": -size}
     if part["pseudo_n"].gt(0).any():
         found["recommended"] = part["pseudo_gain"].to_numpy(float)
     return found

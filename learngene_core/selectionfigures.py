@@ -17,7 +17,7 @@ from .atlasfigures import Block, block_name, checked, with_shots
 from .claimfigures import dot, stripe
 from .style import legend_below, tidy
 
-BASELINES = ("depth", "size", "random")
+BASELINES = ("depth", "shallow", "size", "small", "random")
 NULL = "null:"
 CRITERION, BASELINE, NULL_GREY, CHOSEN = "#0173B2", "#D98200", "#8C8C8C", "#F3C87A"
 
@@ -26,7 +26,7 @@ def selection_figure(selection: pd.DataFrame, *, length: int | None = None, shot
     """Does a criterion pick the right layers? Its rank correlation with the gains, and its regret; returns the axes (2,).
 
     selection: selection.csv. Left: Spearman over all blocks with 95 % limits, beside the same criterion's null (hollow) and
-    the baselines depth, size and random. Right: gain lost against the best block, at fixed length and within the budget,
+    the baselines: depth and size, each both ways, and random. Right: gain lost against the best block, at fixed length and within the budget,
     and the blocks chosen. Highest correlation on top, baselines below. Several lengths or shots: name one, or ValueError.
     """
     columns = ("criterion", "scope", "spearman", "spearman_low", "spearman_high", "regret", "regret_low", "regret_high")

@@ -81,7 +81,7 @@ def make_scores(n=13, seed=0, names=tuple(CRITERIA)):
 def make_selection(length=3, names=tuple(CRITERIA), seed=0):
     """selection.csv: criteria with their nulls, the baselines, three scopes each."""
     rng, rows = np.random.default_rng(seed), []
-    everyone = [*names, *(f"null:{name}" for name in names), "depth", "size", "random"]
+    everyone = [*names, *(f"null:{name}" for name in names), "depth", "shallow", "size", "small", "random"]
     for name, scope in itertools.product(everyone, ("all blocks", f"blocks of length {length}", "within budget")):
         rho, first = (0.0 if name == "random" else rng.uniform(-0.8, 0.8)), int(rng.integers(1, 12))
         row = {
@@ -487,7 +487,7 @@ def test_selection_is_sorted_beside_nulls_and_baselines():
     names = [t.get_text() for t in left.get_yticklabels()]
     rho = table[table["scope"] == "all blocks"].set_index("criterion")["spearman"]
     ranked = [n for n in rho.drop("cka_drift").sort_values(ascending=False).index if not n.startswith("null:")]
-    baselines = ("depth", "size", "random")
+    baselines = ("depth", "shallow", "size", "small", "random")
     assert names == [n for n in ranked if n not in baselines] + ["cka_drift"] + [n for n in ranked if n in baselines]
     found = {(names[round(y)], hollow): x for x, y, hollow in dots(left)}
     wanted = {(n, False): rho[n] for n in ranked} | {(n, True): rho[f"null:{n}"] for n in CRITERIA}
