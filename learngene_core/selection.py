@@ -72,8 +72,9 @@ def selection_table(
 
     cells: atlas_cells.csv; atlas: atlas.csv; scores: layer_scores.csv (several criteria below each other). Beside every
     criterion stands `null:<criterion>` (the same from untrained networks), and below them `depth` (deeper = inherit),
-    `shallow` (the other way), `size` (more parameters = inherit), `small`, `recommended` (gain on pseudo-tasks, where there are any), and `random` (scores of the layers
-    drawn at random: the range of 95 % of them in place of limits, the average over their choices).
+    `shallow` (the other way), `size` (more parameters = inherit), `small`, `recommended` (gain on pseudo-tasks, where there
+    are any), and `random` (scores of the layers drawn at random: the range of 95 % of them in place of limits, the average
+    over their choices).
 
     Scopes: "all blocks"; "blocks of length k" (k = n_blocks); "within budget": at most `budget_percent` of the parameters.
     spearman, kendall: with the mean gain over tasks, 95 % limits over tasks. partial: Spearman given depth and size.

@@ -26,8 +26,8 @@ def selection_figure(selection: pd.DataFrame, *, length: int | None = None, shot
     """Does a criterion pick the right layers? Its rank correlation with the gains, and its regret; returns the axes (2,).
 
     selection: selection.csv. Left: Spearman over all blocks with 95 % limits, beside the same criterion's null (hollow) and
-    the baselines: depth and size, each both ways, and random. Right: gain lost against the best block, at fixed length and within the budget,
-    and the blocks chosen. Highest correlation on top, baselines below. Several lengths or shots: name one, or ValueError.
+    the baselines: depth and size, each both ways, and random. Right: gain lost against the best block, at fixed length and
+    within the budget, and the blocks chosen. Highest correlation on top, baselines below. Several lengths or shots: name one, or ValueError.
     """
     columns = ("criterion", "scope", "spearman", "spearman_low", "spearman_high", "regret", "regret_low", "regret_high")
     table = with_shots(checked(selection, (*columns, "first", "last"), "selection.csv"), shots)

@@ -47,6 +47,7 @@ SCORE_LABELS: dict[str, str] = {
     "released": "share of entries > threshold",
     "released_cv": "sd / mean over tasks",
     "released_tv": "mean change from task to task",
+    "released_relative": "share of |entries| > 1 / (|w| sqrt n)",
     "relative_norm": "gradient norm / weight norm",
     "scaled_norm": "gradient norm × weight norm",
 }

@@ -238,7 +238,8 @@ def test_the_known_best_block_is_found(known_best):
 def test_baselines_and_nulls_stand_beside_every_criterion(known_best):
     cells, atlas, scores, table = known_best
     gains = selection.gains(cells)
-    names = {*scores.criterion, *(f"null:{c}" for c in scores.criterion), "depth", "shallow", "size", "small", "random", "recommended"}
+    baselines = {"depth", "shallow", "size", "small", "random", "recommended"}
+    names = baselines | {*scores.criterion, *(f"null:{c}" for c in scores.criterion)}
     for scope in ("all blocks", "blocks of length 3", "within budget"):
         assert set(table.xs(scope, level="scope").index) == names
     depth, null = table.loc[("depth", "all blocks")], table.loc[("null:knows", "all blocks")]
