@@ -62,7 +62,9 @@ class Claim:
 
 TEXTS = tuple(f.name for f in fields(Claim) if f.type == "str")
 NUMBERS = ("minimum", "above", "equivalence")
-MOST = 500  # target tasks share twenty novel classes and their images; beyond some hundred, more of them say nothing new
+MOST = (
+    500  # target tasks share twenty novel classes and their images; beyond some hundred, more of them say nothing new
+)
 
 
 def load_claims(path: str | Path = FILE) -> tuple[Claim, ...]:

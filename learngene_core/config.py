@@ -45,8 +45,9 @@ STAGE_VERSION = 1  # part of every hash; raised when a change of the code change
 def _field(
     default: Any, stage: str, text: str, low: float = -math.inf, high: float = math.inf, *, kind: str = ""
 ) -> Any:
-    """kind "extent": how much of a stage is wanted, not what each piece of it is, so finished pieces stay valid;
-    "switch": left out of every hash while it is at its default, so that it can be added without changing any run."""
+    """stage: what reads it first (several with a space between); "": it decides no result. kind "extent": how much of a stage
+    is wanted, not what each piece of it is, so finished pieces stay valid; "switch": left out of every hash while it is at its
+    default, so that it can be added without changing any run."""
     return dataclasses.field(
         default=default, metadata={"stage": stage, "help": text, "low": low, "high": high, "kind": kind}
     )
@@ -127,7 +128,7 @@ class Config:
     individual_rates: tuple[str, ...] = _field((), "targets", "exceptions, each 'family:method=rate', from `learngene tune`")
     individual_schedule: str = _field("cosine", "targets", "learning rate over an individual's training")
     individual_hidden: tuple[int, ...] = _field((), "targets", "hidden layers of a light individual's classifier", 1)
-    methods: tuple[str, ...] = _field(ALL_METHODS, "targets", "methods that are compared")
+    methods: tuple[str, ...] = _field(ALL_METHODS, "reconstruct tune", "methods that are compared")
     individual_ewc: float = _field(100.0, "reconstruct", "strength of EWC towards the inherited weights (learngene_ewc)", 0)
 
     # pseudo-tasks of the open-world classes, for tuning only
@@ -252,7 +253,9 @@ class Config:
             values["split"] = "file"  # its content is compared with division.json, its path is nobody's business
         asleep = {n for n, f in FIELDS.items() if f.metadata["kind"] == "switch" and getattr(self, n) == f.default}
         return {
-            n: values[n] for n, f in FIELDS.items() if (f.metadata["stage"] in stages or n in also) and n not in asleep
+            n: values[n]
+            for n, f in FIELDS.items()
+            if (stages.intersection(f.metadata["stage"].split()) or n in also) and n not in asleep
         }
 
     def stage_hash(self, stage: str) -> str:

@@ -38,7 +38,9 @@ Profile = tuple[np.ndarray, np.ndarray]
 
 
 CRITERIA: dict[str, Criterion] = {}
-RECOMMENDED = "recommended"  # the best block on pseudo-tasks within a budget: no score per layer, see `selection.recommended`
+RECOMMENDED = (
+    "recommended"  # the best block on pseudo-tasks within a budget: no score per layer, see `selection.recommended`
+)
 """compute(record, **options) -> Profile of one score per layer: (l,) and, for untrained networks, (n, l)."""
 
 FREE = "nothing: read from the record, which costs a few percent of a training step"
@@ -245,7 +247,9 @@ def choose(record: Record, cfg: Config) -> tuple[str, ...]:
     if cfg.layers:
         return cfg.layers
     if cfg.criterion == RECOMMENDED:
-        raise StudyError("the recommended block is read from the atlas, not from the record; see `study.Chain.learngene`")
+        raise StudyError(
+            "the recommended block is read from the atlas, not from the record; see `study.Chain.learngene`"
+        )
     try:
         return best_block(score(record, cfg.criterion, **options_of(cfg.criterion, cfg)), cfg.n_blocks)
     except ValueError as error:

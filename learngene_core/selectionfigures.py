@@ -27,7 +27,8 @@ def selection_figure(selection: pd.DataFrame, *, length: int | None = None, shot
 
     selection: selection.csv. Left: Spearman over all blocks with 95 % limits, beside the same criterion's null (hollow) and
     the baselines: depth and size, each both ways, and random. Right: gain lost against the best block, at fixed length and
-    within the budget, and the blocks chosen. Highest correlation on top, baselines below. Several lengths or shots: name one, or ValueError.
+    within the budget, and the blocks chosen. Highest correlation on top, baselines below. Several lengths or shots: name one,
+    or ValueError.
     """
     columns = ("criterion", "scope", "spearman", "spearman_low", "spearman_high", "regret", "regret_low", "regret_high")
     table = with_shots(checked(selection, (*columns, "first", "last"), "selection.csv"), shots)

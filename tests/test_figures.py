@@ -51,7 +51,9 @@ def make_record(n_tasks=3, n_epochs=2, n_null=4, seed=0):
         rows = pd.MultiIndex.from_product([range(1, n + 1) for n in leading] + [LAYERS])
         frame = rows.to_frame(index=False, name=["task", "epoch", "layer"])
         frame = frame.assign(**{c: rng.uniform(0.5, 2, len(frame)) for c in COLUMNS})
-        return frame.assign(n_weights=float(EDGES[265]) ** -2.0)  # a threshold relative to the layer falls among its entries
+        return frame.assign(
+            n_weights=float(EDGES[265]) ** -2.0
+        )  # a threshold relative to the layer falls among its entries
 
     rows = n_tasks * n_epochs
     return Record(
