@@ -17,7 +17,7 @@ from .checkpoints import Collective
 from .config import Config
 from .controls import CONTROLS, applicable, untrained
 from .division import Division
-from .files import StudyError, say
+from .files import say
 from .images import ImageSet
 from .individuals import Reconstruction
 from .learngene import Learngene
@@ -36,10 +36,7 @@ def ablation_blocks(gene: Learngene, names: tuple[str, ...]) -> dict[str, tuple[
 
 
 def wanted_controls(cfg: Config, gene: Learngene) -> list[str]:
-    """Names of the content controls of the configuration that this block can have. Raises StudyError for an unknown one."""
-    unknown = [name for name in cfg.controls if name not in (*CONTROLS, "all", "none")]
-    if unknown:
-        raise StudyError(f"unknown control {unknown[0]!r}; there are all, none, {', '.join(CONTROLS)}")
+    """Names of the content controls of the configuration that this block can have."""
     everything = "all" in cfg.controls
     return [name for name in applicable(gene) if everything or name in cfg.controls]
 
@@ -87,13 +84,12 @@ def compute_controls(
     """One row per individual (controls.csv): family, block (learngene, first), method, shots, target_task, init, accuracy,
     first, last.
 
-    Raises StudyError for an unknown control, and OutOfTime (pieces are kept) after `cfg.minutes`.
+    Raises OutOfTime (pieces are kept) after `cfg.minutes`.
     """
     run.check("controls", cfg)
     if run.done("controls"):
         say("controls: found in the run folder, loaded")
         return run.read_table("controls.csv")
-    wanted_controls(cfg, gene)
     tasks = atlas_tasks(imgs, div, cfg.replace(atlas_pseudo_tasks=0))["novel"]
     others = train_ancestors(cfg.ancestors, cfg, run)
     with run.computing("controls", ["controls.csv"]):

@@ -100,7 +100,7 @@ def _cells(
     coarse = coarse_blocks(len(names), min(cfg.atlas_length, len(names)))
     rounds = {f"coarse{cfg.atlas_length}_": [(0, 0), *coarse]}
     if cfg.atlas_blocks == "full":
-        rounds["full_"] = [block for block in all_blocks(len(names)) if block not in coarse]
+        rounds[f"full{cfg.atlas_length}_"] = [block for block in all_blocks(len(names)) if block not in coarse]
     rows, parts = [], Parts(run, "atlas") if run is not None else None
     total = len(rounds) * sum(len(t) for t in tasks.values()) * cfg.atlas_inits
     for label, blocks in rounds.items():
@@ -121,8 +121,10 @@ def finished_cells(run: Run) -> pd.DataFrame:
     """
     if run.done("atlas"):
         return run.read_table("atlas_cells.csv")
-    parts, rows = Parts(run, "atlas"), []
+    parts, rows, k = Parts(run, "atlas"), [], run.cfg.atlas_length
     for name, piece in parts.all():
+        if not name.startswith((f"coarse{k}_", f"full{k}_")):
+            continue  # of another length
         group = name.split("_", 1)[1].rsplit("_", 2)[0]
         rows += [{"group": group, **row} for row in piece["rows"]]
     if not rows:

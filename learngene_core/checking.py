@@ -29,6 +29,9 @@ CHOICES = {
 }
 
 
+ONCE = ("shots", "methods", "layers", "controls", "control_ewc", "control_l2", "ancestors", "defects")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' where a known name is close, else nothing."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
@@ -49,7 +52,7 @@ def checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
                 raise ValueError(f"{name} takes a list, not {value!r} (with papermill: -y '{{{name}: [...]}}')")
             value = (value,)
         values = tuple(_scalar(field, item, v) for v in value)
-        if name in ("shots", "methods", "layers", "defects") and len(set(values)) != len(values):
+        if name in ONCE and len(set(values)) != len(values):
             raise ValueError(f"{name} holds {value!r}: each value once")
         return values
     return _scalar(field, kind, value)

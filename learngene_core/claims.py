@@ -6,7 +6,7 @@ written before results were looked at. Tables only, no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import yaml
 from scipy import stats
 
 from .checking import CHOICES, nearest
-from .evidence import BLOCKS, TESTS, Evidence, Missing, Tables
+from .evidence import BLOCKS, Evidence, Missing, Tables, atlas, difference, rank, rank_difference
 from .files import StudyError
+from .openevidence import auroc, correlation
 from .power import tasks_needed
 from .presets import METHODS
 from .statistics import Interval, equivalence, holm, t_quantile, verdict
@@ -35,6 +36,14 @@ NEEDED_FIELDS = {  # test: the fields it reads beside those of every claim, and 
     },
     "auroc": {"score": CHOICES["open_score"]},
     "correlation": {"score": CHOICES["open_score"]},
+}
+TESTS: dict[str, Callable[..., Evidence]] = {
+    "difference": difference,
+    "atlas": atlas,
+    "rank": rank,
+    "rank_difference": rank_difference,
+    "auroc": auroc,
+    "correlation": correlation,
 }
 FURTHER_FIELDS = {"difference": ("reference", "over"), "atlas": ("per_parameter",)}
 ARMS = {"results": ("family", "method"), "controls": ("family", "block", "method")}

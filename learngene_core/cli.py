@@ -7,6 +7,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, interrupt
@@ -142,10 +143,7 @@ def _run(options: argparse.Namespace) -> int:
         return report(options.run, as_json=options.json)
     cfg = configuration(options)
     if options.verb == "study":
-        from .study import run_study
-
-        run_study(cfg, options.out, redo=tuple(options.redo))
-        return 0
+        return _study(cfg, options)
     from .runs import Run
 
     run = Run.open(cfg, options.out, redo=options.redo)
@@ -155,6 +153,17 @@ def _run(options: argparse.Namespace) -> int:
         getattr(chain, name)  # computed or loaded when asked for
     describe(chain)
     say(f"run folder: {chain.run.path}")
+    return 0
+
+
+def _study(cfg: Config, options: argparse.Namespace) -> int:
+    from .preflight import check_data
+    from .runs import default_folder
+    from .study import run_study
+
+    if not (Path(options.out).expanduser() if options.out else default_folder(cfg)).joinpath("report.html").exists():
+        check_data(cfg)  # before a kernel starts; a finished study needs no images
+    run_study(cfg, options.out, redo=tuple(options.redo))
     return 0
 
 

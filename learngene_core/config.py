@@ -264,8 +264,10 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def piece_hash(self, stage: str) -> str:
-        """As `stage_hash`, over what decides each piece of a stage and not over how many pieces are wanted."""
-        values = {n: v for n, v in self.fields_of(stage).items() if FIELDS[n].metadata["kind"] != "extent"}
+        """As `stage_hash`, over what decides each piece of a stage and not over how many pieces are wanted. (Where the atlas
+        chooses the learngene, its extent decides what the pieces of later stages inherit.)"""
+        chooses = self.criterion == "recommended" and stage != "atlas"
+        values = {n: v for n, v in self.fields_of(stage).items() if chooses or FIELDS[n].metadata["kind"] != "extent"}
         return hashlib.sha256(json.dumps([STAGE_VERSION, values], sort_keys=True).encode()).hexdigest()[:16]
 
     def rate(self, family: str, method: str) -> float:

@@ -92,7 +92,7 @@ def _controls(run: Run) -> float:
     cfg = run.cfg
     arms = (
         3
-        + (10 if "all" in cfg.controls else len(cfg.controls))
+        + (7 if "all" in cfg.controls else len(cfg.controls))
         + len(cfg.control_ewc)
         + len(cfg.control_l2)
         + len(cfg.ancestors)

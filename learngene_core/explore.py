@@ -161,7 +161,11 @@ def criterion_explorer(record: Record, cfg: Config) -> widgets.VBox | None:
     if unwatched():
         return None
     controls = {
-        "criterion": widgets.Dropdown(options=list(CRITERIA), value=cfg.criterion, description="criterion"),
+        "criterion": widgets.Dropdown(
+            options=list(CRITERIA),
+            value=cfg.criterion if cfg.criterion in CRITERIA else "released",  # the atlas recommends, no score does
+            description="criterion",
+        ),
         "n_blocks": widgets.IntSlider(
             min=1, max=len(record.layers), value=cfg.n_blocks, description="blocks", continuous_update=False
         ),

@@ -7,13 +7,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from .bookkeeping import changed, checked_manifest, only_extent
 from .config import STAGES, Config
 from .files import StudyError, file_hash, read_json, say
 from .notebooks import parameters_of
-from .runs import checked_manifest, default_folder
+from .runs import default_folder
 
 # what `learngene study` computes
 STUDY = ("division", "collective", "criteria", "reconstruct", "openworld", "measures", "atlas", "controls", "claims")
+EXTENDED = "to be extended"  # finished, but more (or less) of the same is asked for now
 COMPUTED = tuple(stage for stage in STAGES if stage != "targets")  # target tasks are drawn again, never stored
 
 
@@ -28,9 +30,9 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     cfg = _configuration(path)
     manifest = checked_manifest(path / "manifest.json") if (path / "manifest.json").exists() else {}
-    stages = {s: _stage(path, manifest.get(s), cfg.stage_hash(s)) for s in COMPUTED if s in STUDY or s in manifest}
+    stages = {s: _stage(path, manifest.get(s), cfg, s) for s in COMPUTED if s in STUDY or s in manifest}
     complete = all(stages[stage]["state"] == "whole" for stage in STUDY)
-    bad = [stage for stage, facts in stages.items() if facts["state"] not in ("whole", "missing")]
+    bad = [stage for stage, facts in stages.items() if facts["state"] not in ("whole", "missing", EXTENDED)]
     return {
         "run": str(path),
         "preset": cfg.preset_name,
@@ -57,12 +59,13 @@ def _configuration(path: Path) -> Config:
         ) from None
 
 
-def _stage(path: Path, entry: dict[str, Any] | None, stage_hash: str) -> dict[str, Any]:
+def _stage(path: Path, entry: dict[str, Any] | None, cfg: Config, stage: str) -> dict[str, Any]:
     if entry is None:
         return {"state": "missing", "configuration": "none", "files": {}}
     files = {name: _file(path / name, facts) for name, facts in entry["files"].items()}
-    matches = entry["hash"] == stage_hash
-    state = "damaged" if set(files.values()) - {"whole"} else "whole" if matches else "another configuration"
+    matches = entry["hash"] == cfg.stage_hash(stage)
+    other = EXTENDED if only_extent(changed(cfg.fields_of(stage), entry["fields"])) else "another configuration"
+    state = "damaged" if set(files.values()) - {"whole"} else "whole" if matches else other
     return {"state": state, "configuration": "matches" if matches else "another", "files": files}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -59,7 +60,9 @@ def watched() -> Iterator[Stop]:
 
 
 def leave() -> None:
-    """End this process now, with the one line."""
+    """End this process and its workers now, with the one line."""
+    for child in multiprocessing.active_children():
+        child.terminate()
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(("\n" if sys.stderr.isatty() else "") + TEXT + "\n")  # a bar's line has no end yet
         sys.stderr.flush()

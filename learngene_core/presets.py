@@ -18,6 +18,16 @@ METHODS = {
     "none": ("ncm",),
 }
 
+# what `controls` makes of an inherited block, in the order of tables and figures
+CONTROL_NAMES = (
+    "shuffled_inputs",
+    "shuffled_inner",
+    "spectrum_matched",
+    "moment_matched",
+    "conv_only",
+    "norm_only",
+    "untrained",
+)
 ALL_METHODS = ("scratch", "random", "learngene", "learngene_ewc", "first", "full", "ncm")
 
 # Switches of `released`, by name; later ones have the last word where two replace the same step.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .checking import nearest
-from .presets import METHODS, PAPER_WIDTHS, PRESETS
+from .presets import CONTROL_NAMES, METHODS, PAPER_WIDTHS, PRESETS
 
 if TYPE_CHECKING:
     from .config import Config
@@ -46,6 +46,14 @@ def check_together(cfg: Config) -> None:
             "individual_ewc = 0 makes learngene_ewc the same as learngene; leave learngene_ewc out of methods, "
             "or give a strength above 0"
         )
+    for name in cfg.controls:
+        if name not in (*CONTROL_NAMES, "all", "none"):
+            known = (*CONTROL_NAMES, "all", "none")
+            raise ValueError(
+                f"unknown control {name!r} in controls{nearest(name, known)}; there are {', '.join(known)}"
+            )
+    if cfg.criterion == "recommended" and not cfg.layers and not cfg.atlas_pseudo_tasks:
+        raise ValueError("criterion = recommended needs pseudo-tasks; set atlas_pseudo_tasks above 0")
     if cfg.carry_momentum and not cfg.momentum:
         raise ValueError("carry_momentum needs a momentum above 0")
     if cfg.growth != "none" and cfg.growth_start > cfg.n_source_tasks:

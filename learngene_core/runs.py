@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .config import FIELDS, STAGES, Config
+from .bookkeeping import changed, checked_manifest, only_extent
+from .config import STAGES, Config
 from .files import StudyError, atomic, file_hash, read_json, say, write_json
 from .machine import Machine
 
@@ -114,7 +115,10 @@ class Run:
     def forget(self, stage: str) -> None:
         """Strike a stage and everything that reads it from the manifest, and delete its unfinished state."""
         gone = _following(stage)
-        state = [*(["collective", "ancestors"] if "collective" in gone else []), *(f".parts/{s}" for s in gone)]
+        if self.cfg.criterion == "recommended" and "atlas" in gone:
+            gone |= _following("criteria")  # the atlas chose the learngene
+        state = ["collective", "ancestors", "released"] if "collective" in gone else []
+        state += [f".parts/{s}" for s in gone] + (["released"] if "released" in gone else [])
         for folder in state:
             shutil.rmtree(self.path / folder, ignore_errors=True)
         if self.path.joinpath("manifest.json").exists():
@@ -125,8 +129,8 @@ class Run:
             if stage in except_for or entry["hash"] == self.cfg.stage_hash(stage):
                 continue
             mine = self.cfg.fields_of(stage)
-            names = [n for n in sorted({*mine, *entry["fields"]}) if mine.get(n) != entry["fields"].get(n)]
-            if names and all(n in FIELDS and FIELDS[n].metadata["kind"] == "extent" for n in names):
+            names = changed(mine, entry["fields"])
+            if only_extent(names):
                 continue  # more (or less) of the same: made again from the pieces that are there
             changes = ", ".join(f"{n}: {entry['fields'].get(n)} there, {mine.get(n)} asked for" for n in names[:3])
             lost = [s for s in self.manifest if s in _following(stage)]
@@ -242,33 +246,6 @@ def _machine_of(path: Path) -> Machine:
             f"{path} is damaged; delete the file and repeat the command: it is written anew for this machine, "
             "and finished stages stay"
         ) from None
-
-
-def checked_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """The manifest in `path`. Raises StudyError when it is not what this version writes."""
-    try:
-        manifest = read_json(path)
-        good = all(
-            stage in STAGES
-            and isinstance(entry["hash"], str)
-            and isinstance(entry["fields"], dict)
-            and all(
-                isinstance(f["bytes"], int)
-                and isinstance(f["sha256"], str)
-                and not Path(n).is_absolute()
-                and ".." not in Path(n).parts
-                for n, f in entry["files"].items()
-            )
-            for stage, entry in manifest.items()
-        )
-    except (AttributeError, KeyError, TypeError, StudyError):
-        good = False
-    if not good:
-        raise StudyError(
-            f"{path} is damaged: it is no manifest of this version; restore the file, or delete it and repeat the "
-            "command: saved tasks of the collective are taken up, the rest is computed again"
-        )
-    return manifest
 
 
 def _following(stage: str) -> set[str]:

@@ -70,17 +70,22 @@ class Chain:
     def learngene(self) -> Learngene:
         """The learngene (scores.csv, learngene.safetensors)."""
         from .collective import cut_learngene
-        from .criteria import RECOMMENDED, check_choice
+        from .criteria import RECOMMENDED
 
-        if not self.cfg.deepen_before:  # the names of inserted blocks are known only afterwards
-            check_choice(self.cfg, [f"conv{i}" for i in range(1, len(self.cfg.final_widths) + 1)])
-
+        self._can_choose()
         layers = None
         if self.cfg.criterion == RECOMMENDED and not self.cfg.layers and not self.run.done("criteria"):
             from .verdicts import recommended_layers
 
             layers = recommended_layers(self.atlas_cells, self.cfg, self.run)
         return cut_learngene(self.collective, self.cfg, self.run, layers=layers)
+
+    def _can_choose(self) -> None:
+        """Before hours of training: is the criterion known, and are the layers a block?"""
+        from .criteria import check_choice
+
+        if not self.cfg.deepen_before:  # the names of inserted blocks are known only afterwards
+            check_choice(self.cfg, [f"conv{i}" for i in range(1, len(self.cfg.final_widths) + 1)])
 
     @functools.cached_property
     def target(self) -> list[TargetTask]:
@@ -127,6 +132,9 @@ class Chain:
     @functools.cached_property
     def controls(self) -> pd.DataFrame:
         """Content controls, pulls and other ancestors: one row per individual (controls.csv)."""
+        if self.run.done("controls"):
+            say("controls: found in the run folder, loaded")
+            return self.run.read_table("controls.csv")
         from .ablations import compute_controls
 
         return compute_controls(self.learngene, self.collective, self.images, self.division, self.cfg, self.run)
@@ -148,6 +156,8 @@ class Chain:
 
         if self.run.done("claims"):
             return judge({}, self.cfg, self.run)
+        self._can_choose()
+        self.target  # noqa: B018 (what cannot be done is said before hours of training)
         tables = {
             "atlas_cells": self.atlas_cells,
             "results": self.results,
@@ -222,10 +232,8 @@ def _whole(run: Run) -> bool:
 
 def _run_notebooks(run: Run, paths: list[Path]) -> None:
     from .cost import KERNEL_SECONDS, duration, stage_seconds
-    from .preflight import check_data
     from .progress import bar
 
-    check_data(run.cfg)
     expected = stage_seconds(run)
     total = sum(expected.values()) + KERNEL_SECONDS * len(paths)
     say(f"study: {len(paths)} notebooks into {run.path}; about {duration(total)} on this machine")

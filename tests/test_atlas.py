@@ -10,7 +10,7 @@ import torch
 from test_fewshot import World
 from toys import toy_config, toy_images
 
-from learngene_core import ablations, ancestors, individuals
+from learngene_core import ablations, ancestors, controls, individuals
 from learngene_core.arms import Arm
 from learngene_core.atlas import (
     all_blocks,
@@ -28,6 +28,7 @@ from learngene_core.files import StudyError
 from learngene_core.individuals import Reconstruction
 from learngene_core.learngene import Learngene
 from learngene_core.parts import OutOfTime, Parts
+from learngene_core.presets import CONTROL_NAMES
 from learngene_core.runs import Run
 
 LAYERS = ("conv11", "conv12", "conv13")
@@ -219,8 +220,9 @@ def test_frozen_parameters_do_not_move_and_fresh_ones_do(world, monkeypatch):
 
 
 def test_unknown_controls_are_refused(world):
-    with pytest.raises(StudyError, match="shufled"):
-        ablations.wanted_controls(world.cfg.replace(controls=("shufled",)), world.gene)
+    with pytest.raises(ValueError, match="shufled_inner.*did you mean"):
+        world.cfg.replace(controls=("shufled_inner",))
+    assert tuple(controls.CONTROLS) == CONTROL_NAMES
     assert ablations.wanted_controls(world.cfg.replace(controls=("none",)), world.gene) == []
 
 

@@ -321,8 +321,9 @@ def test_info_tells_unfinished_from_complete(smoke_copy, capsys):
     assert "openworld: missing\n" in out
     assert "not complete; go on with: learngene study --preset smoke" in out
     run = Run.open(Config.preset("smoke"), smoke_copy)
-    with run.computing("openworld", []):
-        pass
+    for stage in ("openworld", "measures", "atlas", "controls", "claims"):
+        with run.computing(stage, []):
+            pass
     assert cli.main(["info", str(smoke_copy)]) == 0
     assert capsys.readouterr().out.endswith("complete: every stage of the study is whole\n")
     facts = info.inspect(smoke_copy)

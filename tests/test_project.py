@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -135,3 +136,18 @@ def test_the_project_speaks_of_itself_alone():
         if path.suffix in {".py", ".md", ".toml", ".yml", ".txt", ".ipynb", ".json", ".cff"} and path.exists():
             match = forbidden.search(path.read_text(encoding="utf-8"))
             assert match is None, f"{name}: {match.group(0)}"
+
+
+def test_the_reproduction_table_of_the_readme_is_what_the_runs_gave():
+    """Every number of the table comes from the two committed claims.csv; a changed claim or run needs a new table."""
+    from learngene_core.claims import load_claims
+    from learngene_core.verdicts import reproduction_table
+
+    images = ROOT / "notebooks" / "images"
+    runs = {"glyphs": "claims-lecture.csv", "CIFAR-100": "claims-cifar.csv"}
+    found = {name: pd.read_csv(images / file) for name, file in runs.items()}
+    table = reproduction_table(found)
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    for rows in found.values():
+        assert rows["claim"].tolist() == [claim.id for claim in load_claims()]
+        assert rows["statement"].tolist() == [claim.statement for claim in load_claims()]

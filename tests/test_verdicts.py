@@ -68,7 +68,7 @@ def test_a_finished_run_is_read_without_torch(judged):
     code = (
         "import sys; from learngene_core.runs import Run; from learngene_core.config import Config; "
         "from learngene_core.study import Chain; "
-        f"c = Chain(Run.open(Config.preset('smoke'), {str(judged)!r})); c.verdicts; c.atlas_cells if 0 else None; "
+        f"c = Chain(Run.open(Config.preset('smoke'), {str(judged)!r})); c.verdicts; c.controls; "
         "c.layer_scores; print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
