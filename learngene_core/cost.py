@@ -25,6 +25,7 @@ def stage_seconds(run: Run, *stages: str) -> dict[str, float]:
         "measures": lambda run: 2.0 * (run.cfg.null_networks + 1) * (1 if run.cfg.width_divisor >= 8 else 8),  # rough
         "atlas": _atlas,
         "controls": _controls,
+        "released": lambda run: 5 * _collective(run) + _reconstruct(run),  # four or five collectives of its own; rough
     }
     done = {s for s, entry in run.manifest.items() if entry["hash"] == run.cfg.stage_hash(s)}
     return {s: cost(run) * (1 - share_done(run, s)) for s, cost in costs.items() if s in wanted - done}

@@ -13,7 +13,7 @@ from .division import SourceTask
 from .gradients import Recorder, block_weights
 from .network import ConvNet
 from .streams import generator
-from .training import task_loss
+from .training import Loss, task_loss
 
 
 def untrained_record(
@@ -23,12 +23,13 @@ def untrained_record(
     *,
     prepare: Callable[[np.ndarray], Tensor],
     outputs: Callable[[SourceTask], Tensor | None],
+    loss: Callable[[Loss, Tensor | None], Loss] = lambda loss, classes: loss,
 ) -> tuple[list[dict], np.ndarray, np.ndarray]:
     """The gradient record of `cfg.null_networks` untrained networks: rows, counts (n, t, l, 2, b), zeros (n, t, l).
 
     No step is taken. Each task shows its images (`prepare(indices)`: normalised, on the device) with labels drawn anew
-    among its outputs (`outputs(task)`; None: the whole head). So whatever these gradients show follows from depth, width,
-    loss and images, and from nothing learned. In the rows `epoch` is the number of the untrained network.
+    among its outputs (`outputs(task)`; None: the whole head), under the collective's loss (`loss(task_loss, classes)`). So
+    whatever these gradients show follows from depth, width, loss and images, and from nothing learned. In the rows `epoch` is the number of the untrained network.
     """
     all_rows, counts, zeros = [], [], []
     for network in range(1, cfg.null_networks + 1):
@@ -44,6 +45,7 @@ def untrained_record(
                 prepare,
                 outputs(task),
                 generator(cfg.seed, "null labels", network, task.number),
+                loss,
             )
             rows, c, z = recorder.take()
             all_rows += [{"task": task.number, "epoch": network, **row} for row in rows]
@@ -61,6 +63,7 @@ def _look(
     prepare: Callable,
     classes: Tensor | None,
     g: torch.Generator,
+    loss: Callable[[Loss, Tensor | None], Loss],
 ) -> None:
     among = torch.arange(model.n_classes) if classes is None else classes.cpu()
     for _ in range(cfg.null_steps):
@@ -68,5 +71,5 @@ def _look(
         images = prepare(picked)
         labels = among[torch.randint(len(among), (len(picked),), generator=g)].to(images.device)
         model.zero_grad(set_to_none=True)
-        task_loss(classes)(model(images), labels)[0].backward()
+        loss(task_loss(classes), classes)(model(images), labels)[0].backward()
         recorder()

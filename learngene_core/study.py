@@ -80,6 +80,15 @@ class Chain:
             layers = recommended_layers(self.atlas_cells, self.cfg, self.run)
         return cut_learngene(self.collective, self.cfg, self.run, layers=layers)
 
+    @functools.cached_property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the learngene's blocks; read from the record, without torch, where the record decides."""
+        from .criteria import RECOMMENDED, choose
+
+        if self.cfg.criterion == RECOMMENDED and not self.cfg.layers:
+            return self.learngene.layers
+        return choose(self.record, self.cfg)
+
     def _can_choose(self) -> None:
         """Before hours of training: is the criterion known, and are the layers a block?"""
         from .criteria import check_choice
