@@ -29,7 +29,8 @@ def untrained_record(
 
     No step is taken. Each task shows its images (`prepare(indices)`: normalised, on the device) with labels drawn anew
     among its outputs (`outputs(task)`; None: the whole head), under the collective's loss (`loss(task_loss, classes)`). So
-    whatever these gradients show follows from depth, width, loss and images, and from nothing learned. In the rows `epoch` is the number of the untrained network.
+    whatever these gradients show follows from depth, width, loss and images, and from nothing learned. In the rows `epoch` is
+    the number of the untrained network.
     """
     all_rows, counts, zeros = [], [], []
     for network in range(1, cfg.null_networks + 1):
