@@ -20,7 +20,9 @@ from .checkpoints import Collective
 from .collective import train_collective
 from .config import Config
 from .division import Division, SourceTask, divide, source_tasks
+from .files import OutOfTime
 from .images import ImageSet, load_images
+from .parts import Parts
 from .runs import Run
 from .streams import numpy_generator
 
@@ -58,10 +60,15 @@ def permuted_labels(imgs: ImageSet, div: Division, seed: int) -> ImageSet:
 def train_ancestors(names: Sequence[str], cfg: Config, run: Run) -> dict[str, Collective]:
     """Name -> the ancestor, trained or loaded; on a CPU as many at a time as there are workers, a process each.
 
-    Raises StudyError as training a collective does.
+    Raises StudyError as training a collective does, and OutOfTime when none may be begun any more.
     """
     workers = run.machine.workers if run.machine.device == "cpu" else 1
     left = [name for name in names if not (run.path / "ancestors" / name / "history.csv").exists()]
+    if left and not Parts(run, "controls").in_time:
+        raise OutOfTime(
+            f"controls: {len(left)} of {len(names)} ancestors are left after minutes={cfg.minutes}; "
+            "the same command goes on from there"
+        )
     jobs = [(name, cfg.to_dict(), str(run.path)) for name in left]
     if workers > 1 and len(jobs) > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, interrupt
 from .config import STAGES, Config
-from .files import StudyError, say
+from .files import OutOfTime, StudyError, say
 from .presets import PRESETS
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .runs import Run
     from .study import Chain
 
+LATER = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, call again
 VERBS = {
     "study": "all notebooks in order, headless, with a report and a table at the end",
     "divide": "base, open-world and novel classes; the tasks",
@@ -36,7 +37,8 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 after one line that says what is wrong, 130 after Ctrl+C."""
+    """Run one command; returns the exit status: 0, 1 after one line that says what is wrong, 75 where `minutes` are over and
+    the same command goes on, 130 after Ctrl+C."""
     options = parser().parse_args(arguments)
     with interrupt.watched() as stop:
         try:
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 known = isinstance(error, StudyError | ValueError | OSError)
                 more = "" if known else f"{type(error).__name__}: "
                 text, status = f"learngene: {more}{_one_line(error)}{'' if known else ' (--debug shows where)'}", 1
+                status = LATER if isinstance(error, OutOfTime) else status
         print(text, file=sys.stderr)
         return status
 

@@ -12,6 +12,7 @@ import json
 import math
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .checking import checked, nearest
@@ -260,8 +261,10 @@ class Config:
 
     def stage_hash(self, stage: str) -> str:
         """16 hexadecimal digits over `fields_of(stage)`; equal configurations give equal hashes on any machine."""
-        text = json.dumps([STAGE_VERSION, self.fields_of(stage)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        about = [STAGE_VERSION, self.fields_of(stage)]
+        if stage == "claims":  # a changed claim needs a new verdict
+            about.append(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def piece_hash(self, stage: str) -> str:
         """As `stage_hash`, over what decides each piece of a stage and not over how many pieces are wanted. (Where the atlas

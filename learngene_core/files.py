@@ -18,6 +18,10 @@ class StudyError(Exception):
     """Something a user can mend; its text is one line that says what is wrong and what to do."""
 
 
+class OutOfTime(StudyError):
+    """A stage was told to stop after so many `minutes`; what is finished is saved, and the same command goes on."""
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""

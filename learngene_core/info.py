@@ -64,7 +64,8 @@ def _stage(path: Path, entry: dict[str, Any] | None, cfg: Config, stage: str) ->
         return {"state": "missing", "configuration": "none", "files": {}}
     files = {name: _file(path / name, facts) for name, facts in entry["files"].items()}
     matches = entry["hash"] == cfg.stage_hash(stage)
-    other = EXTENDED if only_extent(changed(cfg.fields_of(stage), entry["fields"])) else "another configuration"
+    names = changed(cfg.fields_of(stage), entry["fields"])
+    other = "another configuration" if names and not only_extent(names) else EXTENDED
     state = "damaged" if set(files.values()) - {"whole"} else "whole" if matches else other
     return {"state": state, "configuration": "matches" if matches else "another", "files": files}
 

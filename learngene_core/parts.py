@@ -8,12 +8,8 @@ import shutil
 import time
 from typing import Any
 
-from .files import StudyError, atomic, read_json
+from .files import OutOfTime, StudyError, atomic, read_json
 from .runs import Run
-
-
-class OutOfTime(StudyError):
-    """The stage was told to stop after so many minutes, and pieces are left."""
 
 
 class Parts:
@@ -26,8 +22,8 @@ class Parts:
         self.run, self.stage = run, stage
         self.folder = run.path / ".parts" / stage
         self.hash = run.cfg.piece_hash(stage)
-        minutes = run.cfg.minutes
-        self._end = time.monotonic() + 60 * minutes if minutes else float("inf")
+        minutes = run.cfg.minutes  # from when the run was opened: a command may have several long stages
+        self._end = run.opened + 60 * minutes if minutes else float("inf")
 
     def get(self, name: str) -> Any:
         """The value of a finished piece, or None. A damaged piece counts as unfinished."""

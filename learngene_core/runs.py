@@ -33,6 +33,7 @@ class Run:
         self.cfg, self.path = cfg, path
         self._machine: Machine | None = None
         self._last_progress = 0.0
+        self.opened = time.monotonic()
 
     @classmethod
     def open(cls, cfg: Config, out: str | Path = "", *, redo: Iterable[str] = ()) -> Run:
@@ -130,8 +131,8 @@ class Run:
                 continue
             mine = self.cfg.fields_of(stage)
             names = changed(mine, entry["fields"])
-            if only_extent(names):
-                continue  # more (or less) of the same: made again from the pieces that are there
+            if not names or only_extent(names):
+                continue  # claims that were rewritten; or more of the same: made again from the pieces that are there
             changes = ", ".join(f"{n}: {entry['fields'].get(n)} there, {mine.get(n)} asked for" for n in names[:3])
             lost = [s for s in self.manifest if s in _following(stage)]
             raise StudyError(

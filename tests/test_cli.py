@@ -412,6 +412,13 @@ def test_an_error_of_the_system_names_its_file(refused, monkeypatch, tmp_path):
     assert "nothing.csv" in refused("divide")
 
 
+def test_a_stage_that_is_out_of_time_asks_to_be_called_again(smoke_copy, capsys):
+    for _ in range(2):
+        assert cli.main(["atlas", *SMOKE, "--out", str(smoke_copy), "--set", "minutes=0.00001"]) == cli.LATER == 75
+        lines = capsys.readouterr().err.splitlines()
+        assert "the same command goes on" in lines[-1] and "Traceback" not in lines[-1]
+
+
 def test_ctrl_c_is_one_line(monkeypatch, capsys):
     def stops(_):
         raise KeyboardInterrupt

@@ -3,12 +3,13 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from learngene_core import verdicts
+from learngene_core import config, verdicts
 from learngene_core.cli import main
 from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, score
@@ -129,3 +130,12 @@ def test_recommended_is_a_criterion_that_can_be_asked_for(judged, tables, tmp_pa
     assert narrow.stage_hash("criteria") != cfg.stage_hash("criteria")
     plain = Config.preset("smoke")
     assert plain.replace(inherited_share=5.0).stage_hash("criteria") == plain.stage_hash("criteria")
+
+
+def test_a_changed_claim_needs_a_new_verdict_and_nothing_else(judged, tmp_path, monkeypatch):
+    text = (Path(config.__file__).parent / "claims.yaml").read_text(encoding="utf-8")
+    (tmp_path / "claims.yaml").write_text(text.replace("minimum: 2", "minimum: 3", 1), encoding="utf-8")
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "config.py"))
+    run = Run.open(Config.preset("smoke"), judged)
+    assert not run.done("claims")
+    assert all(run.done(stage) for stage in ("collective", "reconstruct", "atlas", "controls", "measures"))
