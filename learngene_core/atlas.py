@@ -7,8 +7,6 @@ piece, coarse blocks first; a stopped atlas goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from .arms import Arm
@@ -130,11 +128,3 @@ def finished_cells(run: Run) -> pd.DataFrame:
     if not rows:
         raise StudyError(f"{run.path} holds no piece of an atlas; run `learngene atlas` first")
     return pd.DataFrame(rows)[COLUMNS].sort_values(COLUMNS[:-1], ignore_index=True)
-
-
-def check_blocks(cells: pd.DataFrame, blocks: Sequence[Block]) -> None:
-    """Raise StudyError when a table of cells lacks one of `blocks`."""
-    there = set(map(tuple, cells[["first", "last"]].drop_duplicates().to_numpy().tolist()))
-    for block in blocks:
-        if tuple(block) not in there:
-            raise StudyError(f"the atlas holds no block {block[0]} to {block[1]}; use atlas_blocks=full")

@@ -38,10 +38,10 @@ Profile = tuple[np.ndarray, np.ndarray]
 
 
 CRITERIA: dict[str, Criterion] = {}
-RECOMMENDED = (
-    "recommended"  # the best block on pseudo-tasks within a budget: no score per layer, see `selection.recommended`
-)
 """compute(record, **options) -> Profile of one score per layer: (l,) and, for untrained networks, (n, l)."""
+
+RECOMMENDED = "recommended"
+"""The best block on pseudo-tasks within a budget of parameters; no score per layer, see `selection.recommended`."""
 
 FREE = "nothing: read from the record, which costs a few percent of a training step"
 

@@ -17,7 +17,6 @@ from learngene_core.atlas import (
     atlas_config,
     atlas_tasks,
     block_arm,
-    check_blocks,
     coarse_blocks,
     compute_atlas,
     finished_cells,
@@ -174,13 +173,6 @@ def test_minutes_stop_a_stage_and_the_same_command_goes_on(world, tmp_path):
             compute_atlas(world.col, world.images, world.div, hurried, Run.open(hurried, tmp_path / "run"))
     patient = Run.open(world.cfg, tmp_path / "run")  # another limit is no other configuration
     assert len(compute_atlas(world.col, world.images, world.div, world.cfg, patient)) == 105
-
-
-def test_an_atlas_without_the_block_says_how_to_get_it(whole_run):
-    _, cells = whole_run
-    check_blocks(cells[cells["first"] <= 11], [(1, 3), (11, 13)])
-    with pytest.raises(StudyError, match="atlas_blocks=full"):
-        check_blocks(cells[cells["last"] < 13], [(4, 13)])
 
 
 # controls and ancestors -------------------------------------------------------------------------------------------------
