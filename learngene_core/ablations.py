@@ -16,7 +16,7 @@ from .atlas import atlas_config, atlas_tasks
 from .checkpoints import Collective
 from .config import Config
 from .controls import CONTROLS, applicable, untrained
-from .division import Division
+from .division import Division, TargetTask
 from .files import say
 from .images import ImageSet
 from .individuals import Reconstruction
@@ -99,7 +99,15 @@ def compute_controls(
     return run.read_table("controls.csv")
 
 
-def _rows(gene, col, others, imgs, tasks, cfg, run) -> pd.DataFrame:  # noqa: ANN001 (as `compute_controls`)
+def _rows(
+    gene: Learngene,
+    col: Collective,
+    others: dict[str, Collective],
+    imgs: ImageSet,
+    tasks: list[TargetTask],
+    cfg: Config,
+    run: Run,
+) -> pd.DataFrame:
     whole = Learngene.from_model(col.model, col.model.block_names, mean=col.mean, std=col.std, fisher=col.fisher)
     blocks, rows, parts = ablation_blocks(gene, col.model.block_names), [], Parts(run, "controls")
     sets = [(b, n, arms) for b, k in blocks.items() for n, arms in ablation_arms(b, k, col, others, cfg).items()]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from .division import Division, SourceTask, divide, source_tasks
 from .files import OutOfTime
 from .images import ImageSet, load_images
 from .parts import Parts
+from .processes import side_by_side
 from .runs import Run
 from .streams import numpy_generator
 
@@ -71,8 +70,7 @@ def train_ancestors(names: Sequence[str], cfg: Config, run: Run) -> dict[str, Co
         )
     jobs = [(name, cfg.to_dict(), str(run.path)) for name in left]
     if workers > 1 and len(jobs) > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            list(pool.map(_train_apart, jobs))
+        side_by_side(_train_apart, jobs, workers)
     return {name: train_ancestor(name, cfg, run.path) for name in names}
 
 

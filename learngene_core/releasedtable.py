@@ -12,8 +12,6 @@ and goes on where it was stopped; so do the individuals.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +28,7 @@ from .images import load_images
 from .individuals import Reconstruction
 from .learngene import Learngene
 from .parts import Parts
+from .processes import side_by_side
 from .released import DEFECTS, INDIVIDUALS
 from .runs import Run
 from .statistics import paired_interval
@@ -94,11 +93,8 @@ class _Comparison:
             now, left = left[:workers], left[workers:]
             self.run.progress("released", 0, 1, f"training the collective of {' and '.join(now)}")
             jobs = [(self._config(name).to_dict(), str(self._folder(name))) for name in now]
-            if len(jobs) > 1:
-                with ProcessPoolExecutor(len(jobs), mp_context=get_context("spawn")) as pool:
-                    notes = list(pool.map(_train_apart, jobs))
-            else:
-                notes = [self._trained(name)[1] for name in now]
+            apart = len(jobs) > 1
+            notes = side_by_side(_train_apart, jobs, len(jobs)) if apart else [self._trained(n)[1] for n in now]
             for name, note in zip(now, notes, strict=True):
                 if note:
                     self.parts.put(f"collective_{name}", note)
