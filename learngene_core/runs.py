@@ -193,10 +193,14 @@ class Run:
                         "for; choose another --out"
                     )
             else:
-                here = Machine.resolve(self.cfg)
-                write_json(path, dataclasses.asdict(here))
+                self.keep_machine(here := Machine.resolve(self.cfg))
             self._machine = here
         return self._machine
+
+    def keep_machine(self, machine: Machine) -> None:
+        """Go on with another `machine` (a smaller stack, what tuning has measured); machine.json says so."""
+        self._machine = machine
+        write_json(self.path / "machine.json", dataclasses.asdict(machine))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

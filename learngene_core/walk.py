@@ -14,6 +14,7 @@ from .belongings import Belongings
 from .checkpoints import Collective, load_counts, load_state, save_state
 from .config import Config
 from .division import SourceTask
+from .ewc import Penalty, fisher_diagonal
 from .files import StudyError, atomic, read_json, say, write_json
 from .gradients import Recorder, block_weights
 from .growth import growth_schedule
@@ -26,7 +27,7 @@ from .procedure import procedure_of
 from .record import Record
 from .runs import Run
 from .streams import generator
-from .training import Penalty, Recipe, evaluate, fisher_diagonal, fit, task_loss
+from .training import Recipe, accuracy_of, fit, predict, task_loss
 
 
 class Walk:
@@ -181,10 +182,8 @@ class Walk:
         """Held-out accuracy on every task so far: among its own classes, and among all classes seen."""
         for seen in self.src[: task.number]:
             images, labels = self._batch(seen.test, seen)
-            own, among_all = (
-                float(evaluate(self.model, images, labels, *self.normal, classes=c))
-                for c in (self._outputs(seen), None)
-            )
+            logits = predict(self.model, images, *self.normal)
+            own, among_all = (float(accuracy_of(logits, labels, c)) for c in (self._outputs(seen), None))
             self.history.append(
                 {
                     "task": task.number,
