@@ -157,7 +157,11 @@ class Walk:
                 text = f"task {number} of {len(self.src)}, epoch {row['epoch']}"
                 self.run.progress("collective", before + row["epoch"], total, text)
 
-        penalty, optimiser, classes = self._penalty(task), recipe.optimiser(self.model), self._classes(task)
+        penalty, optimiser, classes = (
+            self._penalty(task),
+            recipe.optimiser(self.model, self.machine.way),
+            self._classes(task),
+        )
         named = dict(self.model.named_parameters())
         if cfg.carry_momentum:
             for name, buffer in self.owned.momentum.items():
@@ -174,6 +178,7 @@ class Walk:
             stream=lambda epoch: self.stream("batches", number, epoch),
             on_epoch=on_epoch,
             where=f"source task {number}",
+            way=self.machine.way,
         )
         if cfg.carry_momentum:
             self.owned.momentum = {n: optimiser.state[p]["momentum_buffer"] for n, p in named.items()}
