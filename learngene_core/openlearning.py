@@ -29,8 +29,7 @@ from .openviews import OpenSets, View, described, gathered, on_workers
 from .runs import Run
 from .scores import class_means, distances
 from .streams import generator, numpy_generator
-from .training import fit, task_loss
-from .walk import recipe_of
+from .training import fit, recipe_of, task_loss
 
 WAYS = ("before", "rehearsed", "imprinted", "nothing", "ewc", "exemplars", "all_given")  # in the order of the table
 REHEARSING = ("rehearsed", "exemplars", "all_given")  # with exemplars of the old classes among the images

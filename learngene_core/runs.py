@@ -33,7 +33,7 @@ class Run:
         self.cfg, self.path = cfg, path
         self._machine: Machine | None = None
         self._last_progress = 0.0
-        self.opened = time.monotonic()
+        self._end = time.monotonic() + 60 * cfg.minutes if cfg.minutes else float("inf")
 
     @classmethod
     def open(cls, cfg: Config, out: str | Path = "", *, redo: Iterable[str] = ()) -> Run:
@@ -64,6 +64,11 @@ class Run:
                     run.forget(stage)
                 write_json(path, cfg.to_dict())
         return run
+
+    @property
+    def in_time(self) -> bool:
+        """Whether another piece of work may be begun: `minutes` count from when the run was opened, for all stages together."""
+        return time.monotonic() < self._end
 
     # stages ---------------------------------------------------------------------------------------------------------
     @property

@@ -21,8 +21,7 @@ from .runs import Run
 from .steps import Captured, Step, Way, draw_epoch, set_rate
 from .streams import generator
 from .timing import compare
-from .training import task_loss
-from .walk import recipe_of
+from .training import recipe_of, task_loss
 
 FASTER = 1.03  # what an option must gain; less is noise
 ROUNDS, STEPS = 7, 12  # pairs that are timed, and steps of each

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .config import Config
 from .ewc import Frozen, Penalty
 from .files import StudyError
 from .images import normalise
@@ -51,6 +52,22 @@ class Recipe:
         return torch.optim.SGD(
             model.parameters(), lr=rate, momentum=self.momentum, weight_decay=self.weight_decay, **form
         )
+
+
+def recipe_of(cfg: Config, epochs: int, mean: Tensor, std: Tensor) -> Recipe:
+    """How the collective is trained."""
+    return Recipe(
+        epochs,
+        cfg.batch_size,
+        cfg.learning_rate,
+        cfg.schedule,
+        cfg.momentum,
+        cfg.weight_decay,
+        cfg.shift,
+        cfg.flip,
+        mean,
+        std,
+    )
 
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
