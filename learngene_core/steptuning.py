@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .config import Config
-from .files import StudyError, say
+from .files import say
 from .machine import Machine
 from .network import ConvNet
 from .presets import PAPER_POOLS
@@ -31,19 +31,15 @@ CLOSE = 1e-3  # of all other options, which change rounding only
 
 
 def tune_run(run: Run) -> None:
-    """Measure for a new run folder and keep the result in its machine.json.
-
-    Raises StudyError when the folder holds finished work, which was made as machine.json says.
-    """
+    """Measure for a new run folder and keep the result in its machine.json; one that holds work goes on as its file says."""
     if run.manifest.keys() - {"division"} or any(run.path.glob("collective/task_*")):
-        raise StudyError(
-            f"{run.path} holds work that was made as its machine.json says; --tune is for a new run folder (another --out)"
-        )
+        say(f"tune: {run.path} holds work already, and goes on as its machine.json says")
+        return
     with run.lock():
         machine, table = tuned(run.cfg, Machine.resolve(run.cfg))
         run.keep_machine(machine)
     for row in table.itertuples():
-        say(f"tune: {row.option}: {row.text}")
+        say(f"tune: {row.text}")
 
 
 def tuned(

@@ -184,15 +184,17 @@ def test_a_step_is_measured_and_one_that_trains_otherwise_is_noticed(monkeypatch
     )
 
 
-def test_tuning_is_for_new_runs_and_lasts(tmp_path, monkeypatch):
+def test_tuning_is_for_new_runs_and_lasts(tmp_path, monkeypatch, capsys):
     cfg = toy_config()
     monkeypatch.setattr(steptuning, "faster", lambda cfg, now, other: (2.0 if other.fused else 0.5, ""))
     run = Run.open(cfg, tmp_path / "run")
     steptuning.tune_run(run)
     assert Run.open(cfg, tmp_path / "run").machine.way == Way(fused=True)
     (tmp_path / "run" / "collective" / "task_01").mkdir(parents=True)
-    with pytest.raises(StudyError, match="new run folder"):
-        steptuning.tune_run(run)
+    monkeypatch.setattr(steptuning, "faster", lambda cfg, now, other: (2.0, ""))
+    steptuning.tune_run(Run.open(cfg, tmp_path / "run"))
+    assert "goes on as its machine.json says" in capsys.readouterr().out
+    assert Run.open(cfg, tmp_path / "run").machine.way == Way(fused=True) and not run.machine.autocast
 
 
 # memory -----------------------------------------------------------------------------------------------------------------
