@@ -143,7 +143,7 @@ def widen(
 def _widened_rows(
     old: dict[str, Tensor], mapping: WideningMap, generator: torch.Generator | None, noise: float
 ) -> dict[str, Tensor]:
-    """What the widened block itself holds, by the names of `mapping.rows`: copies, and what its mode makes of the new channels."""
+    """What the widened block holds, by the names of `mapping.rows`: copies, and what its mode makes of the new channels."""
     rows, old_width = mapping.rows, mapping.old_width
     state = {key: old[key][mapping.source.to(old[key].device)] for key in rows}
     weight = state[rows[0]]

@@ -10,19 +10,15 @@ import contextlib
 import hashlib
 import logging
 import os
-import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from . import kernels
 from .config import FIELDS, RUN_NAMES, Config
-from .files import HEADLESS, StudyError, atomic
+from .files import StudyError, atomic
+from .kernels import KERNEL
 
-if TYPE_CHECKING:
-    import psutil
-
-KERNEL = "python3"
 IDLE_MINUTES = 30.0  # a kernel that uses no processor for so long has lost a message and is ended
 
 
@@ -89,78 +85,10 @@ def parameters_of(cfg: Config, out: Path) -> dict[str, Any]:
     return {"preset": cfg.preset_name, **changed, "data": cfg.data, "out": str(out)}
 
 
-@contextlib.contextmanager
-def _quiet_kernels() -> Iterator[None]:
-    """An IPython folder for the kernels without history and without a warning that each prints; and no live widgets:
-    now and then the messages of a widget leave the client waiting for ever (seen with nbclient 0.11)."""
-    with tempfile.TemporaryDirectory(prefix="learngene-ipython-") as home:
-        profile = Path(home, "profile_default")
-        profile.mkdir()
-        profile.joinpath("ipython_kernel_config.py").write_text(
-            "c.IPKernelApp.log_level = 40\nc.HistoryManager.enabled = False\n", encoding="utf-8"
-        )
-        given = {"IPYTHONDIR": home, HEADLESS: "1"}
-        before = {name: os.environ.get(name) for name in given}
-        os.environ.update(given)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _idle_kernels_end(minutes: float) -> Iterator[threading.Event]:
-    """End kernels that this process starts meanwhile and that then use no processor for so long; the event says that one was.
-
-    Such a kernel waits for a message that was lost, and the client waits for the kernel: for ever. How long a cell computes
-    does not matter: less than 1 % of one processor over all these minutes is no computation, on no device.
-    """
-    import psutil
-
-    over, ended, pause = threading.Event(), threading.Event(), min(10.0, 6 * minutes)
-    others = {child.pid for child in psutil.Process().children()}
-    worked: dict[int, tuple[float, float]] = {}
-
-    def watch() -> None:
-        looks = 0
-        while not over.wait(pause):
-            looks += 1  # counted, not read from a clock: hours in which a laptop sleeps do not count
-            with contextlib.suppress(psutil.Error):  # a process may go while it is looked at
-                for kernel in psutil.Process().children():
-                    if kernel.pid not in others and _idle(kernel, pause * looks, worked) > 60 * minutes:
-                        ended.set()
-                        for process in [*kernel.children(recursive=True), kernel]:
-                            process.kill()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield ended
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _idle(process: psutil.Process, now: float, worked: dict[int, tuple[float, float]]) -> float:
-    """Seconds since a kernel last did something; 0 for a process that is no kernel.
-
-    worked: process -> when it had last done something, and the processor seconds that it and its children had used then.
-    """
-    if not any("ipykernel" in part for part in process.cmdline()):
-        return 0.0
-    used = sum(sum(p.cpu_times()[:2]) for p in [process, *process.children(recursive=True)])
-    since, before = worked.setdefault(process.pid, (now, used))
-    if abs(used - before) <= 0.01 * (now - since):
-        return now - since
-    worked[process.pid] = now, used
-    return 0.0
-
-
-def execute(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+def execute(path: Path, output: Path, parameters: Mapping[str, Any], kernel: Any = None) -> None:
     """Run one notebook with checked parameters; the executed copy is kept in `output`, also when a cell fails.
+
+    kernel: the manager of one that runs already (`kernels.Kernels.take`); by default one is started. It is ended.
 
     Raises StudyError that names the notebook, the cell and the error, or says that the kernel did nothing for IDLE_MINUTES.
     """
@@ -172,7 +100,7 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
     # papermill warns of every parameter that the cell does not name; they are checked fields
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        with _quiet_kernels(), _idle_kernels_end(IDLE_MINUTES) as ended:
+        with _used_up(kernel) as kernel, kernels.ended_when_idle(kernel, IDLE_MINUTES) as ended:
             papermill.execute_notebook(
                 path,
                 output,
@@ -182,6 +110,7 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
                 progress_bar=False,
                 log_output=False,
                 cwd=str(Path.cwd()),
+                km=kernel,
             )
     except papermill.PapermillExecutionError as error:
         kind = "" if error.ename == "StudyError" else f"{error.ename}: "
@@ -191,6 +120,17 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
             text = f"its kernel did nothing for {IDLE_MINUTES:g} minutes and was ended; run it again"
             raise StudyError(f"{path.name}: {text} (see {output})") from None
         raise StudyError(f"{path.name}: {str(error).splitlines()[0]} (see {output})") from None
+
+
+@contextlib.contextmanager
+def _used_up(kernel: Any) -> Iterator[Any]:
+    """A kernel, or a new one, that is ended with the block."""
+    with kernels.quiet_kernels():
+        kernel = kernel or kernels.start()
+        try:
+            yield kernel
+        finally:
+            kernels.end(kernel)
 
 
 def source_hash(notebook: Any) -> str:

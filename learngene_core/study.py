@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import notebooks
 from .config import STAGES, Config
 from .files import read_json, say, write_json
+from .kernels import Kernels
 from .runs import Run
 from .summary import summary_markdown, summary_text
 
@@ -247,10 +248,12 @@ def _run_notebooks(run: Run, paths: list[Path]) -> None:
     total = sum(expected.values()) + KERNEL_SECONDS * len(paths)
     say(f"study: {len(paths)} notebooks into {run.path}; about {duration(total)} on this machine")
     parameters = notebooks.parameters_of(run.cfg, run.path)
-    with bar(run, expected, kernel_seconds=KERNEL_SECONDS, n_kernels=len(paths)) as notebook_done:
+    with Kernels() as ready, bar(run, expected, kernel_seconds=KERNEL_SECONDS, n_kernels=len(paths)) as notebook_done:
         for path in paths:
-            start = time.time()
-            notebooks.execute(path, _copy(run, path), parameters)
+            start, kernel = time.time(), ready.take()
+            if path != paths[-1]:
+                ready.prepare()  # the next notebook's, while this one works
+            notebooks.execute(path, _copy(run, path), parameters, kernel)
             write_json(run.path / "notebooks" / "index.json", {**_finished(run), path.name: _mark(run.cfg, path)})
             run.note_time("notebook", path.stem, time.time() - start)
             notebook_done()
