@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, interrupt
+from . import __version__, determinism, interrupt
 from .config import STAGES, Config
 from .files import OutOfTime, StudyError, say
 from .presets import PRESETS
+from .troubles import explained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             elif options.debug:
                 raise
             else:
-                known = isinstance(error, StudyError | ValueError | OSError)
+                known = isinstance(error, StudyError | ValueError | OSError) or explained(error)
                 more = "" if known else f"{type(error).__name__}: "
                 text, status = f"learngene: {more}{_one_line(error)}{'' if known else ' (--debug shows where)'}", 1
                 status = LATER if isinstance(error, OutOfTime) else status
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
+    if text := explained(error):
+        return text
     if isinstance(error, OSError) and error.filename:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split()) or type(error).__name__
@@ -92,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
             "--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter, e.g. shots=[10,20]"
         )
         sub.add_argument("--redo", action="append", default=[], choices=STAGES, help="compute this stage again")
+        sub.add_argument(
+            "--deterministic", action="store_true", help="GPUs: equal bits on every call (slower; it is said)"
+        )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     info = verbs.add_parser("info", help="what is in a run folder, and whether it is whole")
     info.add_argument("run", metavar="RUN")
@@ -122,6 +128,7 @@ def configuration(options: argparse.Namespace) -> Config:
         except yaml.YAMLError:
             raise ValueError(f"--set {name}: {text!r} is no value") from None
     given += [(n, v) for n in ("seed", "data", "data_path") if (v := getattr(options, n)) is not None]
+    given += [("deterministic", True)] if options.deterministic else []
     changes: dict[str, Any] = {}
     for name, value in given:
         if changes.setdefault(name, value) != value:
@@ -179,6 +186,7 @@ def _announced(run: Run, stage: str, stack: contextlib.ExitStack) -> Chain:
         @functools.cached_property
         def collective(self):  # whatever trains asks for it first, when it has checked what it can
             self.source  # noqa: B018 (too few classes are said before)
+            determinism.announce(run)
             stack.enter_context(shown(run, stage))
             return super().collective
 

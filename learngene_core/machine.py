@@ -7,6 +7,7 @@ import os
 import platform
 from pathlib import Path
 
+from . import determinism
 from .config import Config
 from .files import StudyError, read_json
 
@@ -22,6 +23,7 @@ class Machine:
     torch: str
     system: str
     processors: int
+    deterministic: bool = False
 
     @classmethod
     def resolve(cls, cfg: Config) -> Machine:
@@ -42,6 +44,7 @@ class Machine:
             torch=torch.__version__,
             system=f"{platform.system()} {platform.machine()}",
             processors=processors,
+            deterministic=cfg.deterministic,
         )
 
     @staticmethod
@@ -62,7 +65,9 @@ class Machine:
             raise StudyError(f"{path} is damaged: it is no machine.json of this version") from None
 
     def use(self) -> None:
-        """Apply the thread count to this process."""
+        """Apply the thread count, and deterministic operations where they were asked for, to this process."""
         import torch
 
         torch.set_num_threads(self.threads)
+        if self.deterministic:
+            determinism.apply(self.device)

@@ -11,19 +11,19 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from . import determinism
 from .bookkeeping import changed, checked_manifest, only_extent
 from .config import STAGES, Config
-from .files import StudyError, atomic, file_hash, read_json, say, write_json
+from .files import StudyError, atomic, read_json, say, write_json
+from .locks import alone
 from .machine import Machine
-
-HELD = "LEARNGENE_LOCKED"  # run folders locked by this process and the kernels that it starts
+from .savepoints import facts_of, state_of
 
 
 class Run:
@@ -87,11 +87,12 @@ class Run:
             return False
         for name, facts in entry["files"].items():
             path = self.path / name
-            if not path.is_file():
+            state = state_of(path, facts)
+            if state == "missing":
                 raise StudyError(
                     f"{path} is missing, though stage {stage!r} was finished; rebuild it with --redo {stage}"
                 )
-            if path.stat().st_size != facts["bytes"] or file_hash(path) != facts["sha256"]:
+            if state == "damaged":
                 raise StudyError(f"{path} is damaged (its hash is not the one noted); rebuild it with --redo {stage}")
         return True
 
@@ -104,10 +105,7 @@ class Run:
             entry = {
                 "hash": self.cfg.stage_hash(stage),
                 "fields": self.cfg.fields_of(stage),
-                "files": {
-                    name: {"bytes": (self.path / name).stat().st_size, "sha256": file_hash(self.path / name)}
-                    for name in files
-                },
+                "files": {name: facts_of(self.path / name) for name in files},
             }
             write_json(self.path / "manifest.json", {**self.manifest, stage: entry})
             self.note_time("stage", stage, time.time() - start)
@@ -187,6 +185,10 @@ class Run:
             path = self.path / "machine.json"
             if path.exists():
                 here = _machine_of(path)
+                if self.cfg.deterministic and not here.deterministic:
+                    raise StudyError(
+                        f"{self.path} was made without deterministic, which is asked for; choose another --out"
+                    )
                 if self.cfg.device not in ("auto", here.device) or not Machine.available(here.device):
                     raise StudyError(
                         f"{self.path} was made on device {here.device!r}; {self.cfg.device!r} is asked "
@@ -195,39 +197,14 @@ class Run:
             else:
                 here = Machine.resolve(self.cfg)
                 write_json(path, dataclasses.asdict(here))
+            if here.deterministic:
+                determinism.prepare()
             self._machine = here
         return self._machine
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes out of the folder. The system frees the lock of a process that died.
-
-        Kernels that `learngene study` started work under its lock. Raises StudyError that names the owner.
-        """
-        import filelock
-
-        held = json.loads(os.environ.get(HELD, "[]"))
-        if str(self.path) in held:
-            yield
-            return
-        owner = self.path / ".owner"
-        guard = filelock.FileLock(self.path / ".lock", timeout=0)
-        try:
-            guard.acquire()
-        except filelock.Timeout:
-            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-            raise StudyError(f"{self.path} is in use by {who}; wait for it, or choose another --out") from None
-        try:
-            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-            os.environ[HELD] = json.dumps([*held, str(self.path)])
-            yield
-        finally:
-            os.environ.pop(HELD)
-            if held:
-                os.environ[HELD] = json.dumps(held)
-            with contextlib.suppress(OSError):
-                owner.unlink(missing_ok=True)
-            guard.release()
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes out of the folder; see `locks.alone`, which says what it raises."""
+        return alone(self.path)
 
 
 def _stored(path: Path) -> Any:

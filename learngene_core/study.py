@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import notebooks
+from . import determinism, notebooks
 from .config import STAGES, Config
 from .files import read_json, say, write_json
 from .runs import Run
@@ -243,6 +243,7 @@ def _run_notebooks(run: Run, paths: list[Path]) -> None:
     from .cost import KERNEL_SECONDS, duration, stage_seconds
     from .progress import bar
 
+    determinism.announce(run)
     expected = stage_seconds(run)
     total = sum(expected.values()) + KERNEL_SECONDS * len(paths)
     say(f"study: {len(paths)} notebooks into {run.path}; about {duration(total)} on this machine")

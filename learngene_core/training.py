@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .files import StudyError
+from .guards import check_pull
 from .images import augment, normalise
 
 
@@ -102,6 +103,7 @@ def fit(
             values.append(value.detach())
             hits.append(hit)
         rows.append(_epoch_row(epoch, values, hits, penalties, where))  # the only wait for the device
+        check_pull(penalty, rows, per_epoch, where)
         if on_epoch is not None:
             on_epoch(rows[-1])
     return rows

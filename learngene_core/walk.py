@@ -14,9 +14,10 @@ from .belongings import Belongings
 from .checkpoints import Collective, load_counts, load_state, save_state
 from .config import Config
 from .division import SourceTask
-from .files import StudyError, atomic, read_json, say, write_json
+from .files import atomic, read_json, say, write_json
 from .gradients import Recorder, block_weights
 from .growth import growth_schedule
+from .guards import warn_if_dead
 from .images import ImageSet, channel_statistics, normalise
 from .machine import Machine
 from .network import ConvNet
@@ -25,6 +26,7 @@ from .presets import PAPER_POOLS
 from .procedure import procedure_of
 from .record import Record
 from .runs import Run
+from .savepoints import check_origin, forget_after, seal, unseal, whole_tasks
 from .streams import generator
 from .training import Penalty, Recipe, evaluate, fisher_diagonal, fit, task_loss
 
@@ -150,6 +152,7 @@ class Walk:
 
         def on_epoch(row: dict) -> None:
             self.history.append({"task": number, "phase": "train", "on_task": number, **row})
+            warn_if_dead(self.history, self.src, cfg)
             rows, counts, zeros = recorder.take()
             self.entries.append({"task": number, "epoch": row["epoch"], "rows": rows, "counts": counts, "zeros": zeros})
             if self.run is not None:
@@ -204,6 +207,7 @@ class Walk:
         if self.run is None:
             return
         folder = self._folder(task.number)
+        unseal(folder)
         mine = [e for e in self.entries if e["task"] == task.number]
         save_state(folder, self.model, self.owned.groups())
         with atomic(folder / "record.npz") as path, open(path, "wb") as file:
@@ -222,22 +226,22 @@ class Walk:
                 "record": [{"epoch": e["epoch"], "rows": e["rows"]} for e in mine],
             },
         )
+        seal(folder)
 
     def _resume(self) -> int:
         """Number of tasks already finished in the run folder; their state is loaded."""
         done = 0
-        while self.run is not None and done < len(self.src) and (self._folder(done + 1) / "about.json").exists():
-            done += 1
-            about = read_json(self._folder(done) / "about.json")
-            if about["stage_hash"] != self.cfg.stage_hash("collective"):
-                raise StudyError(
-                    f"{self._folder(done)} was begun with another configuration; choose another --out, "
-                    "or start it again with --redo collective"
-                )
+        if self.run is not None:
+            saved, mine = self.run.path / "collective", self.cfg.stage_hash("collective")
+            done = min(whole_tasks(saved), len(self.src))
+            forget_after(saved, done, mine)
+        for number in range(1, done + 1):
+            check_origin(self._folder(number), mine)
+            about = read_json(self._folder(number) / "about.json")
             self.history += about["history"]
-            counts, zeros = load_counts(self._folder(done))
+            counts, zeros = load_counts(self._folder(number))
             self.entries += [
-                {"task": done, **e, "counts": counts[i], "zeros": zeros[i]} for i, e in enumerate(about["record"])
+                {"task": number, **e, "counts": counts[i], "zeros": zeros[i]} for i, e in enumerate(about["record"])
             ]
         if done:
             self.model, groups, about = load_state(self._folder(done))
@@ -262,7 +266,10 @@ class Walk:
         model, owned = model.cpu(), self.owned.to(torch.device("cpu"))
         model.normalisation = tuple(self.mean.tolist()), tuple(self.std.tolist())
         if self.run is not None:  # the last task's file also holds the Fisher that a learngene takes along
-            save_state(self._folder(len(self.src)), model, {**owned.groups(), "gene_fisher": fisher})
+            last = self._folder(len(self.src))
+            unseal(last)
+            save_state(last, model, {**owned.groups(), "gene_fisher": fisher})
+            seal(last)
         return Collective(
             model,
             tuple(self.class_names),
