@@ -15,6 +15,7 @@ from .config import STAGES, Config
 from .files import OutOfTime, StudyError, say
 from .presets import PRESETS
 from .troubles import explained
+from .words import spoken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .runs import Run
     from .study import Chain
 
+LONGEST = 1000  # characters of the one line: names in hostile files have no end
 LATER = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, call again
 VERBS = {
     "study": "all notebooks in order, headless, with a report and a table at the end",
@@ -61,11 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    if text := explained(error):
-        return text
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = explained(error) or str(error)
+    if isinstance(error, OSError) and error.filename and not explained(error):
+        text = f"{error.strerror}: {error.filename}"
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split())) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,8 +116,6 @@ def configuration(options: argparse.Namespace) -> Config:
 
     Raises ValueError for unknown names, bad values, and a name that is given two values.
     """
-    import yaml
-
     given: list[tuple[str, Any]] = []
     for entry in options.set:
         name, equals, text = (part.strip() for part in entry.partition("="))
@@ -123,10 +123,7 @@ def configuration(options: argparse.Namespace) -> Config:
             raise ValueError(f"--set takes NAME=VALUE, not {entry!r}")
         if name in OTHERWISE:
             raise ValueError(f"--set {name} is not possible; use {OTHERWISE[name]}")
-        try:
-            given.append((name, _number(yaml.safe_load(text)) if text else ""))
-        except yaml.YAMLError:
-            raise ValueError(f"--set {name}: {text!r} is no value") from None
+        given.append((name, spoken(name, text)))
     given += [(n, v) for n in ("seed", "data", "data_path") if (v := getattr(options, n)) is not None]
     given += [("deterministic", True)] if options.deterministic else []
     changes: dict[str, Any] = {}
@@ -134,16 +131,6 @@ def configuration(options: argparse.Namespace) -> Config:
         if changes.setdefault(name, value) != value:
             raise ValueError(f"{name} is given twice, as {changes[name]!r} and as {value!r}; keep one of them")
     return Config.preset(options.preset, **changes)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 5e-4 as a string; a person means a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return [_number(v) for v in value] if isinstance(value, list) else value
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+LARGEST_JSON = 2**28  # bytes; a device or a pipe would be read for ever
 UNFINISHED = ".unfinished"  # how the name of a file ends that is being written
 HEADLESS = "LEARNGENE_HEADLESS"  # set in kernels that nobody watches: no widgets, no progress bars
 
@@ -68,12 +70,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises StudyError when it is missing or damaged."""
+    """The JSON value in `path`. Raises StudyError when it is missing or damaged, or no file that ends."""
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_JSON:
+            raise StudyError(f"{path} is no JSON file ({facts.st_size:,} bytes); give another, or delete it")
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StudyError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no text, or a number of thousands of digits
         raise StudyError(f"{path} is damaged ({error}); delete it or rebuild its stage with --redo") from None
 
 

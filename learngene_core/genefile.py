@@ -42,7 +42,8 @@ def _expected(about: dict) -> dict[str, tuple[int, ...]]:
         raise ValueError("its layers and widths do not agree")
     if not all(isinstance(n, str) and re.fullmatch(r"[A-Za-z_][\w-]{0,63}", n, re.ASCII) for n in layers):
         raise ValueError("its layers are not named as blocks are")
-    if not set(about["pools"]) <= set(layers) or not isinstance(about["image_size"], int) or about["image_size"] < 1:
+    side = about["image_size"]
+    if not set(about["pools"]) <= set(layers) or not isinstance(side, int) or not 1 <= side <= 65536:
         raise ValueError("its pools or image size cannot be")
     numbers = [*about["mean"], *about["std"]]
     if (

@@ -13,6 +13,7 @@ from .files import StudyError, read_json, say
 from .notebooks import parameters_of
 from .runs import default_folder
 from .savepoints import inspected, state_of
+from .words import quoted
 
 # what `learngene study` computes
 STUDY = ("division", "collective", "criteria", "reconstruct", "openworld", "measures", "atlas", "controls", "claims")
@@ -85,11 +86,15 @@ def command(cfg: Config, path: Path, verb: str = "study", redo: list[str] | None
         path = None
     for name in ("data", "data_path", "seed"):
         if name in given:
-            words += [f"--{name.replace('_', '-')}", str(given.pop(name))]
+            words += _option(name.replace("_", "-"), str(given.pop(name)))
     for name, value in given.items():
-        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    words += ["--out", str(path)] if path else []
+        words += ["--set", f"{name}={quoted(name, value)}"]
+    words += _option("out", str(path)) if path else []
     return shlex.join([*words, *(word for stage in redo or () for word in ("--redo", stage))])
+
+
+def _option(name: str, value: str) -> list[str]:
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
 
 
 def report(run: str | Path, *, as_json: bool = False) -> int:

@@ -22,7 +22,7 @@ def alone(path: Path) -> Iterator[None]:
     writing is swept away.
 
     Kernels that `learngene study` started work under its lock. Raises StudyError that names the owner, or says that the
-    folder may only be read or that its file system knows no locks.
+    folder may only be read, that its file system knows no locks, or that a link in it leads out of it.
     """
     import filelock
 
@@ -42,6 +42,7 @@ def alone(path: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         raise _no_lock(path, error) from None
     try:
+        _check_links(path)
         sweep_unfinished(path)
         owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         os.environ[HELD] = json.dumps([*held, str(path)])
@@ -53,6 +54,18 @@ def alone(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             owner.unlink(missing_ok=True)
         guard.release()
+
+
+def _check_links(path: Path) -> None:
+    """Refuse a run folder (it may come from elsewhere) through which something outside of it would be written."""
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            entry = Path(folder, name)
+            if entry.is_symlink() and not entry.resolve().is_relative_to(path.resolve()):
+                raise StudyError(
+                    f"{entry} is a link that leads out of the run folder; put what it stands for in its place, "
+                    "or choose another --out"
+                )
 
 
 def _no_lock(path: Path, error: OSError | NotImplementedError) -> Exception:

@@ -145,15 +145,18 @@ class Run:
             table.to_csv(temporary, index=False, lineterminator="\n")
 
     def read_table(self, name: str) -> Any:
-        """The DataFrame in a CSV of this run. Raises StudyError when it is missing or unreadable."""
+        """The DataFrame in a CSV of this run. Raises StudyError when it is missing, or unreadable: then with the stage that makes
+        it anew."""
         import pandas
 
         try:
             return pandas.read_csv(self.path / name, keep_default_na=True)
         except FileNotFoundError:
             raise StudyError(f"{self.path / name} does not exist; run the stage that makes it first") from None
-        except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise StudyError(f"{self.path / name} is damaged: {error}") from None
+        except (ValueError, OverflowError) as error:  # of pandas all parsing errors are ValueErrors
+            stage = next((s for s, entry in self.manifest.items() if name in entry["files"]), "STAGE")
+            reason = " ".join(str(error).split())[:200]
+            raise StudyError(f"{self.path / name} is damaged ({reason}); rebuild it with --redo {stage}") from None
 
     def note_time(self, kind: str, name: str, seconds: float) -> None:
         """Append a row to `timings.csv` (kind: stage, notebook or study; name; seconds)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import determinism, notebooks
 from .config import STAGES, Config
-from .files import read_json, say, write_json
+from .files import StudyError, read_json, say, write_json
 from .runs import Run
 from .summary import summary_markdown, summary_text
 
@@ -229,8 +229,11 @@ def _mark(cfg: Config, path: Path) -> str:
 
 
 def _finished(run: Run) -> dict[str, str]:
-    path = run.path / "notebooks" / "index.json"
-    return read_json(path) if path.exists() else {}
+    try:
+        index = read_json(run.path / "notebooks" / "index.json")
+    except StudyError:
+        return {}  # missing, or damaged: the notebooks are run again
+    return index if isinstance(index, dict) else {}
 
 
 def _whole(run: Run) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import snapshot
 
-from learngene_core.files import UNFINISHED, read_json
+from learngene_core.files import UNFINISHED, StudyError, read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="SIGKILL and mounts")]
 
@@ -92,7 +92,7 @@ def at_work(out, process, stage):
     try:
         mine = (out / ".owner").read_text().startswith(f"process {process.pid} ")
         return mine and BEFORE[stage] in read_json(out / "manifest.json")
-    except (OSError, ValueError):
+    except (OSError, StudyError):
         return False
 
 

@@ -86,7 +86,8 @@ def task(folder, number, stage_hash="h"):
     path.mkdir(parents=True)
     save_file({"model/a": torch.full((50,), float(number))}, path / "model.safetensors")
     np.savez_compressed(path / "record.npz", counts=np.arange(40), zeros=np.arange(3))
-    write_json(path / "about.json", {"stage_hash": stage_hash, "history": [number]})
+    lists = {name: [number] for name in ("class_names", "mean", "std", "history", "record")}
+    write_json(path / "about.json", {"stage_hash": stage_hash, "shape": {}, **lists})
     savepoints.seal(path)
     return path
 
@@ -172,6 +173,14 @@ def test_a_seal_that_is_none_is_damage(tmp_path, text):
     path = task(tmp_path, 1)
     (path / "seal.json").write_text(text)
     assert "seal.json is damaged" in savepoints.trouble(path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"stage_hash": "h", "history": {}}'])
+def test_notes_that_lack_something_are_damage_also_under_a_seal(tmp_path, text):
+    path = task(tmp_path, 1)
+    (path / "about.json").write_text(text)
+    savepoints.seal(path)
+    assert savepoints.trouble(path) == "about.json is damaged"
 
 
 def test_a_seal_reads_nothing_outside_its_folder(tmp_path):
