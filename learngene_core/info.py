@@ -11,7 +11,7 @@ from .bookkeeping import changed, checked_manifest, only_extent
 from .config import STAGES, Config
 from .files import StudyError, read_json, say
 from .notebooks import parameters_of
-from .runs import default_folder
+from .runs import default_folder, machine_of
 from .savepoints import inspected, state_of
 from .words import quoted
 
@@ -33,6 +33,8 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     cfg = _configuration(path)
     manifest = checked_manifest(path / "manifest.json") if (path / "manifest.json").exists() else {}
+    if (path / "machine.json").exists():
+        machine_of(path / "machine.json")
     stages = {s: _stage(path, manifest.get(s), cfg, s) for s in COMPUTED if s in STUDY or s in manifest}
     complete = all(stages[stage]["state"] == "whole" for stage in STUDY)
     saved, wrong = len([*path.glob("collective/task_*/about.json")]), None

@@ -60,7 +60,10 @@ class Machine:
     def stored(cls, path: Path) -> Machine:
         """The machine noted in `machine.json`. Raises StudyError when it is damaged."""
         try:
-            return cls(**read_json(path))
+            here = cls(**read_json(path))
+            if any(type(getattr(here, f.name)).__name__ != f.type for f in dataclasses.fields(cls)):
+                raise TypeError("a value of a wrong type")
+            return here
         except TypeError:
             raise StudyError(f"{path} is damaged: it is no machine.json of this version") from None
 

@@ -187,7 +187,7 @@ class Run:
         if self._machine is None:
             path = self.path / "machine.json"
             if path.exists():
-                here = _machine_of(path)
+                here = machine_of(path)
                 if self.cfg.deterministic and not here.deterministic:
                     raise StudyError(
                         f"{self.path} was made without deterministic, which is asked for; choose another --out"
@@ -219,7 +219,8 @@ def _stored(path: Path) -> Any:
         return None
 
 
-def _machine_of(path: Path) -> Machine:
+def machine_of(path: Path) -> Machine:
+    """The machine noted in a run's machine.json. Raises StudyError, with the way out, when it is damaged."""
     try:
         return Machine.stored(path)
     except StudyError:

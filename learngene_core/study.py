@@ -201,15 +201,12 @@ def run_study(cfg: Config, out: str | Path = "", *, redo: tuple[str, ...] = ()) 
     """
     run = Run.open(cfg, out, redo=redo)
     start = time.time()
-    with run.lock():
-        paths = notebooks.numbered()
-        index = _finished(run)
-        todo = [p for p in paths if index.get(p.name) != _mark(cfg, p) or not _copy(run, p).exists()]
-        if not todo and (run.path / "report.html").exists() and _whole(run):
-            say(f"study: {run.path} is finished; reused as it is (--redo STAGE computes a stage again)")
-        else:
-            _run_notebooks(run, todo or paths)
-            summary = summary_markdown(run)
+    if not _to_run(run):  # nothing is written: the folder may belong to somebody else
+        say(f"study: {run.path} is finished; reused as it is (--redo STAGE computes a stage again)")
+    else:
+        with run.lock():
+            _run_notebooks(run, _to_run(run))
+            paths, summary = notebooks.numbered(), summary_markdown(run)
             notebooks.write_report(
                 [_copy(run, p) for p in paths], f"Learngene study: {run.path.name}", summary, run.path / "report.html"
             )
@@ -221,6 +218,21 @@ def run_study(cfg: Config, out: str | Path = "", *, redo: tuple[str, ...] = ()) 
 
 def _copy(run: Run, path: Path) -> Path:
     return run.path / "notebooks" / path.name
+
+
+def _to_run(run: Run) -> list[Path]:
+    """The notebooks that have no executed copy of this configuration and code; all where only stages or the report are
+    missing, none when the study is finished."""
+    paths, index = notebooks.numbered(), _finished(run)
+    todo = [p for p in paths if index.get(p.name) != _mark(run.cfg, p) or not _readable(_copy(run, p))]
+    return todo if todo or ((run.path / "report.html").exists() and _whole(run)) else paths
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return bool(notebooks.read(path).cells)
+    except StudyError:
+        return False
 
 
 def _mark(cfg: Config, path: Path) -> str:

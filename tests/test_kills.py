@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import snapshot
 
+from learngene_core import interrupt
 from learngene_core.files import UNFINISHED, StudyError, read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="SIGKILL and mounts")]
@@ -157,8 +158,9 @@ def test_a_truncated_newest_file_changes_nothing(reference, tmp_path):
     out = tmp_path / "pieces"
     shutil.copytree(tmp_path / "run", out)
     redone = start(out, "--redo", "atlas")
-    while not list(out.glob(".parts/atlas/*.json")) and redone.poll() is None:
-        time.sleep(0.01)
+    begun = "atlas"  # of the pieces, not those of the run before
+    wait_until(lambda: at_work(out, redone, begun) and begun not in read_json(out / "manifest.json"), redone)
+    wait_until(lambda: list(out.glob(".parts/atlas/*.json")), redone)
     redone.kill()
     ended(redone)
     newest = max(out.glob(".parts/atlas/*.json"), key=lambda p: p.stat().st_mtime_ns)
@@ -217,3 +219,123 @@ def test_a_full_disk_is_one_line_and_loses_nothing(reference, tmp_path, small_di
     assert not list(out.rglob(f".*{UNFINISHED}")), "what could not be written is in the way"
     finished(out)
     assert results(out) == files
+
+
+# two at once ----------------------------------------------------------------------------------------------------------
+def test_of_two_on_one_run_folder_one_works_and_the_other_says_who_does(reference, tmp_path):
+    out = tmp_path / "run"
+    both = [start(out, verb="collective", changes={"epochs": 25}) for _ in range(2)]
+    ends = [ended(process) for process in both]
+    assert sorted(status for status, _, _ in ends) == [0, 1], ends
+    (works,) = [p for p, (status, _, _) in zip(both, ends, strict=True) if status == 0]
+    ((_, _, err),) = [end for end in ends if end[0] == 1]
+    (line,) = err.splitlines()
+    assert f"{out} is in use by process {works.pid} on " in line and "another --out" in line
+    alone = tmp_path / "alone"
+    finished(alone, verb="collective", changes={"epochs": 25})
+    assert results(out) == results(alone)
+
+
+def test_two_on_one_cold_cache_both_end_well(reference, tmp_path):
+    cache = tmp_path / "cache"
+    both = [start(tmp_path / name, verb="collective", cache=cache) for name in "ab"]
+    ends = [ended(process) for process in both]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    assert sum("(once; kept in the cache)" in said for _, said, _ in ends) == 1, "the glyphs were drawn once"
+    assert results(tmp_path / "a") == results(tmp_path / "b")
+    assert not [p for p in cache.rglob("*") if p.name == "lock" or p.name.endswith(UNFINISHED)]
+
+
+def kernels(process):
+    import psutil
+
+    with_kernel = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if any("ipykernel" in part for part in child.cmdline()):
+                with_kernel.append(child)
+        except psutil.Error:
+            pass
+    return with_kernel
+
+
+def wait_until(true, process, seconds=90):
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+
+
+def test_of_two_studies_on_one_run_folder_one_works_and_ends_by_ctrl_c(reference, tmp_path):
+    """And the kernels of a study that is killed do not go on writing into the folder."""
+    out = tmp_path / "run"
+    works = start(out, verb="study")
+    try:
+        wait_until(lambda: (out / ".owner").exists() and kernels(works), works)
+        status, _, err = ended(start(out, verb="study"))
+        (line,) = [text for text in err.splitlines() if text.startswith("learngene: ")]
+        assert status == 1 and f"in use by process {works.pid} on " in line
+        wait_until(
+            lambda: "division" in read_json(out / "manifest.json") if (out / "manifest.json").exists() else False, works
+        )
+        left = kernels(works)
+        works.send_signal(signal.SIGINT)
+        status, _, err = ended(works, 40)
+        assert (status, err.splitlines()[-1]) == (130, interrupt.TEXT)
+        assert "Traceback" not in err and not any(kernel.is_running() for kernel in left)
+        assert not (out / ".owner").exists()
+        works = start(out, verb="study")
+        wait_until(lambda: kernels(works), works)
+        left = kernels(works)
+        works.kill()
+        works.communicate()
+        end = time.monotonic() + 15
+        while any(kernel.is_running() for kernel in left) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not any(kernel.is_running() for kernel in left), (
+            "an orphan would write beside the next owner of the folder"
+        )
+    finally:
+        works.kill()
+    finished(out)
+    files = results(out)
+    assert {n: h for n, h in reference[0].items() if files.get(n) != h} == {}
+
+
+def test_two_studies_on_one_cold_cache_both_end_well(tmp_path):
+    both = [start(tmp_path / name, verb="study", cache=tmp_path / "cache") for name in "ab"]
+    ends = [ended(process, 580) for process in both]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    assert all((tmp_path / name / "report.html").stat().st_size > 10_000 for name in "ab")
+    tables = [
+        {n: h for n, h in results(tmp_path / name).items() if n.endswith((".csv", ".safetensors"))} for name in "ab"
+    ]
+    assert tables[0] == tables[1] and len(tables[0]) > 10
+
+
+# Ctrl+C ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("verb", "stage", "before"),
+    [("collective", "collective", "division"), ("reconstruct", "atlas", "collective"), ("reconstruct", "reconstruct", "criteria"),
+     ("openworld", "openworld", "collective"), ("tune", "tune", "criteria")],
+)  # fmt: skip
+def test_ctrl_c_ends_a_long_verb_cleanly_and_the_same_command_goes_on(reference, tmp_path, verb, stage, before):
+    out, more = tmp_path / "run", {"tune_tasks": 8, "tune_rates": "[0.01, 0.02, 0.05, 0.1]", "open_resamples": 5000}
+    process = start(out, verb=verb, changes=more)
+
+    def works():
+        try:
+            mine = (out / ".owner").read_text().startswith(f"process {process.pid} ")
+            return mine and before in read_json(out / "manifest.json")
+        except (OSError, StudyError):
+            return False
+
+    wait_until(works, process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    status, _, err = ended(process, 40)
+    assert (status, err.splitlines()[-1:]) == (130, [interrupt.TEXT]), err
+    assert "Traceback" not in err and stage not in read_json(out / "manifest.json")
+    assert not (out / ".owner").exists() and not list(out.rglob(f".*{UNFINISHED}"))
+    finished(out, verb=verb, changes=more)
+    assert {n for n, h in results(out).items() if reference[0].get(n, h) != h} <= {"config.json", "manifest.json"}

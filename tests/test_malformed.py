@@ -213,6 +213,17 @@ def test_bookkeeping_of_a_run(place, call, name, text):
         return
     line = call(lambda: opened(place).machine)
     assert line and name in line and "delete" in line
+    assert name in call(info.report, run.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("device", 5), ("threads", "4"), ("channels_last", "no"), ("workers", 2.5)]
+)
+def test_a_machine_of_wrong_types(place, call, name, value):
+    path = opened(place).machine and place / "run" / "machine.json"
+    write_json(path, {**read_json(path), name: value})
+    line = call(lambda: opened(place).machine)
+    assert "machine.json is damaged; delete the file" in line
 
 
 @pytest.mark.parametrize("text", JSON.values(), ids=JSON)

@@ -20,11 +20,12 @@ import torch
 from conftest import snapshot
 from safetensors.torch import save_file
 
-from learngene_core import cli, determinism, files, guards, savepoints, training
+from learngene_core import cli, criteria, determinism, files, guards, info, notebooks, savepoints, study, training
 from learngene_core.config import Config
 from learngene_core.files import UNFINISHED, StudyError, atomic, sweep_unfinished, write_json
 from learngene_core.headers import checked_header
 from learngene_core.machine import Machine
+from learngene_core.record import N_BINS, Record
 from learngene_core.runs import Run
 from learngene_core.training import Penalty, Recipe, fit, task_loss
 from learngene_core.troubles import explained
@@ -335,6 +336,32 @@ def test_a_run_that_may_only_be_read_is_read_and_says_so_when_more_is_asked(smok
     assert snapshot(smoke_copy) == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="modes and mounts")
+def test_a_finished_study_that_may_only_be_read_is_shown(smoke_copy, capsys):
+    run = Run.open(SMOKE, smoke_copy)
+    for stage in info.STUDY:
+        if not run.done(stage):
+            with run.computing(stage, []):
+                pass
+    (smoke_copy / "notebooks").mkdir()
+    for path in notebooks.numbered():
+        shutil.copy(path, smoke_copy / "notebooks")
+    (smoke_copy / "report.html").write_text("<html>")
+    marks = {p.name: study._mark(SMOKE, p) for p in notebooks.numbered()}
+    write_json(smoke_copy / "notebooks" / "index.json", marks)
+    before = snapshot(smoke_copy)
+    with only_readable(smoke_copy):
+        assert cli.main(["study", "--preset", "smoke", "--out", str(smoke_copy)]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "is finished; reused as it is" in said and "gain over scratch" in said
+    assert snapshot(smoke_copy) == before
+    (copy, *_) = sorted((smoke_copy / "notebooks").glob("*.ipynb"))
+    copy.write_text(copy.read_text()[:2000])  # a damaged copy is no finished notebook
+    assert [p.name for p in study._to_run(run)] == [copy.name]
+    (smoke_copy / "notebooks" / "index.json").write_text("[]")
+    assert study._to_run(run) == notebooks.numbered()
+
+
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes")
 def test_trainings_side_by_side_end_with_the_process_that_started_them(tmp_path):
     """A killed command must not leave one behind that goes on writing into its run."""
@@ -517,6 +544,20 @@ def test_a_penalty_that_never_bites_is_an_error_that_says_so():
     assert small_fit(penalty_of("penalty"), 0.1)[-1]["penalty"] > 0
     assert len(small_fit(penalty_of("proximal", 1e30), 0.1)) == 3  # it holds so fast that nothing moves
     assert len(small_fit(lambda net: training.Frozen(net, {"1.bias": torch.ones(2)}), 0.1)) == 3
+
+
+@pytest.mark.parametrize("name", criteria.CRITERIA)
+def test_a_criterion_over_a_constant_record_says_that_it_cannot_choose(name):
+    """It must not take the first layers, or the last, as if they had been found."""
+    layers, columns = ("conv1", "conv2", "conv3"), ("norm", "rms", "norm_times_weight", "weight_norm", "relative_norm")
+    rows = [{"layer": n, "n_weights": 9, **dict.fromkeys(columns, 1.0)} for n in layers]
+    counts, zeros = np.ones((3, 2, N_BINS), int), np.ones(3, int)
+    entries = [{"task": t, "epoch": 1, "rows": rows, "counts": counts, "zeros": zeros} for t in (1, 2, 3)]
+    null = [{**row, "task": t, "network": k} for k in (1, 2) for t in (1, 2) for row in rows]
+    record = Record.of_epochs(layers, entries, null, np.ones((2, 2, 3, 2, N_BINS), int), np.ones((2, 2, 3), int))
+    with pytest.raises(StudyError, match=f"criterion '{name}' .*set another criterion, or layers") as refusal:
+        criteria.choose(record, Config(criterion=name, n_blocks=2))
+    assert "\n" not in str(refusal.value)
 
 
 # determinism ----------------------------------------------------------------------------------------------------------
