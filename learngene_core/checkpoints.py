@@ -15,6 +15,7 @@ from .headers import checked_arrays
 from .network import ConvNet
 from .record import Record
 from .runs import Run
+from .savepoints import check_shape
 
 
 @dataclasses.dataclass
@@ -69,6 +70,7 @@ def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dic
         for name, tensor in load_file(folder / "model.safetensors").items():
             group, _, rest = name.partition("/")
             groups[group][rest] = tensor
+        check_shape(about["shape"], groups["model"])
         model = ConvNet.from_shape(about["shape"])
         model.load_state_dict(groups["model"])
         model.normalisation = tuple(about["mean"]), tuple(about["std"])

@@ -88,9 +88,8 @@ def decode_all(
             total=len(files), desc="decoding", unit="image", delay=1, leave=False, disable=HEADLESS in os.environ
         ) as bar,
     ):
-        warnings.simplefilter(
-            "error", Image.DecompressionBombWarning
-        )  # unreadable, as PIL has it from twice that size on
+        # as unreadable as PIL has it from twice that size on; the filter holds for the threads too
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         for start in range(0, len(files), batch):
             part = files[start : start + batch]
             n = 0

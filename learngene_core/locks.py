@@ -61,7 +61,7 @@ def _check_links(path: Path) -> None:
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             entry = Path(folder, name)
-            if entry.is_symlink() and not entry.resolve().is_relative_to(path.resolve()):
+            if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(path)):
                 raise StudyError(
                     f"{entry} is a link that leads out of the run folder; put what it stands for in its place, "
                     "or choose another --out"

@@ -201,7 +201,7 @@ class Run:
                 here = Machine.resolve(self.cfg)
                 write_json(path, dataclasses.asdict(here))
             if here.deterministic:
-                determinism.prepare()
+                determinism.apply(here.device)
             self._machine = here
         return self._machine
 

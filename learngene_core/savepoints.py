@@ -7,22 +7,16 @@ are not what its seal says is never loaded; the walk over the tasks goes back to
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .files import StudyError, file_hash, read_json, say, write_json
 from .headers import checked_arrays, checked_header
 
 SEAL = "seal.json"
 LAST = "about.json"  # of a task's files the last that is written
-ABOUT = {
-    "stage_hash": str,
-    "shape": dict,
-    "class_names": list,
-    "mean": list,
-    "std": list,
-    "history": list,
-    "record": list,
-}
+ABOUT = {"stage_hash": str, "shape": dict} | dict.fromkeys(("class_names", "mean", "std", "history", "record"), list)
 
 
 def facts_of(path: Path) -> dict[str, int | str]:
@@ -85,6 +79,17 @@ def _check_about(path: Path) -> None:
     about = read_json(path)
     if not isinstance(about, dict) or any(not isinstance(about.get(name), kind) for name, kind in ABOUT.items()):
         raise ValueError("not what a task notes about itself")
+
+
+def check_shape(shape: dict[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Before a network of this shape takes memory: none of its layers is wider than the largest of the saved `tensors` (name
+    -> anything with a shape), and there are no more of them than tensors. Raises ValueError (or KeyError, TypeError)."""
+    largest = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
+    sizes = [*shape["widths"], *shape["hidden"], shape["n_classes"]]
+    if len(sizes) > len(tensors) or not all(type(n) is int and 0 < n <= largest for n in sizes):
+        raise ValueError("its shape is not that of its tensors")
+    if type(shape["image_size"]) is not int or not 0 < shape["image_size"] <= 4096:
+        raise ValueError("its image size cannot be")
 
 
 def whole_tasks(folder: Path) -> int:

@@ -24,6 +24,7 @@ from PIL import Image
 from test_safety import HOSTILE
 
 from learngene_core import cli, info, manifests, savepoints
+from learngene_core.checkpoints import load_state, save_state
 from learngene_core.config import Config
 from learngene_core.files import read_json, write_json
 from learngene_core.headers import checked_arrays
@@ -251,6 +252,24 @@ def test_notes_of_a_saved_task(place, call, name, text):
     (task / name).write_bytes(text)
     assert call(savepoints.whole_tasks, place) is None
     assert savepoints.whole_tasks(place) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("widths", [4, 10**9]), ("widths", [4] * 1000), ("widths", "ab"), ("hidden", [10**10]), ("n_classes", 10**9),
+     ("n_classes", 2.0), ("image_size", 10**6), ("names", ["conv1", "../../x"]), ("pools", [99])],
+)  # fmt: skip
+def test_a_network_whose_notes_ask_for_more_than_its_file_holds(place, call, name, value):
+    """Refused before memory is taken for it."""
+    net = ConvNet((4, 5), (2,), 3, 32)
+    save_state(place, net, {})
+    about = {"shape": json.loads(json.dumps(net.shape)), "mean": [0.5] * 3, "std": [0.2] * 3}
+    write_json(place / "about.json", about)
+    assert call(load_state, place) is None, "the good one is read"
+    about["shape"][name] = value
+    write_json(place / "about.json", about)
+    line = call(load_state, place)
+    assert line and "damaged" in line and "--redo collective" in line
 
 
 # YAML on the command line -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Nothing half-written, nothing silent: files, seals, headers, locks, troubles of the system, guards, determinism."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -602,6 +603,18 @@ def test_gpus_are_asked_for_deterministic_operations_and_a_fixed_workspace():
     os.environ[determinism.WORKSPACE] = ":16:8"  # the other setting that is deterministic
     determinism.prepare()
     assert os.environ[determinism.WORKSPACE] == ":16:8"
+
+
+@pytest.mark.usefixtures("torch_as_before")
+def test_a_run_resumed_at_any_stage_is_deterministic_again(tmp_path, monkeypatch):
+    """Not only where the collective is trained: individuals of a loaded one must be too."""
+    run = Run.open(SMOKE, tmp_path / "run")
+    values = {**dataclasses.asdict(run.machine), "device": "cuda", "deterministic": True}
+    write_json(run.path / "machine.json", values)
+    monkeypatch.setattr(Machine, "available", staticmethod(lambda device: True))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert Run.open(SMOKE, run.path).machine.deterministic
+    assert torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.usefixtures("torch_as_before")
