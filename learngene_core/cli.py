@@ -146,6 +146,8 @@ def _run(options: argparse.Namespace) -> int:
     run = Run.open(cfg, options.out, redo=options.redo)
     name, stage, describe = _VERBS[options.verb]
     with contextlib.ExitStack() as stack:
+        if not run.done(stage):
+            stack.enter_context(run.lock())  # over all stages: between two of them nobody else may begin
         chain = _announced(run, stage, stack)
         getattr(chain, name)  # computed or loaded when asked for
     describe(chain)

@@ -13,6 +13,7 @@ from pathlib import Path
 from .files import StudyError, sweep_unfinished
 from .troubles import SEALED
 
+PATIENCE = 0.5  # seconds: who only notes something is waited for, and whoever computes has written who it is
 HELD = "LEARNGENE_LOCKED"  # run folders locked by this process and the kernels that it starts
 
 
@@ -31,7 +32,7 @@ def alone(path: Path) -> Iterator[None]:
         yield
         return
     owner = path / ".owner"
-    guard = filelock.FileLock(path / ".lock", timeout=0)
+    guard = filelock.FileLock(path / ".lock", timeout=PATIENCE)
     try:
         guard.acquire()
     except filelock.Timeout:
@@ -43,8 +44,8 @@ def alone(path: Path) -> Iterator[None]:
         raise _no_lock(path, error) from None
     try:
         _check_links(path)
-        sweep_unfinished(path)
         owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        sweep_unfinished(path)
         os.environ[HELD] = json.dumps([*held, str(path)])
         yield
     finally:
