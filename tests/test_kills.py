@@ -6,7 +6,6 @@ again, equal to a run that nothing happened to: to the bit in weights, to the by
 
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,8 @@ from conftest import snapshot
 from learngene_core import interrupt
 from learngene_core.files import UNFINISHED, StudyError, read_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="SIGKILL and mounts")]
+resource = pytest.importorskip("resource", reason="SIGKILL, mounts and limits of POSIX systems")
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 MAIN = "import sys; from learngene_core.cli import main; sys.exit(main())"

@@ -34,6 +34,7 @@ from learngene_core.network import ConvNet
 from learngene_core.record import N_BINS, Record
 from learngene_core.runs import Run
 
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="its watch for hanging is POSIX's")
 SMOKE = Config.preset("smoke")
 SECONDS = 20  # a case that takes longer hangs
 
