@@ -57,11 +57,11 @@ def permuted_labels(imgs: ImageSet, div: Division, seed: int) -> ImageSet:
 
 
 def train_ancestors(names: Sequence[str], cfg: Config, run: Run) -> dict[str, Collective]:
-    """Name -> the ancestor, trained or loaded; on a CPU as many at a time as there are workers, a process each.
+    """Name -> the ancestor, trained or loaded; as many at a time as the machine has room for, a process each.
 
     Raises StudyError as training a collective does, and OutOfTime when none may be begun any more.
     """
-    workers = run.machine.workers if run.machine.device == "cpu" else 1
+    workers = run.machine.trainings
     left = [name for name in names if not (run.path / "ancestors" / name / "history.csv").exists()]
     if left and not Parts(run, "controls").in_time:
         raise OutOfTime(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .files import StudyError, atomic, read_json
+from .files import StudyError, atomic, read_json, write_json
 from .headers import checked_arrays
 from .network import ConvNet
 from .record import Record
@@ -54,6 +55,35 @@ def save_state(folder: Path, model: ConvNet, groups: dict[str, dict[str, Tensor]
     }
     with atomic(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary)
+
+
+def save_task(
+    folder: Path,
+    stage_hash: str,
+    model: ConvNet,
+    groups: dict[str, dict[str, Tensor]],
+    about: dict,
+    entries: Sequence[dict],
+) -> None:
+    """Write a finished task: the network and what belongs to it, its record (entries, one per epoch), and `about.json` with
+    `about` in it, which comes last: a folder that has one is whole."""
+    save_state(folder, model, groups)
+    with atomic(folder / "record.npz") as path, open(path, "wb") as file:
+        np.savez_compressed(file, **{part: np.stack([e[part] for e in entries]) for part in ("counts", "zeros")})
+    record = [{"epoch": e["epoch"], "rows": e["rows"]} for e in entries]
+    write_json(folder / "about.json", {"stage_hash": stage_hash, "shape": model.shape, **about, "record": record})
+
+
+def load_rows(folder: Path, stage_hash: str, number: int) -> tuple[list[dict], list[dict]]:
+    """History rows and record entries of a finished task. Raises StudyError when it is damaged or of another configuration."""
+    about = read_json(folder / "about.json")
+    if about["stage_hash"] != stage_hash:
+        raise StudyError(
+            f"{folder} was begun with another configuration; choose another --out, or start it again with --redo collective"
+        )
+    counts, zeros = load_counts(folder)
+    entries = [{"task": number, **e, "counts": counts[i], "zeros": zeros[i]} for i, e in enumerate(about["record"])]
+    return about["history"], entries
 
 
 def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dict]:

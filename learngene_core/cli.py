@@ -14,7 +14,7 @@ from . import __version__, determinism, interrupt
 from .config import STAGES, Config
 from .files import OutOfTime, StudyError, say
 from .presets import PRESETS
-from .troubles import explained
+from .troubles import explained, one_line
 from .words import spoken
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .runs import Run
     from .study import Chain
 
-LONGEST = 1000  # characters of the one line: names in hostile files have no end
 LATER = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, call again
 VERBS = {
     "study": "all notebooks in order, headless, with a report and a table at the end",
@@ -56,18 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 known = isinstance(error, StudyError | ValueError | OSError) or explained(error)
                 more = "" if known else f"{type(error).__name__}: "
-                text, status = f"learngene: {more}{_one_line(error)}{'' if known else ' (--debug shows where)'}", 1
+                text, status = f"learngene: {more}{one_line(error)}{'' if known else ' (--debug shows where)'}", 1
                 status = LATER if isinstance(error, OutOfTime) else status
         print(text, file=sys.stderr)
         return status
-
-
-def _one_line(error: Exception) -> str:
-    text = explained(error) or str(error)
-    if isinstance(error, OSError) and error.filename and not explained(error):
-        text = f"{error.strerror}: {error.filename}"
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split())) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,11 +87,29 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter, e.g. shots=[10,20]"
         )
+        sub.add_argument(
+            "--tune",
+            action="store_true",
+            help="measure how steps run fastest here first; kept in machine.json (new runs)",
+        )
         sub.add_argument("--redo", action="append", default=[], choices=STAGES, help="compute this stage again")
         sub.add_argument(
             "--deterministic", action="store_true", help="GPUs: equal bits on every call (slower; it is said)"
         )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    bench = verbs.add_parser(
+        "bench", help="the speed table", description="the speed table: ratios, measured in one run"
+    )
+    bench.add_argument(
+        "rows", nargs="*", metavar="ROW", help="rows to measure, by the beginning of their names (default: all)"
+    )
+    bench.add_argument(
+        "--out", default="bench", metavar="FOLDER", help="where bench.csv and bench.md go (default: bench)"
+    )
+    bench.add_argument("--data", default="glyphs", metavar="NAME", help="images of the epochs (default: glyphs)")
+    bench.add_argument("--data-path", default="", metavar="FOLDER", help="where they are")
+    bench.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda")
+    bench.add_argument("--debug", action="store_true", help="show the traceback of an error")
     info = verbs.add_parser("info", help="what is in a run folder, and whether it is whole")
     info.add_argument("run", metavar="RUN")
     info.add_argument("--json", action="store_true", help="machine-readable")
@@ -138,12 +147,19 @@ def _run(options: argparse.Namespace) -> int:
         from .info import report
 
         return report(options.run, as_json=options.json)
+    if options.verb == "bench":
+        from .bench import run_bench
+
+        cfg = Config.preset("lecture", data=options.data, data_path=options.data_path, device=options.device)
+        run_bench(cfg, Path(options.out).expanduser().absolute(), options.rows)
+        return 0
     cfg = configuration(options)
     if options.verb == "study":
         return _study(cfg, options)
     from .runs import Run
 
     run = Run.open(cfg, options.out, redo=options.redo)
+    _tune_steps(run, options)
     name, stage, describe = _VERBS[options.verb]
     with contextlib.ExitStack() as stack:
         if not run.done(stage):
@@ -155,13 +171,22 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tune_steps(run: Run, options: argparse.Namespace) -> None:
+    if options.tune:
+        from .steptuning import tune_run
+
+        tune_run(run)
+
+
 def _study(cfg: Config, options: argparse.Namespace) -> int:
     from .preflight import check_data
-    from .runs import default_folder
+    from .runs import Run, default_folder
     from .study import run_study
 
     if not (Path(options.out).expanduser() if options.out else default_folder(cfg)).joinpath("report.html").exists():
         check_data(cfg)  # before a kernel starts; a finished study needs no images
+    if options.tune:
+        _tune_steps(Run.open(cfg, options.out, redo=options.redo), options)
     run_study(cfg, options.out, redo=tuple(options.redo))
     return 0
 

@@ -71,7 +71,7 @@ class Recorder:
 
     def __init__(self, weights: Mapping[str, nn.Parameter | Sequence[nn.Parameter]], every: int = 1):
         groups = {n: (w,) if isinstance(w, Tensor) else tuple(w) for n, w in weights.items()}
-        self.layers, self.every, self._step = tuple(groups), every, 0
+        self.layers, self.every, self._step, self._seen = tuple(groups), every, 0, 0
         self._parameters = [p for group in groups.values() for p in group]
         self._groups = [len(group) for group in groups.values()]
         self._sizes = [sum(p.numel() for p in group) for group in groups.values()]
@@ -82,20 +82,25 @@ class Recorder:
         self._layer = offset.repeat_interleave(torch.tensor(self._sizes)).to(
             device
         )  # int32 throughout: mixing with int64 is slow
-        self._reset(device)
-
-    def _reset(self, device: torch.device) -> None:
-        n = len(self.layers)
+        n, exact = len(groups), torch.float64 if device.type != "mps" else torch.float32
         self._counts = torch.zeros(n * 2 * N_RAW, dtype=torch.int64, device=device)
-        self._sums = torch.zeros(5, n, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-        self._seen = 0
+        self._sums = torch.zeros(5, n, dtype=exact, device=device)
 
-    @torch.no_grad()
     def __call__(self) -> None:
         """Look at the gradients of this step, if it is one of the k-th. Raises ValueError where there is no gradient."""
+        if self.due():
+            self.look()
+
+    def due(self) -> bool:
+        """Count a step; whether it is one of the k-th, at which to look."""
         self._step += 1
-        if (self._step - 1) % self.every:
-            return
+        due = (self._step - 1) % self.every == 0
+        self._seen += due
+        return due
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Look at the gradients of a step that was due. Raises ValueError where there is no gradient."""
         gradients = [p.grad for p in self._parameters]
         if any(g is None for g in gradients):
             raise ValueError("a recorded parameter has no gradient; look after backward(), and record no frozen layer")
@@ -107,7 +112,6 @@ class Recorder:
             self._counts += torch.bincount(index, minlength=len(self._counts))
         else:  # bincount would wait for the device
             self._counts.scatter_add_(0, index.long(), torch.ones_like(index, dtype=torch.int64))
-        self._seen += 1
 
     def _per_layer(self, norms: Tensor) -> Tensor:
         """Norms of parameters (p,) -> of layers (l,); that of a layer's only parameter is left as it is."""
@@ -134,7 +138,7 @@ class Recorder:
         """
         if not self._seen:
             raise ValueError("no step was recorded")
-        raw = self._counts.view(len(self.layers), 2, N_RAW).cpu().numpy()
+        raw = self._counts.view(len(self.layers), 2, N_RAW).to("cpu", copy=True).numpy()
         norm, square, product, weight_norm, relative = (self._sums / self._seen).cpu().double().numpy()
         counts, zeros = fold(raw)
         rows = [
@@ -150,8 +154,9 @@ class Recorder:
             }
             for i, name in enumerate(self.layers)
         ]
-        self._reset(self._counts.device)
-        self._step = 0
+        self._counts.zero_()  # in place: captured steps count into these very tensors
+        self._sums.zero_()
+        self._step = self._seen = 0
         return rows, counts, zeros
 
 

@@ -124,24 +124,11 @@ def widen(
     repeat = old[following].shape[1] // old_width if name == names[-1] else 1
     mapping = WideningMap(name, rows, following, repeat, mode, source, share, old_width)
 
+    state = _widened_rows(old, mapping, generator, noise)
     wide = Block(block.conv.in_channels, new_width, block.pool).to(old[rows[0]])
-    state = {k: old[k][source.to(old[k].device)] for k in rows}
-    fan_in = old[rows[0]][0].numel()
-    weight = state[rows[0]]
-    if mode == "zero-out":
-        fresh = torch.randn(n_new, *weight.shape[1:], generator=generator).to(weight) * math.sqrt(2 / fan_in)
-        weight[old_width:] = fresh
-        for key, value in zip(rows[1:], (0.0, 1.0, 0.0, 0.0, 1.0), strict=True):
-            state[key][old_width:] = value
-    elif mode == "net2net":
-        weight[old_width:] += (
-            torch.randn(n_new, *weight.shape[1:], generator=generator).to(weight) * noise * weight.std()
-        )
-    for key, target in (
-        (k, wide.get_parameter(k.split(".", 2)[2]) if "running" not in k else wide.get_buffer(k.split(".", 2)[2]))
-        for k in rows
-    ):
-        target.copy_(state[key])
+    mine = wide.state_dict()
+    for key in rows:
+        mine[key.split(".", 2)[2]].copy_(state[key])
     wide.norm.num_batches_tracked.copy_(block.norm.num_batches_tracked)
     wide.to(memory_format=_format(block.conv.weight))
     net.blocks[name] = wide.train(net.training)
@@ -151,6 +138,24 @@ def widen(
         wide.norm.running_mean[old_width:] = x.mean((0, 2, 3))
         wide.norm.running_var[old_width:] = x.var((0, 2, 3), unbiased=True)
     return mapping
+
+
+def _widened_rows(
+    old: dict[str, Tensor], mapping: WideningMap, generator: torch.Generator | None, noise: float
+) -> dict[str, Tensor]:
+    """What the widened block itself holds, by the names of `mapping.rows`: copies, and what its mode makes of the new channels."""
+    rows, old_width = mapping.rows, mapping.old_width
+    state = {key: old[key][mapping.source.to(old[key].device)] for key in rows}
+    weight = state[rows[0]]
+    draw = (len(weight) - old_width, *weight.shape[1:])
+    if mapping.mode == "zero-out":
+        fan_in = old[rows[0]][0].numel()
+        weight[old_width:] = torch.randn(draw, generator=generator).to(weight) * math.sqrt(2 / fan_in)
+        for key, value in zip(rows[1:], (0.0, 1.0, 0.0, 0.0, 1.0), strict=True):
+            state[key][old_width:] = value
+    elif mapping.mode == "net2net":
+        weight[old_width:] += torch.randn(draw, generator=generator).to(weight) * noise * weight.std()
+    return state
 
 
 def _shares(source: Tensor, old_width: int, mode: str, generator: torch.Generator | None) -> Tensor:

@@ -59,15 +59,17 @@ def _at_chance(row: dict[str, Any], ways: int, n_images: int) -> bool:
 def check_pull(penalty: Any, rows: Sequence[dict[str, Any]], steps: int, where: str) -> None:
     """After an epoch of `steps` steps: an EWC penalty on the loss is no longer zero once the weights have moved.
 
-    Only a `training.Penalty` in the form `penalty`: a proximal step may hold so fast that nothing moves, and of the
+    Only an `ewc.Penalty` in the form `penalty`: a proximal step may hold so fast that nothing moves, and of the
     released defects one begins without a pull. Raises StudyError that names `where`.
     """
-    from .training import Penalty
+    import torch
+
+    from .ewc import Penalty
 
     if type(penalty) is not Penalty or penalty.form != "penalty" or len(rows) * steps < 2:
         return
-    value = rows[-1]["penalty"]
-    if isinstance(value, float) and value == 0:
+    value = torch.as_tensor(rows[-1]["penalty"])  # (), or (m,) for a stack, of which only some networks are held
+    if not value.is_meta and not value.any():
         raise StudyError(
             f"the EWC penalty of {where} is exactly zero after {len(rows) * steps} steps: it holds nothing, because the "
             "weights do not move or its strength vanishes; raise the learning rate or the strength, or leave EWC out"

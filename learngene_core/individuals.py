@@ -1,14 +1,17 @@
 """Individual models in bulk: every arm of every target task, in stacks, on the machine's workers, piece by piece.
 
 A piece is all arms of one target task and one set of initial weights: they share images, batches and initial weights, so
-every difference between them is paired. Finished pieces can be kept (`Parts`); a stage that was stopped goes on from them.
+every difference between them is paired. On a CPU a worker makes one piece after the other; on a GPU a bundle of pieces is one
+stack, as many networks as memory holds. Finished pieces can be kept (`Parts`); a stage that was stopped goes on from them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -18,20 +21,23 @@ from .baselines import nearest_class_mean
 from .checkpoints import Collective
 from .config import Config
 from .division import TargetTask
-from .files import StudyError
+from .ewc import Frozen, Penalty
+from .files import StudyError, say
 from .images import ImageSet
 from .learngene import Learngene
+from .lots import Draw, Lot, curve_of, holds, labels_of, mean_curves, row_of, sorted_rows, weights_of
 from .machine import Machine
 from .network import ConvNet
 from .parts import Parts
-from .presets import METHODS
 from .procedure import Lesson, procedure_of
 from .runs import Run
 from .stack import Stack
+from .steps import PLAIN
 from .streams import generator
-from .training import Frozen, Penalty, Recipe, evaluate, fit, stack_loss
+from .training import Recipe, evaluate, fit, stack_loss
 
-LARGEST_STACK = 6  # networks trained as one; on a CPU larger ones fall out of the cache
+Job = tuple[Sequence[TargetTask], int]
+"""Target tasks of a piece (one, but for `procedure.chains`), and the number of its initial weights."""
 
 
 class Reconstruction:
@@ -70,8 +76,8 @@ class Reconstruction:
             curves += piece["curves"]
         if ncm:
             rows += nearest_class_mean(self.col, self.imgs, tgt, self.cfg, self.device)
-        self.curves = _mean_curves(pd.DataFrame(curves))
-        return _sorted(pd.DataFrame(rows))
+        self.curves = mean_curves(pd.DataFrame(curves))
+        return sorted_rows(pd.DataFrame(rows))
 
     def pieces(
         self, tgt: Sequence[TargetTask], parts: Parts | None = None, label: str = "", *, curves: bool = True
@@ -80,33 +86,39 @@ class Reconstruction:
 
         Raises OutOfTime when `parts` may begin no more pieces.
         """
-        jobs = [(tasks, init) for tasks in self.how.chains(tgt) for init in range(1, self.cfg.n_inits + 1)]
+        jobs: list[Job] = [(t, init) for t in self.how.chains(tgt) for init in range(1, self.cfg.n_inits + 1)]
         named = {f"{label}{tasks[0].group}_{tasks[0].number:03d}_{init}": (tasks, init) for tasks, init in jobs}
         found = {name: piece for name in named if parts is not None and (piece := parts.get(name)) is not None}
         yield from found.values()
-        done, left = len(found), [name for name in named if name not in found]
+        done, left = len(found), [names for names in self._bundles(list(named)) if not found.keys() >= set(names)]
         threads = self.machine.threads if self.machine.workers == 1 else 1
         with ThreadPoolExecutor(self.machine.workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
             running: dict = {}
             try:
                 while left or running:
                     while left and len(running) < self.machine.workers and (parts is None or parts.in_time):
-                        name = left.pop(0)
-                        running[pool.submit(self._chain, *named[name])] = name
+                        names = left.pop(0)
+                        running[pool.submit(self._chains, [named[name] for name in names])] = names
                     if not running:
                         raise parts.stopped(*self._counted(done, len(named)))
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        piece, name = future.result(), running.pop(future)
-                        piece = piece if curves else {"rows": piece["rows"]}
-                        if parts is not None:
-                            parts.put(name, piece)
-                        done += 1
-                        self._progress(done, len(named))
-                        yield piece
+                        pieces = dict(zip(running.pop(future), future.result(), strict=True))
+                        for name in pieces.keys() - found.keys():
+                            piece = pieces[name] if curves else {"rows": pieces[name]["rows"]}
+                            if parts is not None:
+                                parts.put(name, piece)
+                            done += 1
+                            self._progress(done, len(named))
+                            yield piece
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         self.machine.use()
+
+    def _bundles(self, names: list[str]) -> list[list[str]]:
+        """Names of pieces that are trained together, always the same ones: what is left of a bundle is made with all of it."""
+        size = max(1, self.machine.stack // self._most_arms()) if self.machine.bundles and self.arms else 1
+        return [names[i : i + size] for i in range(0, len(names), size)]
 
     def _counted(self, done: int, total: int) -> tuple[int, int]:
         return (done, total) if self.span is None else (self.span[0] + done, self.span[1])
@@ -116,75 +128,102 @@ class Reconstruction:
             done, total = self._counted(done, total)
             self.run.progress(self.stage, done, total, f"{done} of {total} tasks and initial weights")
 
-    def _chain(self, tasks: Sequence[TargetTask], init: int) -> dict:
-        """A piece: `_piece` of each task in turn; usually there is one, and nothing is left for another."""
-        left: dict | None = {} if len(tasks) > 1 else None
-        pieces = [self._piece(task, init, left) for task in tasks]
-        return {key: [row for piece in pieces for row in piece[key]] for key in ("rows", "curves")}
+    def _chains(self, jobs: Sequence[Job]) -> list[dict]:
+        """A bundle of pieces, each {"rows", "curves"}. A piece of several tasks in turn is a bundle of its own."""
+        if max(len(tasks) for tasks, _ in jobs) == 1:
+            return self._fitting([(tasks[0], init) for tasks, init in jobs])
+        chains = []
+        for tasks, init in jobs:
+            left: dict = {}  # what every arm has become on the task before, by (shots, arm)
+            pieces = [self._fitting([(task, init)], left)[0] for task in tasks]
+            chains.append({key: [row for piece in pieces for row in piece[key]] for key in ("rows", "curves")})
+        return chains
 
-    def _piece(self, task: TargetTask, init: int, left: dict | None = None) -> dict:
-        """All arms of one target task and one set of initial weights, for every number of shots.
+    def _fitting(self, draws: Sequence[Draw], left: dict | None = None) -> list[dict]:
+        """`_bundle`, in smaller stacks where the device's memory is too small; machine.json keeps the size that fits.
 
-        left: what every arm has become on the task before, by (shots, arm); updated. None: nobody asks for it.
+        Raises StudyError when not one network fits.
         """
-        rows, curves = [], []
-        query = torch.from_numpy(task.query)
-        draw = generator(self.cfg.seed, "test images", task.group, task.number, init, self.cfg.target_seed)
-        query_images = self.how.test_images(self.imgs.images[query.flatten()].to(self.device), self.cfg, draw)
-        query_labels = torch.arange(len(query)).repeat_interleave(query.shape[1]).to(self.device)
+        try:
+            return self._bundle(draws, left)
+        except torch.OutOfMemoryError:
+            if self.machine.stack == 1:
+                raise StudyError(
+                    f"one individual does not fit into the memory of device {self.machine.device!r}; lower individual_batch"
+                ) from None
+        self.machine = dataclasses.replace(
+            self.machine, stack=max(1, min(self.machine.stack, len(draws) * self._most_arms()) // 2)
+        )
+        say(
+            f"{self.stage}: out of memory on {self.machine.device}; going on with stacks of {self.machine.stack} networks"
+        )
+        if self.run is not None:
+            self.run.keep_machine(self.machine)
+        half = max(1, self.machine.stack // self._most_arms())
+        return [p for i in range(0, len(draws), half) for p in self._fitting(draws[i : i + half], left)]
+
+    def _most_arms(self) -> int:
+        return max(map(len, self._stacks()))
+
+    def _bundle(self, draws: Sequence[Draw], left: dict | None = None) -> list[dict]:
+        """All arms of each of these target tasks and sets of initial weights, for every number of shots.
+
+        left: what every arm has become on the task before; updated. None: nobody asks for it.
+        """
+        pieces: list[dict] = [{"rows": [], "curves": []} for _ in draws]
+        query_images = torch.cat([self._query(task, init) for task, init in draws])
+        query_labels = torch.cat([labels_of(task.query) for task, _ in draws]).to(self.device)
         for shots in self.cfg.shots:
-            support = torch.from_numpy(task.support[:, :shots])
-            images = self.imgs.images[support.flatten()].to(self.device)
-            labels = torch.arange(len(support)).repeat_interleave(shots).to(self.device)
             for arms in self._stacks():
-                genes = [self._donated(arm, task, init) for arm in arms]
-                stack, history = self._train(arms, genes, task, init, shots, images, labels, left or {})
+                lot = Lot(draws, arms, [[self._donated(arm, *draw) for arm in arms] for draw in draws])
+                stack, history = self._train(lot, shots, left or {})
                 accuracy = evaluate(stack, query_images, query_labels, self.mean, self.std).tolist()
-                for i, arm in enumerate(arms):
+                for i, (piece, task, init, arm, gene) in enumerate(lot.networks(pieces)):
                     where = {"shots": shots, "target_task": task.number, "init": init}
-                    rows.append(_row(arm, where, accuracy[i], genes[i], history, i))
-                    curves += _curve(arm, where, history, i)
+                    piece["rows"].append(row_of(arm, where, accuracy[i], gene, history, i))
+                    piece["curves"] += curve_of(arm, where, history, i)
                     if left is not None:
                         left[shots, arm] = stack.network(i)
-        return {"rows": rows, "curves": curves}
+        return pieces
+
+    def _query(self, task: TargetTask, init: int) -> Tensor:
+        draw = generator(self.cfg.seed, "test images", task.group, task.number, init, self.cfg.target_seed)
+        return self.how.test_images(self._images(task.query), self.cfg, draw)
+
+    def _images(self, indices: np.ndarray) -> Tensor:
+        return self.imgs.images[torch.from_numpy(indices).flatten()].to(self.device)
 
     def _stacks(self) -> list[list[Arm]]:
         """Arms that train together: one family, one rate. Composed by the configuration, never by the machine's mood."""
         groups: dict[tuple, list[Arm]] = {}
         for arm in self.arms:
             # at most one kind of pull in a stack: the penalty's value is then that arm's alone
-            rivals = list(dict.fromkeys((a.ewc, a.hold) for a in self.arms if _alike(a, arm) and _holds(a)))
-            pull = 1 + rivals.index((arm.ewc, arm.hold)) if _holds(arm) else 0
+            rivals = list(dict.fromkeys((a.ewc, a.hold) for a in self.arms if _alike(a, arm) and holds(a)))
+            pull = 1 + rivals.index((arm.ewc, arm.hold)) if holds(arm) else 0
             groups.setdefault((arm.family, arm.rate, max(0, pull - 1)), []).append(arm)
-        cut = [[arms[i : i + LARGEST_STACK] for i in range(0, len(arms), LARGEST_STACK)] for arms in groups.values()]
-        return [stack for stacks in cut for stack in stacks]
+        most = self.machine.stack
+        return [arms[i : i + most] for arms in groups.values() for i in range(0, len(arms), most)]
 
     def _donated(self, arm: Arm, task: TargetTask, init: int) -> Learngene | None:
         draw = (task.group, task.number, init)
         return arm.donor(draw) if arm.donor else inherited(arm.method, self.gene, self.col, self.cfg, draw)
 
-    def _train(
-        self,
-        arms: list[Arm],
-        genes: list[Learngene | None],
-        task: TargetTask,
-        init: int,
-        shots: int,
-        images: Tensor,
-        labels: Tensor,
-        left: dict,
-    ) -> tuple[Stack, list[dict]]:
-        cfg, family = self.cfg, arms[0].family
+    def _train(self, lot: Lot, shots: int, left: dict) -> tuple[Stack, list[dict]]:
+        cfg, family = self.cfg, lot.arms[0].family
         networks, shape = [], family_shape(family, self.gene, self.col, cfg)
-        for arm, gene in zip(arms, genes, strict=True):
+        for _, task, init, arm, gene in lot.networks():
             # made anew for every arm from the same stream: equal initial weights, no shared tensor
             draw = (task.group, task.number, init)
             fresh = generator(cfg.seed, "individual weights", family, *draw, cfg.target_seed)
             net = ConvNet.from_shape(shape, generator=fresh)
             networks.append(self.how.start(net, gene, left.get((shots, arm))))
-        stack, recipe = Stack(networks).to(self.device), self._recipe(arms[0].rate)
-        optimiser, penalty = recipe.optimiser(stack), self._pull(stack, arms, genes)
+        stack, recipe = Stack(networks, len(lot.draws)).to(self.device), self._recipe(lot.arms[0].rate)
+        images = torch.cat([self._images(task.support[:, :shots]) for task, _ in lot.draws])
+        labels = torch.cat([labels_of(task.support[:, :shots]) for task, _ in lot.draws]).to(self.device)
+        way = PLAIN if cfg.defects else self.machine.way  # some defects reach into the optimiser between two epochs
+        optimiser, penalty = recipe.optimiser(stack, way), self._pull(stack, lot)
         lesson = Lesson(stack, images, labels, recipe, optimiser, penalty)
+        tasks = ", ".join(dict.fromkeys(str(task.number) for task, _ in lot.draws))
         history = fit(
             stack,
             images,
@@ -193,11 +232,13 @@ class Reconstruction:
             recipe,
             optimiser=optimiser,
             penalty=penalty,
-            stream=lambda epoch: generator(
-                cfg.seed, "support batches", task.group, task.number, init, cfg.target_seed, epoch
-            ),
+            stream=lambda epoch: [
+                generator(cfg.seed, "support batches", task.group, task.number, init, cfg.target_seed, epoch)
+                for task, init in lot.draws
+            ],
             on_epoch=lambda row: self.how.between_epochs(lesson),
-            where=f"target task {task.number}, {family}, {shots} shots",
+            where=f"target task {tasks}, {family}, {shots} shots",
+            way=way,
         )
         return stack, history
 
@@ -216,83 +257,16 @@ class Reconstruction:
             self.std,
         )
 
-    def _pull(self, stack: Stack, arms: list[Arm], genes: list[Learngene | None]) -> Penalty | Frozen | None:
+    def _pull(self, stack: Stack, lot: Lot) -> Penalty | Frozen | None:
         """The pull towards the inherited weights, for the arms that have one; the others' weights are zero."""
-        held = next((arm for arm in arms if _holds(arm)), None)
+        held = next((arm for arm in lot.arms if holds(arm)), None)
         if held is None:
             return None
-        pairs = zip(arms, genes, strict=True)
-        joined = stack.join([_weights(arm, gene) if _holds(arm) else {} for arm, gene in pairs])
+        joined = stack.join([weights_of(arm, gene) if holds(arm) else {} for *_, arm, gene in lot.networks()])
         if held.hold == "frozen":
             return Frozen(stack, joined)
         return self.how.penalty(stack, joined, held, self.cfg)
 
 
-def _holds(arm: Arm) -> bool:
-    return bool(arm.ewc) or arm.hold == "frozen"
-
-
 def _alike(a: Arm, b: Arm) -> bool:
     return (a.family, a.rate) == (b.family, b.rate)
-
-
-def _weights(arm: Arm, gene: Learngene) -> dict[str, Tensor]:
-    """What each inherited parameter is pulled with. EWC: its Fisher information; L2-SP and frozen: all alike."""
-    if arm.hold == "fisher":
-        return {f"blocks.{n}": f * arm.ewc for n, f in gene.fisher.items()}
-    strength = arm.ewc if arm.hold == "l2" else 1.0
-    return {f"blocks.{n}": torch.full_like(t, strength) for n, t in gene.tensors.items() if "running" not in n}
-
-
-def _row(arm: Arm, where: dict, accuracy: float, gene: Learngene | None, history: list[dict], i: int) -> dict:
-    loss, penalty = float(history[-1]["loss"][i]), float(history[-1]["penalty"]) if arm.ewc else 0.0
-    total = sum(float(h["loss"][i]) for h in history)
-    pulled = sum(float(h["penalty"]) for h in history) if arm.ewc else 0.0
-    return {
-        "family": arm.family,
-        "method": arm.method,
-        **where,
-        "accuracy": accuracy,
-        "final_loss": loss + penalty,
-        "rate": arm.rate,
-        "ewc": arm.ewc,
-        "ewc_share": 100 * pulled / (total + pulled),
-        "inherited": "nothing" if gene is None else f"{gene.layers[0]}-{gene.layers[-1]}",
-        "inherited_parameters": 0 if gene is None else gene.n_parameters,
-        **dict(arm.columns),
-    }
-
-
-def _curve(arm: Arm, where: dict, history: list[dict], i: int) -> list[dict]:
-    return [
-        {
-            "family": arm.family,
-            "method": arm.method,
-            "shots": where["shots"],
-            "epoch": h["epoch"],
-            "target_task": where["target_task"],
-            "loss": float(h["loss"][i]),
-            "accuracy": float(h["accuracy"][i]),
-        }
-        for h in history
-    ]
-
-
-def _sorted(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows by family, method (in the order of `presets.METHODS`), rate, shots, task and initial weights."""
-    names = dict.fromkeys(m for known in METHODS.values() for m in known)
-    order = {m: i for i, m in enumerate(names)}
-    keys = ["family", "method", "rate", "ewc", "shots", "target_task", "init"]
-    return table.sort_values(keys, key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True)
-
-
-def _mean_curves(curves: pd.DataFrame) -> pd.DataFrame:
-    """Training loss and accuracy per epoch: tasks are the units (initial weights averaged first)."""
-    if curves.empty:
-        return pd.DataFrame(columns=["family", "method", "shots", "epoch", "loss", "loss_sd", "accuracy", "n_tasks"])
-    keys = ["family", "method", "shots", "epoch"]
-    curves = curves.sort_values([*keys, "target_task", "loss"])  # sums of floats depend on their order
-    tasks = curves.groupby([*keys, "target_task"], as_index=False)[["loss", "accuracy"]].mean()
-    return tasks.groupby(keys, as_index=False).agg(
-        loss=("loss", "mean"), loss_sd=("loss", "std"), accuracy=("accuracy", "mean"), n_tasks=("loss", "size")
-    )

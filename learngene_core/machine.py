@@ -6,15 +6,30 @@ import dataclasses
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import determinism
 from .config import Config
 from .files import StudyError, read_json
+from .presets import PAPER_POOLS
+
+if TYPE_CHECKING:
+    from .steps import Way
+
+
+CPU_STACK = 6  # networks; on a CPU larger stacks fall out of the cache
+LARGEST_STACK = 128  # networks; larger ones gain nothing more where launching no longer limits
+GPU_TRAININGS = 4  # collectives side by side: one alone leaves a GPU mostly idle
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What changes rounding or speed and nothing else; resolved once per run folder and reused when it is resumed."""
+    """What changes rounding or speed and nothing else; resolved once per run folder and reused when it is resumed.
+
+    workers: individuals trained side by side; stack: most networks trained as one (individuals); trainings: collectives side
+    by side (other ancestors); autocast, fused, capture: how steps are executed (`steps.Way`), off unless `--tune` measured
+    that they are faster.
+    """
 
     device: str
     threads: int
@@ -23,6 +38,11 @@ class Machine:
     torch: str
     system: str
     processors: int
+    stack: int = CPU_STACK
+    trainings: int = 1
+    autocast: bool = False
+    fused: bool = False
+    capture: bool = False
     deterministic: bool = False
 
     @classmethod
@@ -36,11 +56,14 @@ class Machine:
         if not cls.available(device):
             raise StudyError(f"device {device!r} is not available here; use --set device=auto")
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cfg.workers or (min(2, processors) if device == "cpu" else 1)
         return cls(
             device=device,
             threads=cfg.threads or processors,
             channels_last=True,
-            workers=cfg.workers or (min(2, processors) if device == "cpu" else 1),
+            workers=workers,
+            stack=CPU_STACK if device == "cpu" else stack_size(cfg, device_memory(device)),
+            trainings=workers if device == "cpu" else min(GPU_TRAININGS, processors),
             torch=torch.__version__,
             system=f"{platform.system()} {platform.machine()}",
             processors=processors,
@@ -67,6 +90,18 @@ class Machine:
         except TypeError:
             raise StudyError(f"{path} is damaged: it is no machine.json of this version") from None
 
+    @property
+    def way(self) -> Way:
+        """How steps are executed."""
+        from .steps import Way
+
+        return Way(self.autocast, self.fused, self.capture)
+
+    @property
+    def bundles(self) -> bool:
+        """Whether several pieces (target tasks, sets of initial weights) share a stack; one on each worker fills a CPU."""
+        return self.device != "cpu"
+
     def use(self) -> None:
         """Apply the thread count, and deterministic operations where they were asked for, to this process."""
         import torch
@@ -74,3 +109,22 @@ class Machine:
         torch.set_num_threads(self.threads)
         if self.deterministic:
             determinism.apply(self.device)
+
+
+def device_memory(device: str) -> int:
+    """Bytes of memory that are free on a GPU; 4 GB where the system does not say (MPS)."""
+    import torch
+
+    return torch.cuda.mem_get_info(torch.device(device))[0] if device.startswith("cuda") else 4 << 30
+
+
+def stack_size(cfg: Config, free: int) -> int:
+    """Most individuals of the collective's final shape that train as one in half of `free` bytes: weights, gradients, momentum
+    and two spare copies, and three tensors for every activation of a batch (convolution, batch norm, ReLU)."""
+    widths, side, activations = cfg.final_widths, cfg.image_size, 0
+    for number, width in enumerate(widths, 1):
+        activations += width * side**2
+        side = side // 2 if number in PAPER_POOLS else side
+    parameters = sum(9 * a * b for a, b in zip((3, *widths), widths, strict=False))
+    each = 4 * (5 * parameters + 3 * cfg.individual_batch * activations)
+    return max(1, min(LARGEST_STACK, int(free / 2 / each)))

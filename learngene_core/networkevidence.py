@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .ewc import fisher_diagonal
 from .gradients import block_weights, named_blocks
 from .images import normalise
-from .training import fisher_diagonal, predict
+from .training import predict
 
 POSITIONS = (
     4  # feature maps are averaged to at most 4 x 4 positions: a coarse layout stays, and deep and shallow cost alike

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .checkpoints import save_state
 from .config import Config
+from .ewc import Penalty, fisher_diagonal
 from .files import say, write_json
 from .heads import Head, imprinted
 from .images import ImageSet
@@ -28,8 +29,7 @@ from .openviews import OpenSets, View, described, gathered, on_workers
 from .runs import Run
 from .scores import class_means, distances
 from .streams import generator, numpy_generator
-from .training import Penalty, fisher_diagonal, fit, task_loss
-from .walk import recipe_of
+from .training import fit, recipe_of, task_loss
 
 WAYS = ("before", "rehearsed", "imprinted", "nothing", "ewc", "exemplars", "all_given")  # in the order of the table
 REHEARSING = ("rehearsed", "exemplars", "all_given")  # with exemplars of the old classes among the images

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import time
 from typing import Any
 
 from .files import OutOfTime, StudyError, atomic, read_json
@@ -22,8 +21,6 @@ class Parts:
         self.run, self.stage = run, stage
         self.folder = run.path / ".parts" / stage
         self.hash = run.cfg.piece_hash(stage)
-        minutes = run.cfg.minutes  # from when the run was opened: a command may have several long stages
-        self._end = run.opened + 60 * minutes if minutes else float("inf")
 
     def get(self, name: str) -> Any:
         """The value of a finished piece, or None. A damaged piece counts as unfinished."""
@@ -48,7 +45,7 @@ class Parts:
     @property
     def in_time(self) -> bool:
         """Whether another piece may be begun (`minutes` in the configuration)."""
-        return time.monotonic() < self._end
+        return self.run.in_time
 
     def stopped(self, done: int, total: int) -> OutOfTime:
         """What to raise when time is up before the last piece."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .config import Config
+from .ewc import Frozen, Penalty
 from .growth import WideningMap
 from .network import ConvNet
-from .training import Frozen, Loss, Penalty, Recipe
+from .training import Loss, Recipe
 
 if TYPE_CHECKING:
     from .arms import Arm

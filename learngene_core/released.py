@@ -18,12 +18,13 @@ from torch.func import functional_call
 
 from .checking import nearest
 from .config import Config
+from .ewc import Penalty
 from .growth import WideningMap
 from .images import augment, normalise
 from .network import ConvNet
 from .procedure import CORRECT, Lesson, Procedure
 from .procedure import penalty as correct_penalty
-from .training import Loss, Penalty, stack_loss, task_loss
+from .training import Loss, stack_loss, task_loss
 
 if TYPE_CHECKING:
     from .arms import Arm

@@ -11,7 +11,7 @@ and goes on where it was stopped; so do the individuals.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from .files import StudyError, say
 from .images import load_images
 from .individuals import Reconstruction
 from .learngene import Learngene
+from .lots import Draw
 from .parts import Parts
 from .processes import side_by_side
 from .released import DEFECTS, INDIVIDUALS
@@ -184,16 +185,20 @@ class _Comparison:
 class _Lenient(Reconstruction):
     """Reconstruction with one arm, in which a piece whose training is not finite counts at chance and says so."""
 
-    def _piece(self, task, init, left=None) -> dict:  # noqa: ANN001 (as in Reconstruction)
+    def _bundles(self, names: list[str]) -> list[list[str]]:
+        return [[name] for name in names]  # none is lost with another one
+
+    def _bundle(self, draws: Sequence[Draw], left: dict | None = None) -> list[dict]:
         try:
-            return super()._piece(task, init, left)
+            return super()._bundle(draws, left)
         except StudyError as error:
             if not _not_finite(error):
                 raise
             if left is not None:
                 left.clear()  # there is nothing to go on from
+            [(task, init)] = draws
             where = {"method": self.arms[0].method, "target_task": task.number, "init": init}
-            return {"rows": [{**where, "accuracy": 100 / self.cfg.n_way, "note": str(error)}], "curves": []}
+            return [{"rows": [{**where, "accuracy": 100 / self.cfg.n_way, "note": str(error)}], "curves": []}]
 
 
 def _of_collective(defects: tuple[str, ...]) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class Run:
         self.cfg, self.path = cfg, path
         self._machine: Machine | None = None
         self._last_progress = 0.0
-        self.opened = time.monotonic()
+        self._end = time.monotonic() + 60 * cfg.minutes if cfg.minutes else float("inf")
 
     @classmethod
     def open(cls, cfg: Config, out: str | Path = "", *, redo: Iterable[str] = ()) -> Run:
@@ -64,6 +64,11 @@ class Run:
                     run.forget(stage)
                 write_json(path, cfg.to_dict())
         return run
+
+    @property
+    def in_time(self) -> bool:
+        """Whether another piece of work may be begun: `minutes` count from when the run was opened, for all stages together."""
+        return time.monotonic() < self._end
 
     # stages ---------------------------------------------------------------------------------------------------------
     @property
@@ -198,12 +203,16 @@ class Run:
                         "for; choose another --out"
                     )
             else:
-                here = Machine.resolve(self.cfg)
-                write_json(path, dataclasses.asdict(here))
+                self.keep_machine(here := Machine.resolve(self.cfg))
             if here.deterministic:
                 determinism.apply(here.device)
             self._machine = here
         return self._machine
+
+    def keep_machine(self, machine: Machine) -> None:
+        """Go on with another `machine` (a smaller stack, what tuning has measured); machine.json says so."""
+        self._machine = machine
+        write_json(self.path / "machine.json", dataclasses.asdict(machine))
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes out of the folder; see `locks.alone`, which says what it raises."""

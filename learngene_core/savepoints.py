@@ -38,6 +38,12 @@ def seal(folder: Path) -> None:
     write_json(folder / SEAL, {p.name: facts_of(p) for p in files})
 
 
+def ensure_sealed(folder: Path) -> None:
+    """Seal a folder that was found whole without a seal: its process was killed between the last file and this one."""
+    if not (folder / SEAL).exists():
+        seal(folder)
+
+
 def unseal(folder: Path) -> None:
     """Take the seal away before a file is replaced: until the next `seal` the files have to speak for themselves."""
     (folder / SEAL).unlink(missing_ok=True)
@@ -138,10 +144,13 @@ def check_origin(task: Path, stage_hash: str) -> None:
 def forget_after(folder: Path, number: int, stage_hash: str) -> None:
     """Delete the saved tasks behind `number`: what is trained now must never stand beside what an earlier walk left there.
 
-    Raises StudyError, and deletes nothing, when one of them belongs to another configuration.
+    The next task stays where it was never finished: the states within it go on from `number`. Raises StudyError, and deletes
+    nothing, when one of them belongs to another configuration.
     """
     named = {p: p.name.removeprefix("task_") for p in folder.glob("task_*")}
     behind = [task for task, digits in named.items() if digits.isdecimal() and int(digits) > number]
+    ended = [task for task in behind if (task / LAST).exists() or (task / SEAL).exists()]
+    behind = [task for task in behind if task in ended or int(named[task]) > number + 1]
     for task in behind:
         check_origin(task, stage_hash)
     for task in behind:

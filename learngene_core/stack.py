@@ -1,7 +1,8 @@
 """Several networks of one shape trained as one: grouped convolutions, one batch for all, every result as one by one.
 
-The methods of a target task see the same support images in the same batches, so they share the input; batch norm over
-m*C channels keeps each network's own statistics. One large operation replaces m small ones.
+The methods of a target task see the same support images in the same batches, so they share the input; several target tasks
+lie side by side as groups of input channels. Batch norm over m*C channels keeps each network's own statistics. One large
+operation replaces m small ones.
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ from .network import ConvNet
 class Stack(nn.Module):
     """m networks of equal shape as one module: (n, 3, h, w) -> logits (m, n, k). Copies their weights; no dropout.
 
-    Raises ValueError when the shapes differ or there is dropout.
+    inputs: groups of images, behind each other in a batch (g n, 3, h, w); the first m/g networks learn from the first group,
+    and so on.
+
+    Raises ValueError when the shapes differ, there is dropout, or the groups have not equally many networks.
     """
 
-    def __init__(self, networks: Sequence[ConvNet]):
+    def __init__(self, networks: Sequence[ConvNet], inputs: int = 1):
         super().__init__()
         shapes = [net.shape for net in networks]
         if not shapes or any(shape != shapes[0] for shape in shapes):
             raise ValueError("a stack takes one or more networks of the same shape")
         if shapes[0]["dropout"]:
             raise ValueError("a stack has no dropout")
-        self.shape, self.size = shapes[0], len(networks)
+        if inputs < 1 or len(networks) % inputs:
+            raise ValueError(f"{len(networks)} networks cannot learn from {inputs} groups of images, equally many each")
+        self.shape, self.size, self.inputs = shapes[0], len(networks), inputs
         self.pools = [block.pool for block in networks[0].blocks.values()]
         states = [net.state_dict() for net in networks]
         joined = {name: _join(name, [s[name] for s in states]) for name in states[0] if "num_batches" not in name}
@@ -46,10 +52,13 @@ class Stack(nn.Module):
         return getattr(self, _key(name))
 
     def features(self, x: Tensor) -> Tensor:
-        """(n, 3, h, w) -> (m, n, d)."""
+        """(g n, 3, h, w) -> (m, n, d)."""
+        if self.inputs > 1:
+            groups = x.unflatten(0, (self.inputs, -1)).transpose(0, 1)  # (n, g, 3, h, w)
+            x = groups.flatten(1, 2).contiguous(memory_format=torch.channels_last)  # (n, 3 g, h, w)
         for position, (name, pool) in enumerate(zip(self.shape["names"], self.pools, strict=True)):
             p = f"blocks.{name}"
-            groups = self.size if position else 1  # all networks read the same image
+            groups = self.size if position else self.inputs  # networks of a group read the same image
             x = nn.functional.conv2d(
                 x, self._get(f"{p}.conv.weight"), self._get(f"{p}.conv.bias"), padding=1, groups=groups
             )
@@ -67,7 +76,7 @@ class Stack(nn.Module):
         return x.reshape(n, self.size, -1, h, w).flatten(2).transpose(0, 1)  # (m, n, C h w)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, h, w) -> (m, n, k) logits."""
+        """(g n, 3, h, w) -> (m, n, k) logits."""
         x = self.features(x)
         for i, name in enumerate(self.linear):
             x = torch.relu(x) if i else x

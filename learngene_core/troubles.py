@@ -9,6 +9,7 @@ FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 SEALED = {errno.EROFS, errno.EACCES, errno.EPERM}
 # some libraries pass on the text alone
 _FULL_TEXT = re.compile(r"No space left on device|Disk quota exceeded|File too large")
+LONGEST = 1000  # characters of the one line: names in hostile files have no end
 AGAIN = "make room (or choose another --out); what is finished is saved, and the same command goes on"
 
 
@@ -29,6 +30,15 @@ def explained(error: BaseException) -> str | None:
             "not continued; copy it to a folder of your own, or choose another --out"
         )
     return None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as one printable line of bounded length."""
+    text = explained(error) or str(error)
+    if isinstance(error, OSError) and error.filename and not explained(error):
+        text = f"{error.strerror}: {error.filename}"
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split())) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def _where(error: BaseException) -> str:

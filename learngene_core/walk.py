@@ -11,24 +11,26 @@ import torch
 from torch import Tensor
 
 from .belongings import Belongings
-from .checkpoints import Collective, load_counts, load_state, save_state
+from .checkpoints import Collective, load_rows, load_state, save_state, save_task
 from .config import Config
 from .division import SourceTask
-from .files import atomic, read_json, say, write_json
+from .ewc import Penalty, fisher_diagonal
+from .files import OutOfTime, say
 from .gradients import Recorder, block_weights
 from .growth import growth_schedule
 from .guards import warn_if_dead
 from .images import ImageSet, channel_statistics, normalise
 from .machine import Machine
+from .midtask import MidTask, give_momentum, momentum_of
 from .network import ConvNet
 from .nulls import untrained_record
 from .presets import PAPER_POOLS
 from .procedure import procedure_of
 from .record import Record
 from .runs import Run
-from .savepoints import check_origin, forget_after, seal, unseal, whole_tasks
+from .savepoints import ensure_sealed, forget_after, seal, unseal, whole_tasks
 from .streams import generator
-from .training import Penalty, Recipe, evaluate, fisher_diagonal, fit, task_loss
+from .training import accuracy_of, fit, predict, recipe_of, task_loss
 
 
 class Walk:
@@ -36,6 +38,7 @@ class Walk:
 
     def __init__(self, imgs: ImageSet, src: list[SourceTask], cfg: Config, run: Run | None):
         self.cfg, self.src, self.run, self.how = cfg, src, run, procedure_of(cfg)
+        self.hash = cfg.stage_hash("collective")
         self.machine = run.machine if run is not None else Machine.resolve(cfg)
         self.machine.use()
         self.device = torch.device(self.machine.device)
@@ -146,24 +149,21 @@ class Walk:
         cfg, number = self.cfg, task.number
         recipe = recipe_of(cfg, cfg.first_task_epochs if number == 1 else cfg.epochs, *self.normal)
         images, labels = self._batch(task.train, task)
-        recorder = Recorder(block_weights(self.model), cfg.record_every)
-        before = 0 if number == 1 else cfg.first_task_epochs + cfg.epochs * (number - 2)
-        total = cfg.first_task_epochs + cfg.epochs * (len(self.src) - 1)
+        recorder, classes = Recorder(block_weights(self.model), cfg.record_every), self._classes(task)
+        penalty, optimiser = self._penalty(task), recipe.optimiser(self.model, self.machine.way)
+        if cfg.carry_momentum:
+            give_momentum(self.owned.momentum, self.model, optimiser)
+        states = None if self.run is None else MidTask(self._folder(number), self.hash)
+        before = self._go_on(states, optimiser)
 
         def on_epoch(row: dict) -> None:
             self.history.append({"task": number, "phase": "train", "on_task": number, **row})
             warn_if_dead(self.history, self.src, cfg)
             rows, counts, zeros = recorder.take()
             self.entries.append({"task": number, "epoch": row["epoch"], "rows": rows, "counts": counts, "zeros": zeros})
-            if self.run is not None:
-                text = f"task {number} of {len(self.src)}, epoch {row['epoch']}"
-                self.run.progress("collective", before + row["epoch"], total, text)
+            if states is not None:
+                self._keep(states, optimiser, row["epoch"] == recipe.epochs)
 
-        penalty, optimiser, classes = self._penalty(task), recipe.optimiser(self.model), self._classes(task)
-        named = dict(self.model.named_parameters())
-        if cfg.carry_momentum:
-            for name, buffer in self.owned.momentum.items():
-                optimiser.state[named[name]]["momentum_buffer"] = buffer.clone()
         fit(
             self.model,
             images,
@@ -171,23 +171,47 @@ class Walk:
             self.how.loss(task_loss(classes), classes),
             recipe,
             optimiser=optimiser,
+            first_epoch=before + 1,
             watch=recorder,
             penalty=penalty,
             stream=lambda epoch: self.stream("batches", number, epoch),
             on_epoch=on_epoch,
             where=f"source task {number}",
+            way=self.machine.way,
         )
         if cfg.carry_momentum:
-            self.owned.momentum = {n: optimiser.state[p]["momentum_buffer"] for n, p in named.items()}
+            self.owned.momentum = momentum_of(self.model, optimiser)
+
+    def _go_on(self, states: MidTask | None, optimiser: torch.optim.Optimizer) -> int:
+        """Epochs of the task in hand that an earlier call has finished; the network is as they left it."""
+        rows, entries = ([], []) if states is None else states.load(self.model, optimiser)
+        self.history += rows
+        self.entries += entries
+        if rows:
+            say(f"collective: going on behind epoch {rows[-1]['epoch']} of source task {rows[-1]['task']}")
+        return len(rows)
+
+    def _keep(self, states: MidTask, optimiser: torch.optim.Optimizer, last: bool) -> None:
+        """At the end of an epoch: say how far we are, and save when it is time. Raises OutOfTime when `minutes` are over."""
+        run, row, cfg = self.run, self.history[-1], self.cfg
+        before = 0 if row["task"] == 1 else cfg.first_task_epochs + cfg.epochs * (row["task"] - 2)
+        total = cfg.first_task_epochs + cfg.epochs * (len(self.src) - 1)
+        text = f"task {row['task']} of {len(self.src)}, epoch {row['epoch']}"
+        run.progress("collective", before + row["epoch"], total, text)
+        if last or (run.in_time and not states.due):
+            return
+        states.save(self.model, optimiser, *self._of(row["task"]))
+        if not run.in_time:
+            raise OutOfTime(
+                f"collective: {text} is done and saved after minutes={cfg.minutes}; the same command goes on from there"
+            )
 
     def _measure(self, task: SourceTask) -> None:
         """Held-out accuracy on every task so far: among its own classes, and among all classes seen."""
         for seen in self.src[: task.number]:
             images, labels = self._batch(seen.test, seen)
-            own, among_all = (
-                float(evaluate(self.model, images, labels, *self.normal, classes=c))
-                for c in (self._outputs(seen), None)
-            )
+            logits = predict(self.model, images, *self.normal)
+            own, among_all = (float(accuracy_of(logits, labels, c)) for c in (self._outputs(seen), None))
             self.history.append(
                 {
                     "task": task.number,
@@ -206,43 +230,33 @@ class Walk:
     def _save(self, task: SourceTask) -> None:
         if self.run is None:
             return
+        history, entries = self._of(task.number)
+        scale = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        about = {"class_names": self.class_names, **scale, "history": history}
         folder = self._folder(task.number)
         unseal(folder)
-        mine = [e for e in self.entries if e["task"] == task.number]
-        save_state(folder, self.model, self.owned.groups())
-        with atomic(folder / "record.npz") as path, open(path, "wb") as file:
-            np.savez_compressed(
-                file, counts=np.stack([e["counts"] for e in mine]), zeros=np.stack([e["zeros"] for e in mine])
-            )
-        write_json(
-            folder / "about.json",
-            {  # written last: a folder with it is whole
-                "stage_hash": self.cfg.stage_hash("collective"),
-                "shape": self.model.shape,
-                "class_names": self.class_names,
-                "mean": self.mean.tolist(),
-                "std": self.std.tolist(),
-                "history": [h for h in self.history if h["task"] == task.number],
-                "record": [{"epoch": e["epoch"], "rows": e["rows"]} for e in mine],
-            },
-        )
+        save_task(folder, self.hash, self.model, self.owned.groups(), about, entries)
+        MidTask(folder, self.hash).clear()
         seal(folder)
+
+    def _of(self, number: int) -> tuple[list[dict], list[dict]]:
+        """History rows and record entries of one task."""
+        history, entries = ([row for row in part if row["task"] == number] for part in (self.history, self.entries))
+        return history, entries
 
     def _resume(self) -> int:
         """Number of tasks already finished in the run folder; their state is loaded."""
         done = 0
         if self.run is not None:
-            saved, mine = self.run.path / "collective", self.cfg.stage_hash("collective")
+            saved = self.run.path / "collective"
             done = min(whole_tasks(saved), len(self.src))
-            forget_after(saved, done, mine)
+            forget_after(saved, done, self.hash)
         for number in range(1, done + 1):
-            check_origin(self._folder(number), mine)
-            about = read_json(self._folder(number) / "about.json")
-            self.history += about["history"]
-            counts, zeros = load_counts(self._folder(number))
-            self.entries += [
-                {"task": number, **e, "counts": counts[i], "zeros": zeros[i]} for i, e in enumerate(about["record"])
-            ]
+            history, entries = load_rows(self._folder(number), self.hash, number)
+            self.history += history
+            self.entries += entries
+            MidTask(self._folder(number), self.hash).clear()  # of a process that was killed just before this
+            ensure_sealed(self._folder(number))
         if done:
             self.model, groups, about = load_state(self._folder(done))
             self.class_names = list(about["class_names"])
@@ -279,21 +293,5 @@ class Walk:
             fisher,
             history,
             record,
-            self.cfg.stage_hash("collective"),
+            self.hash,
         )
-
-
-def recipe_of(cfg: Config, epochs: int, mean: Tensor, std: Tensor) -> Recipe:
-    """How the collective is trained."""
-    return Recipe(
-        epochs,
-        cfg.batch_size,
-        cfg.learning_rate,
-        cfg.schedule,
-        cfg.momentum,
-        cfg.weight_decay,
-        cfg.shift,
-        cfg.flip,
-        mean,
-        std,
-    )

@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 from toys import states_equal, tables_equal, toy_config, toy_images
 
-from learngene_core import nulls
+from learngene_core import midtask, nulls
 from learngene_core import walk as walk_module
 from learngene_core.checkpoints import load_collective, load_state, task_folders
 from learngene_core.collective import accuracy_matrix, cut_learngene, sequence_summary, train_collective
 from learngene_core.criteria import CRITERIA, score, score_all
 from learngene_core.division import divide, source_tasks
-from learngene_core.files import StudyError
+from learngene_core.files import OutOfTime, StudyError
 from learngene_core.learngene import Learngene
+from learngene_core.midtask import MidTask
 from learngene_core.network import ConvNet
 from learngene_core.record import Record
 from learngene_core.runs import Run
@@ -528,6 +529,116 @@ def test_a_loss_that_is_not_finite_names_the_task_and_loses_nothing(images, tmp_
     assert not run.done("collective")
     monkeypatch.undo()
     assert_equal(train(images, cfg, Run.open(cfg, run.path)), train(images, cfg))
+
+
+# within a task ----------------------------------------------------------------------------------------------------------
+LONG = {"epochs": 4, "first_task_epochs": 4}
+
+
+@pytest.fixture
+def every_epoch(monkeypatch):
+    """A state is saved at the end of every epoch."""
+    monkeypatch.setattr(midtask, "SECONDS", 0.0)
+    monkeypatch.setattr(midtask, "SHARE", math.inf)
+
+
+def stopped_behind(images, cfg, path, monkeypatch, number, epoch):
+    """A run that was stopped right after the state behind an epoch was saved."""
+    with monkeypatch.context() as patch:
+        save = MidTask.save
+
+        def stopping(self, model, optimiser, rows, entries):
+            save(self, model, optimiser, rows, entries)
+            if (rows[-1]["task"], rows[-1]["epoch"]) == (number, epoch):
+                raise Stopped
+
+        patch.setattr(MidTask, "save", stopping)
+        with pytest.raises(Stopped):
+            train(images, cfg, Run.open(cfg, path))
+    return Run.open(cfg, path)
+
+
+def same_files(one, other):
+    names = [p.relative_to(one) for p in one.rglob("*") if p.is_file()]
+    assert {*names} == {p.relative_to(other) for p in other.rglob("*") if p.is_file()}
+    different = [n for n in names if (one / n).read_bytes() != (other / n).read_bytes()]
+    return [n for n in different if n.name not in ("timings.csv", "progress.json", ".owner", ".lock")] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, RICH, {"ewc_lambda": 3.0, "ewc_form": "proximal", "growth": "uneven"}, {"hidden": (8,), "dropout": 0.4}],
+    ids=["plain", "rich", "proximal", "dropout"],
+)
+@pytest.mark.parametrize(("number", "epoch"), [(1, 1), (2, 3)])
+def test_a_run_stopped_within_a_task_goes_on_behind_its_last_epoch(
+    images, tmp_path, monkeypatch, every_epoch, changes, number, epoch
+):
+    cfg = toy_config(**LONG, **changes)
+    through = train(images, cfg, Run.open(cfg, tmp_path / "whole"))
+    run = stopped_behind(images, cfg, tmp_path / "stopped", monkeypatch, number, epoch)
+    begun, fit = [], walk_module.fit
+    monkeypatch.setattr(walk_module, "fit", lambda *a, **k: begun.append(k["first_epoch"]) or fit(*a, **k))
+    torch.manual_seed(5)
+    assert_equal(train(images, cfg, run), through)
+    assert begun == [epoch + 1, *[1] * (3 - number)], "finished epochs were trained again"
+    assert same_files(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(images, tmp_path, monkeypatch, every_epoch, capsys):
+    cfg = toy_config(**LONG, ewc_lambda=1.0)
+    through = train(images, cfg, Run.open(cfg, tmp_path / "whole"))
+    for bad, begin in ((("epoch_003",), 3), (("epoch_003", "epoch_002"), 1), (("epochs.json",), 1)):
+        run = stopped_behind(images, cfg, tmp_path / "_".join(bad), monkeypatch, 2, 3)
+        folder = run.path / "collective" / "task_02"
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "epoch_002.safetensors",
+            "epoch_003.safetensors",
+            "epochs.json",
+        ]
+        for path in folder.iterdir():
+            if path.name.startswith(bad):  # one bit in the middle, or an end that is missing
+                content = bytearray(path.read_bytes())
+                content[len(content) // 2] ^= 4
+                path.write_bytes(content if begin == 3 else content[: len(content) // 2])
+        begun, fit = [], walk_module.fit
+        with monkeypatch.context() as patch:
+            patch.setattr(walk_module, "fit", lambda *a, **k: begun.append(k["first_epoch"]) or fit(*a, **k))  # noqa: B023
+            capsys.readouterr()
+            assert_equal(train(images, cfg, run), through)
+        assert begun[0] == begin and "damaged" in capsys.readouterr().out
+        assert same_files(tmp_path / "whole", run.path)
+
+
+def test_minutes_stop_the_training_at_the_end_of_an_epoch(images, tmp_path):
+    cfg = toy_config(**LONG)
+    through, calls = train(images, cfg), 0
+    while True:
+        run = Run.open(cfg.replace(minutes=1e-9), tmp_path / "run")
+        calls += 1
+        try:
+            col = train(images, run.cfg, run)
+            break
+        except OutOfTime as error:
+            assert "goes on" in str(error)
+    assert calls == 3 * 3 + 1, "one epoch a call; the last of a task is saved with the task"
+    assert_equal(col, through)
+
+
+def test_states_are_as_rare_as_their_cost_asks_for(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(midtask.time, "monotonic", lambda: now[0])
+    states = MidTask(tmp_path, "hash")
+
+    def due_after(seconds):
+        start, now[0] = now[0], now[0] + seconds
+        due = states.due
+        now[0] = start
+        return due
+
+    assert not due_after(19.9) and due_after(20.0)
+    states._took = 3.0  # a large network on a slow disk
+    assert not due_after(99.0) and due_after(100.1)  # 3 %
 
 
 # the learngene is cut ---------------------------------------------------------------------------------------------------

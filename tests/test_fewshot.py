@@ -16,6 +16,7 @@ from learngene_core.fewshot import arms_of, evaluate_few_shot
 from learngene_core.files import StudyError
 from learngene_core.images import normalise
 from learngene_core.learngene import Learngene
+from learngene_core.machine import Machine
 from learngene_core.network import ConvNet
 from learngene_core.presets import METHODS
 from learngene_core.runs import Run
@@ -170,7 +171,7 @@ def watched(monkeypatch):
 
     def watching(stack, images, labels, *rest, stream, where, **options):
         before = [{n: t.clone() for n, t in stack.network(i).state_dict().items()} for i in range(stack.size)]
-        draws = [stream(epoch).initial_seed() for epoch in (1, 2)]
+        draws = [[g.initial_seed() for g in stream(epoch)] for epoch in (1, 2)]
         calls.append({"networks": before, "images": images.clone(), "draws": draws, "where": where})
         return fit(stack, images, labels, *rest, stream=stream, where=where, **options)
 
@@ -389,3 +390,58 @@ def test_individuals_train_on_a_gpu(world, results):
     ours, wanted = (t[t["method"] != "ncm"]["final_loss"].tolist() for t in (table, results))
     assert ours == pytest.approx(wanted, rel=0.2)
     assert world.col.model.head.weight.device.type == "cpu"
+
+
+# bundles ----------------------------------------------------------------------------------------------------------------
+def on_a_gpu(monkeypatch, stack):
+    """Reconstruction bundles pieces as it does on a GPU, though it computes here; the sizes of its stacks, when they train."""
+    sizes, resolve, train = [], Machine.resolve.__func__, individuals.Reconstruction._train
+
+    def resolved(cls, cfg):
+        return dataclasses.replace(resolve(cls, cfg), stack=stack)
+
+    def noted(self, lot, shots, left):
+        sizes.append(len(lot.draws) * len(lot.arms))
+        return train(self, lot, shots, left)
+
+    monkeypatch.setattr(Machine, "resolve", classmethod(resolved))
+    monkeypatch.setattr(individuals.Reconstruction, "_train", noted)
+    monkeypatch.setattr(Machine, "bundles", True)
+    return sizes
+
+
+def test_bundled_pieces_are_the_pieces_one_by_one(world, monkeypatch):
+    options = {"methods": ("scratch", "learngene", "learngene_ewc", "first"), "n_inits": 2, "individual_epochs": 1}
+    alone = world.evaluate(**options)
+    sizes = on_a_gpu(monkeypatch, stack=9)  # 3 arms a family: 3 pieces at a time, then the fourth
+    bundled = world.evaluate(**options)
+    assert max(sizes) == 9 and len(set(sizes)) == 2
+    assert alone.drop(columns=["accuracy", "final_loss", "ewc_share"]).equals(
+        bundled.drop(columns=["accuracy", "final_loss", "ewc_share"])
+    )
+    assert alone["final_loss"].tolist() == pytest.approx(bundled["final_loss"].tolist(), rel=1e-3)
+    assert alone["ewc_share"].tolist() == pytest.approx(bundled["ewc_share"].tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_out_of_memory_makes_stacks_smaller_and_says_so(world, monkeypatch, capsys):
+    sizes, train = on_a_gpu(monkeypatch, stack=12), individuals.Reconstruction._train
+
+    def small(self, lot, shots, left):
+        if len(lot.draws) * len(lot.arms) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train(self, lot, shots, left)
+
+    options = {"methods": ("scratch", "learngene"), "n_inits": 2, "individual_epochs": 1}
+    alone = world.evaluate(**options)
+    monkeypatch.setattr(individuals.Reconstruction, "_train", small)
+    sizes.clear()
+    rows = world.evaluate(**options)
+    assert 0 < max(sizes) <= 3 and "going on with stacks of" in capsys.readouterr().out
+    assert rows["final_loss"].tolist() == pytest.approx(alone["final_loss"].tolist(), rel=1e-3)
+
+    def never(self, lot, shots, left):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(individuals.Reconstruction, "_train", never)
+    with pytest.raises(StudyError, match="does not fit into the memory"):
+        world.evaluate(**options)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from learngene_core.config import Config
+from learngene_core.ewc import fisher_diagonal
 from learngene_core.growth import WIDEN_MODES, growth_schedule
 from learngene_core.network import ConvNet
 from learngene_core.presets import PRESETS
-from learngene_core.training import fisher_diagonal
 
 SIZE, N = 16, 12
 EXACT = ("zero-out", "uneven")

@@ -68,6 +68,8 @@ ACCEPTED = []
 @example(preset="smoke", changes={"split": "1e5", "data_path": "-x", "layers": ["yes", "1e5", "null", "a, b"]})
 @example(preset="lecture", changes={"split": " 'quoted\": \\ [a", "data_path": "two words\n%%bash", "criterion": "~"})
 @example(preset="paper", changes={"layers": ["\U0001f600", "\x85\u2028\x7f", "", "#"], "split": "\ufeff# no comment"})
+@example(preset="cifar-cpu", changes={"n_source_tasks": 1})
+@example(preset="smoke", changes={"deepen_before": [9]})
 @example(preset="lecture", changes={"learning_rate": 1e-08, "ewc_lambda": 1e300, "seed": 10**30, "deterministic": True})
 def test_an_accepted_configuration_comes_back_from_wherever_it_goes(notebook, preset, changes):
     try:

@@ -17,6 +17,7 @@ from learngene_core.collective import cut_learngene, train_collective
 from learngene_core.config import Config
 from learngene_core.criteria import choose
 from learngene_core.division import divide, source_tasks, target_tasks
+from learngene_core.ewc import Penalty
 from learngene_core.fewshot import evaluate_few_shot
 from learngene_core.files import StudyError
 from learngene_core.network import ConvNet
@@ -36,7 +37,7 @@ from learngene_core.stack import Stack
 from learngene_core.statistics import paired_interval
 from learngene_core.streams import generator
 from learngene_core.study import Chain
-from learngene_core.training import Penalty, Recipe, task_loss
+from learngene_core.training import Recipe, task_loss
 from learngene_core.walk import Walk
 
 LAYERS = ("conv11", "conv12", "conv13")

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from learngene_core.ewc import Penalty
 from learngene_core.network import ConvNet
 from learngene_core.stack import Stack
-from learngene_core.training import Penalty, Recipe, evaluate, fit, predict, stack_loss, task_loss
+from learngene_core.training import Recipe, evaluate, fit, predict, stack_loss, task_loss
 
 SHAPES = {
     "linear": {"widths": (4, 6, 5), "pools": (1, 3), "n_classes": 3, "image_size": 12, "hidden": ()},

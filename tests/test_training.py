@@ -9,11 +9,13 @@ from torch import nn
 from toys import states_equal
 
 from learngene_core import training
+from learngene_core.ewc import Penalty, fisher_diagonal
 from learngene_core.files import StudyError
 from learngene_core.gradients import Recorder, block_weights
 from learngene_core.images import normalise
 from learngene_core.network import ConvNet
-from learngene_core.training import Penalty, Recipe, draw_epoch, evaluate, fisher_diagonal, fit, predict
+from learngene_core.steps import draw_epoch
+from learngene_core.training import Recipe, evaluate, fit, predict
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
 
@@ -343,10 +345,14 @@ def test_the_record_shows_the_losses_own_gradient():
         penalty.parameters = list(net.parameters())
         weights = block_weights(net)
 
-        def watch(seen=seen, weights=weights):
-            seen.append({n: w.grad.clone() for n, w in weights.items()})
+        class Seer:
+            def due(self):
+                return True
 
-        run(net, images, labels, watch=watch, penalty=penalty if held else None, r=recipe(epochs=1, rate=1e-6))
+            def look(self, seen=seen, weights=weights):
+                seen.append({n: w.grad.clone() for n, w in weights.items()})
+
+        run(net, images, labels, watch=Seer(), penalty=penalty if held else None, r=recipe(epochs=1, rate=1e-6))
         first.append(seen[0])
     assert states_equal(*first)
 

@@ -1,0 +1,104 @@
+"""`learngene bench`: the speed table. Every row is a ratio, ours to a bare counterpart, timed in turn in one process.
+
+Seconds depend on the machine and the hour; ratios of pairs hold. `bar` is the most that a ratio may be.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import Config
+from .files import StudyError, atomic, say
+from .timing import Pair, memory_peak
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ["row", "ours_s", "bare_s", "ratio", "bar", "low", "high", "rounds", "peak_mb", "holds", "ours", "bare"]
+
+
+def run_bench(cfg: Config, out: Path, rows: Sequence[str] = ()) -> pd.DataFrame:
+    """Measure `rows` (names or beginnings of names; all by default), write `bench.csv` and `bench.md` into `out`.
+
+    Columns: row; ours_s, bare_s: median seconds; ratio: median over rounds of ours / bare, low and high its extremes; bar: what
+    the ratio may be at most (empty: none is set); peak_mb: most memory while the row was measured, with what was loaded before
+    it; holds: yes, no, or empty without a bar. Raises StudyError for an unknown row.
+    """
+    import pandas as pd
+
+    from .benchrows import all_rows
+
+    with tempfile.TemporaryDirectory(prefix="learngene-bench-") as home:
+        known = all_rows(cfg, Path(home))
+        unknown = [name for name in rows if not any(k.startswith(name) for k in known)]
+        if unknown:
+            raise StudyError(f"there is no row {unknown[0]!r} in the bench; there are {', '.join(known)}")
+        wanted = [name for name in known if not rows or name.startswith(tuple(rows))]
+        found: list[dict] = []
+        for name in wanted:
+            found += measured(name, known[name])
+            table = pd.DataFrame(found)[COLUMNS]
+            _write(table, out)  # row by row: a bench that is stopped has a table
+    say(f"bench: {out / 'bench.csv'}, {out / 'bench.md'}")
+    return table
+
+
+def measured(name: str, row: Callable[[], Mapping[str, tuple[Pair, float | None, str, str]]]) -> list[dict]:
+    """The table's rows that one function of `benchrows` gives: name -> (pair, bar, what is ours, what is bare)."""
+    with memory_peak() as peak:
+        rows = [
+            {
+                "row": part,
+                "ours_s": pair.first,
+                "bare_s": pair.second,
+                "ratio": pair.ratio,
+                "bar": math.nan if bar is None else bar,
+                "low": pair.low,
+                "high": pair.high,
+                "rounds": pair.rounds,
+                "holds": "" if bar is None else "yes" if pair.ratio <= bar else "no",
+                "ours": ours,
+                "bare": bare,
+            }
+            for part, (pair, bar, ours, bare) in row().items()
+        ]
+        most = round(peak())
+    for entry in rows:
+        entry["peak_mb"] = most
+        say(f"bench: {sentence(entry)}")
+    return rows
+
+
+def sentence(entry: Mapping) -> str:
+    """One row in words."""
+    bar = "" if math.isnan(entry["bar"]) else f", at most {entry['bar']:.2f} allowed: {entry['holds']}"
+    return (
+        f"{entry['row']}: {entry['ours']} {entry['ours_s']:.2f} s, {entry['bare']} {entry['bare_s']:.2f} s, "
+        f"ratio {entry['ratio']:.2f} ({entry['low']:.2f} to {entry['high']:.2f}){bar}"
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table for a page: ratios first, seconds as what they are, one machine's."""
+    lines = [
+        "| row | ours / bare | lowest to highest | at most | ours, s | bare, s | peak, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in table.itertuples():
+        bar = "" if math.isnan(r.bar) else f"{r.bar:.2f}{'' if r.holds == 'yes' else ' (missed)'}"
+        lines.append(
+            f"| {r.row}: {r.ours} / {r.bare} | {r.ratio:.2f} | {r.low:.2f} to {r.high:.2f} ({r.rounds}) | {bar} "
+            f"| {r.ours_s:.2f} | {r.bare_s:.2f} | {r.peak_mb:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _write(table: pd.DataFrame, out: Path) -> None:
+    with atomic(out / "bench.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    with atomic(out / "bench.md") as temporary:
+        temporary.write_text(markdown(table), encoding="utf-8")
