@@ -170,6 +170,33 @@ def test_a_gap_ends_the_count_and_what_is_behind_is_forgotten_unless_it_is_anoth
     assert sorted(p.name for p in tmp_path.iterdir()) == ["task_01", "task_xx"]
 
 
+def test_states_within_the_next_task_stay_and_those_of_later_ones_go(tmp_path):
+    """They go on from the last whole task; behind a damaged one they belong to a walk that is trained anew."""
+    for number in (1, 2, 3, 4):
+        task(tmp_path, number)
+    for number in (3, 4):
+        savepoints.unseal(tmp_path / f"task_0{number}")
+        (tmp_path / f"task_0{number}" / "about.json").unlink()
+        (tmp_path / f"task_0{number}" / "epochs.json").write_text("[]")
+    assert savepoints.whole_tasks(tmp_path) == 2
+    savepoints.forget_after(tmp_path, 2, "h")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["task_01", "task_02", "task_03"]
+    (tmp_path / "task_02" / "model.safetensors").write_bytes(b"")
+    savepoints.forget_after(tmp_path, savepoints.whole_tasks(tmp_path), "h")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["task_01"]
+
+
+def test_a_task_whose_process_died_before_its_seal_gets_it(tmp_path):
+    path = task(tmp_path, 1)
+    sealed = (path / "seal.json").read_bytes()
+    savepoints.unseal(path)
+    savepoints.ensure_sealed(path)
+    assert (path / "seal.json").read_bytes() == sealed
+    (path / "more").write_text("")
+    savepoints.ensure_sealed(path)
+    assert (path / "seal.json").read_bytes() == sealed
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"about.json": 3}', '{"about.json": {"sha256": "x"}}'])
 def test_a_seal_that_is_none_is_damage(tmp_path, text):
     path = task(tmp_path, 1)
