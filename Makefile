@@ -37,7 +37,7 @@ test-all: $(READY)
 	@$(BIN)/python -m pytest
 
 lab: $(READY)
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
 
 notebooks: $(READY)
 	@$(BIN)/python -m learngene_core.refresh

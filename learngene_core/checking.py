@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -49,11 +50,11 @@ def checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             # One number is the common case `shots=20`; a string is what `papermill -p layers '[..]'` passes.
             if item is str or isinstance(value, str):
-                raise ValueError(f"{name} takes a list, not {value!r} (with papermill: -y '{{{name}: [...]}}')")
+                raise ValueError(f"{name} takes a list, not {shown(value)} (with papermill: -y '{{{name}: [...]}}')")
             value = (value,)
         values = tuple(_scalar(field, item, v) for v in value)
         if name in ONCE and len(set(values)) != len(values):
-            raise ValueError(f"{name} holds {value!r}: each value once")
+            raise ValueError(f"{name} holds {shown(value)}: each value once")
         return values
     return _scalar(field, kind, value)
 
@@ -66,16 +67,31 @@ def _scalar(field: dataclasses.Field, kind: type, value: Any) -> Any:
         value = int(value)
     if type(value) is not kind:
         hint = " (with papermill write True or False)" if kind is bool else ""
-        raise ValueError(f"{name} takes {kind.__name__}, not {value!r} of type {type(value).__name__}{hint}")
+        raise ValueError(f"{name} takes {kind.__name__}, not {shown(value)} of type {type(value).__name__}{hint}")
+    if kind is str and not _is_text(value):
+        raise ValueError(f"{name} = {shown(ascii(value))} holds characters that no file or notebook can keep")
     if kind in (int, float):
         low, high = field.metadata["low"], field.metadata["high"]
         if not (low <= value <= high) or math.isinf(value):
-            raise ValueError(f"{name} = {value} is out of range: {_range(low, high)}")
+            raise ValueError(f"{name} = {shown(value)} is out of range: {_range(low, high)}")
     if name in CHOICES and value not in CHOICES[name]:
         raise ValueError(
-            f"unknown {name} {value!r}{nearest(value, CHOICES[name])}; there are {', '.join(CHOICES[name])}"
+            f"unknown {name} {shown(value)}{nearest(value, CHOICES[name])}; there are {', '.join(CHOICES[name])}"
         )
     return value
+
+
+def shown(value: Any) -> str:
+    """A value in an error, in a few hundred characters whatever it is (YAML can say very large things in one line)."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 200
+    short.maxlevel, short.maxlist, short.maxtuple = 3, 12, 12
+    return short.repr(value)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be stored and named everywhere: no NUL, no half of a pair (an undecodable file name has them)."""
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _range(low: float, high: float) -> str:

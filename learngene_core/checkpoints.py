@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,11 @@ import torch
 from torch import Tensor
 
 from .files import StudyError, atomic, read_json, write_json
+from .headers import checked_arrays
 from .network import ConvNet
 from .record import Record
 from .runs import Run
+from .savepoints import check_shape
 
 
 @dataclasses.dataclass
@@ -99,6 +100,7 @@ def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dic
         for name, tensor in load_file(folder / "model.safetensors").items():
             group, _, rest = name.partition("/")
             groups[group][rest] = tensor
+        check_shape(about["shape"], groups["model"])
         model = ConvNet.from_shape(about["shape"])
         model.load_state_dict(groups["model"])
         model.normalisation = tuple(about["mean"]), tuple(about["std"])
@@ -110,9 +112,9 @@ def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dic
 def load_counts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Histograms of a task folder: counts (epochs, l, 2, b), zeros (epochs, l). Raises StudyError when damaged."""
     try:
-        with np.load(folder / "record.npz", allow_pickle=False) as arrays:
-            return arrays["counts"], arrays["zeros"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = checked_arrays(folder / "record.npz")
+        return arrays["counts"], arrays["zeros"]
+    except (OSError, ValueError, KeyError) as error:
         raise StudyError(
             f"{folder / 'record.npz'} is missing or damaged ({error}); rebuild it with --redo collective"
         ) from None

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, interrupt
+from . import __version__, determinism, interrupt
 from .config import STAGES, Config
 from .files import OutOfTime, StudyError, say
 from .presets import PRESETS
+from .troubles import explained, one_line
+from .words import spoken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,18 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             elif options.debug:
                 raise
             else:
-                known = isinstance(error, StudyError | ValueError | OSError)
+                known = isinstance(error, StudyError | ValueError | OSError) or explained(error)
                 more = "" if known else f"{type(error).__name__}: "
-                text, status = f"learngene: {more}{_one_line(error)}{'' if known else ' (--debug shows where)'}", 1
+                text, status = f"learngene: {more}{one_line(error)}{'' if known else ' (--debug shows where)'}", 1
                 status = LATER if isinstance(error, OutOfTime) else status
         print(text, file=sys.stderr)
         return status
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,6 +93,9 @@ def parser() -> argparse.ArgumentParser:
             help="measure how steps run fastest here first; kept in machine.json (new runs)",
         )
         sub.add_argument("--redo", action="append", default=[], choices=STAGES, help="compute this stage again")
+        sub.add_argument(
+            "--deterministic", action="store_true", help="GPUs: equal bits on every call (slower; it is said)"
+        )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     bench = verbs.add_parser(
         "bench", help="the speed table", description="the speed table: ratios, measured in one run"
@@ -126,8 +125,6 @@ def configuration(options: argparse.Namespace) -> Config:
 
     Raises ValueError for unknown names, bad values, and a name that is given two values.
     """
-    import yaml
-
     given: list[tuple[str, Any]] = []
     for entry in options.set:
         name, equals, text = (part.strip() for part in entry.partition("="))
@@ -135,26 +132,14 @@ def configuration(options: argparse.Namespace) -> Config:
             raise ValueError(f"--set takes NAME=VALUE, not {entry!r}")
         if name in OTHERWISE:
             raise ValueError(f"--set {name} is not possible; use {OTHERWISE[name]}")
-        try:
-            given.append((name, _number(yaml.safe_load(text)) if text else ""))
-        except yaml.YAMLError:
-            raise ValueError(f"--set {name}: {text!r} is no value") from None
+        given.append((name, spoken(name, text)))
     given += [(n, v) for n in ("seed", "data", "data_path") if (v := getattr(options, n)) is not None]
+    given += [("deterministic", True)] if options.deterministic else []
     changes: dict[str, Any] = {}
     for name, value in given:
         if changes.setdefault(name, value) != value:
             raise ValueError(f"{name} is given twice, as {changes[name]!r} and as {value!r}; keep one of them")
     return Config.preset(options.preset, **changes)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 5e-4 as a string; a person means a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return [_number(v) for v in value] if isinstance(value, list) else value
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -177,6 +162,8 @@ def _run(options: argparse.Namespace) -> int:
     _tune_steps(run, options)
     name, stage, describe = _VERBS[options.verb]
     with contextlib.ExitStack() as stack:
+        if not run.done(stage):
+            stack.enter_context(run.lock())  # over all stages: between two of them nobody else may begin
         chain = _announced(run, stage, stack)
         getattr(chain, name)  # computed or loaded when asked for
     describe(chain)
@@ -213,6 +200,7 @@ def _announced(run: Run, stage: str, stack: contextlib.ExitStack) -> Chain:
         @functools.cached_property
         def collective(self):  # whatever trains asks for it first, when it has checked what it can
             self.source  # noqa: B018 (too few classes are said before)
+            determinism.announce(run)
             stack.enter_context(shown(run, stage))
             return super().collective
 

@@ -37,9 +37,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 
 
-PLAIN = (
-    bool | int | float | str | list | tuple | dict
-)  # what a parameter may be; other globals are modules, functions, ...
+PLAIN = bool | int | float | str | list | tuple | dict  # what a parameter may be; other globals are modules, ...
 STAGE_VERSION = 1  # part of every hash; raised when a change of the code changes results
 
 
@@ -174,6 +172,7 @@ class Config:
     minutes: float = _field(0.0, "", "long stages stop after this many minutes and go on when called again; 0: no limit", 0)
     device: str = _field("auto", "", "auto, cpu, cuda or mps")
     workers: int = _field(0, "", "workers over independent individuals; 0: as many as processors, at most 2 on a CPU", 0, 256)
+    deterministic: bool = _field(False, "", "GPUs: only operations that give equal bits on every call (slower, and it is said)")
     threads: int = _field(1, "", "threads of one training loop; 0: all there are (more than one pays only on large networks)", 0)
     # fmt: on
 

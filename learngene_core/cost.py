@@ -68,7 +68,7 @@ def _collective(run: Run) -> float:
     cfg = run.cfg
     images = cfg.source_way * (cfg.source_images or 500)
     null = cfg.null_networks * min(8, cfg.n_source_tasks) * cfg.null_steps * 0.03
-    return _epochs(cfg) * -(-images // cfg.batch_size) * _collective_step(run) * 1.1 + null
+    return _epochs(cfg) * -(-images // cfg.batch_size) * collective_step(run) * 1.1 + null
 
 
 def _reconstruct(run: Run) -> float:
@@ -115,7 +115,7 @@ def _all_arms(run: Run) -> float:
     return steps * _individual_step(run) / run.machine.workers
 
 
-def _collective_step(run: Run) -> float:
+def collective_step(run: Run) -> float:
     """Seconds of one collective training step at widths halfway through the growth."""
     import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -81,11 +82,14 @@ def decode_all(
     batch = max(16, BATCH_BYTES // (3 * size * size))
     rows = np.empty((min(batch, len(files)), 3, size, size), np.uint8)
     with (
+        warnings.catch_warnings(),
         _mapping(files) as mapped,
         tqdm(
             total=len(files), desc="decoding", unit="image", delay=1, leave=False, disable=HEADLESS in os.environ
         ) as bar,
     ):
+        # as unreadable as PIL has it from twice that size on; the filter holds for the threads too
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         for start in range(0, len(files), batch):
             part = files[start : start + batch]
             n = 0

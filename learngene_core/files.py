@@ -6,11 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+LARGEST_JSON = 2**28  # bytes; a device or a pipe would be read for ever
+UNFINISHED = ".unfinished"  # how the name of a file ends that is being written
 HEADLESS = "LEARNGENE_HEADLESS"  # set in kernels that nobody watches: no widgets, no progress bars
 
 
@@ -24,9 +27,12 @@ class OutOfTime(StudyError):
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    What stands under `path` is on the disk when the block ends: file and folder entry are both flushed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -35,8 +41,26 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put a rename on the disk, where the system can (Windows opens no folders, some network drives flush none)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Delete what killed writers left behind below `folder`; only for the one process that may write there."""
+    for left in folder.rglob(f".*{UNFINISHED}"):
+        if not left.name.startswith(".machine.json."):  # the one file that is written without the folder's lock
+            left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,12 +70,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises StudyError when it is missing or damaged."""
+    """The JSON value in `path`. Raises StudyError when it is missing or damaged, or no file that ends."""
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_JSON:
+            raise StudyError(f"{path} is no JSON file ({facts.st_size:,} bytes); give another, or delete it")
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StudyError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no text, or a number of thousands of digits
         raise StudyError(f"{path} is damaged ({error}); delete it or rebuild its stage with --redo") from None
 
 

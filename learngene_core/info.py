@@ -9,9 +9,11 @@ from typing import Any
 
 from .bookkeeping import changed, checked_manifest, only_extent
 from .config import STAGES, Config
-from .files import StudyError, file_hash, read_json, say
+from .files import StudyError, read_json, say
 from .notebooks import parameters_of
-from .runs import default_folder
+from .runs import default_folder, machine_of
+from .savepoints import inspected, state_of
+from .words import quoted
 
 # what `learngene study` computes
 STUDY = ("division", "collective", "criteria", "reconstruct", "openworld", "measures", "atlas", "controls", "claims")
@@ -23,15 +25,21 @@ def inspect(path: Path) -> dict[str, Any]:
     """What stands in a run folder.
 
     `stages`: every stage of the study, and others that were asked for -> `state` (whole, missing, damaged, another
-    configuration), `files` (name -> whole, missing, damaged) and `configuration` (matches, another, none). `whole`: something
-    is finished, and all that is can be used. `complete`: every stage of the study is whole. `next`: the command that goes on.
+    configuration), `files` (name -> whole, missing, damaged) and `configuration` (matches, another, none). `source_tasks`:
+    how many are saved whole, of how many, and what is wrong with the next ("": nothing). `whole`: something is finished, and
+    all that is can be used. `complete`: every stage of the study is whole. `next`: the command that goes on.
 
     Raises StudyError when `path` is no run folder or its bookkeeping is damaged.
     """
     cfg = _configuration(path)
     manifest = checked_manifest(path / "manifest.json") if (path / "manifest.json").exists() else {}
+    if (path / "machine.json").exists():
+        machine_of(path / "machine.json")
     stages = {s: _stage(path, manifest.get(s), cfg, s) for s in COMPUTED if s in STUDY or s in manifest}
     complete = all(stages[stage]["state"] == "whole" for stage in STUDY)
+    saved, wrong = len([*path.glob("collective/task_*/about.json")]), None
+    if "collective" not in manifest:  # nothing else looks at the tasks of an unfinished walk
+        saved, wrong = inspected(path / "collective")
     bad = [stage for stage, facts in stages.items() if facts["state"] not in ("whole", "missing", EXTENDED)]
     return {
         "run": str(path),
@@ -39,7 +47,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "data": cfg.data,
         "seed": cfg.seed,
         "stages": stages,
-        "source_tasks": {"saved": len([*path.glob("collective/task_*/about.json")]), "all": cfg.n_source_tasks},
+        "source_tasks": {"saved": saved, "all": cfg.n_source_tasks, "damaged": wrong or ""},
         "whole": bool(manifest) and not bad,
         "complete": complete,
         "next": "" if complete and not bad else command(cfg, path, redo=bad),
@@ -62,18 +70,12 @@ def _configuration(path: Path) -> Config:
 def _stage(path: Path, entry: dict[str, Any] | None, cfg: Config, stage: str) -> dict[str, Any]:
     if entry is None:
         return {"state": "missing", "configuration": "none", "files": {}}
-    files = {name: _file(path / name, facts) for name, facts in entry["files"].items()}
+    files = {name: state_of(path / name, facts) for name, facts in entry["files"].items()}
     matches = entry["hash"] == cfg.stage_hash(stage)
     names = changed(cfg.fields_of(stage), entry["fields"])
     other = "another configuration" if names and not only_extent(names) else EXTENDED
     state = "damaged" if set(files.values()) - {"whole"} else "whole" if matches else other
     return {"state": state, "configuration": "matches" if matches else "another", "files": files}
-
-
-def _file(path: Path, facts: dict[str, Any]) -> str:
-    if not path.is_file():
-        return "missing"
-    return "whole" if path.stat().st_size == facts["bytes"] and file_hash(path) == facts["sha256"] else "damaged"
 
 
 def command(cfg: Config, path: Path, verb: str = "study", redo: list[str] | None = None) -> str:
@@ -86,11 +88,15 @@ def command(cfg: Config, path: Path, verb: str = "study", redo: list[str] | None
         path = None
     for name in ("data", "data_path", "seed"):
         if name in given:
-            words += [f"--{name.replace('_', '-')}", str(given.pop(name))]
+            words += _option(name.replace("_", "-"), str(given.pop(name)))
     for name, value in given.items():
-        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    words += ["--out", str(path)] if path else []
+        words += ["--set", f"{name}={quoted(name, value)}"]
+    words += _option("out", str(path)) if path else []
     return shlex.join([*words, *(word for stage in redo or () for word in ("--redo", stage))])
+
+
+def _option(name: str, value: str) -> list[str]:
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
 
 
 def report(run: str | Path, *, as_json: bool = False) -> int:
@@ -108,6 +114,8 @@ def report(run: str | Path, *, as_json: bool = False) -> int:
         tasks = facts["source_tasks"]
         if stage == "collective" and entry["state"] == "missing" and tasks["saved"]:
             text = f"missing ({tasks['saved']} of {tasks['all']} source tasks are saved)"
+        if stage == "collective" and entry["state"] == "missing" and tasks["damaged"]:
+            text += f"; task {tasks['saved'] + 1}: {tasks['damaged']}, it will be trained again"
         say(f"  {stage}: {text}")
     if facts["complete"] and facts["whole"]:
         say("complete: every stage of the study is whole")

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import determinism
 from .config import Config
 from .files import StudyError, read_json
 from .presets import PAPER_POOLS
@@ -42,6 +43,7 @@ class Machine:
     autocast: bool = False
     fused: bool = False
     capture: bool = False
+    deterministic: bool = False
 
     @classmethod
     def resolve(cls, cfg: Config) -> Machine:
@@ -65,6 +67,7 @@ class Machine:
             torch=torch.__version__,
             system=f"{platform.system()} {platform.machine()}",
             processors=processors,
+            deterministic=cfg.deterministic,
         )
 
     @staticmethod
@@ -80,7 +83,10 @@ class Machine:
     def stored(cls, path: Path) -> Machine:
         """The machine noted in `machine.json`. Raises StudyError when it is damaged."""
         try:
-            return cls(**read_json(path))
+            here = cls(**read_json(path))
+            if any(type(getattr(here, f.name)).__name__ != f.type for f in dataclasses.fields(cls)):
+                raise TypeError("a value of a wrong type")
+            return here
         except TypeError:
             raise StudyError(f"{path} is damaged: it is no machine.json of this version") from None
 
@@ -97,10 +103,12 @@ class Machine:
         return self.device != "cpu"
 
     def use(self) -> None:
-        """Apply the thread count to this process."""
+        """Apply the thread count, and deterministic operations where they were asked for, to this process."""
         import torch
 
         torch.set_num_threads(self.threads)
+        if self.deterministic:
+            determinism.apply(self.device)
 
 
 def device_memory(device: str) -> int:

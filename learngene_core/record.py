@@ -8,7 +8,6 @@ above an edge is exact, strictly greater as in the released code, after the fact
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .files import StudyError, atomic
+from .headers import checked_arrays
 
 SHIFT = 20  # 3 of the 23 mantissa bits stay: 8 bins per octave
 N_RAW = 2056  # raw bins per sign: 2^31 >> 20, and room for the offsets
@@ -182,8 +182,7 @@ class Record:
         """Read a run folder's record, without torch. Raises StudyError when it is missing or damaged."""
         folder = Path(folder)
         try:
-            with np.load(folder / "histograms.npz", allow_pickle=False) as arrays:
-                values = {name: arrays[name] for name in arrays.files}
+            values = checked_arrays(folder / "histograms.npz")
             table = pd.read_csv(folder / "gradients.csv")
             groups = {k: t.drop(columns="network").reset_index(drop=True) for k, t in table.groupby("network")}
             if not np.array_equal(values.pop("edges"), EDGES):
@@ -197,7 +196,7 @@ class Record:
             return record
         except FileNotFoundError as error:
             raise StudyError(f"{error.filename} does not exist; run `learngene collective` first") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StudyError(
                 f"the gradient record in {folder} is damaged ({error}); rebuild it with --redo collective"
             ) from None

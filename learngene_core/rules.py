@@ -36,11 +36,11 @@ def check_together(cfg: Config) -> None:
         raise ValueError("carry_momentum needs a momentum above 0")
     if cfg.growth != "none" and cfg.growth_start > cfg.n_source_tasks:
         raise ValueError(
-            f"growth_start = {cfg.growth_start}, but there are {cfg.n_source_tasks} source tasks; "
+            f"growth_start = {cfg.growth_start}, but n_source_tasks = {cfg.n_source_tasks}; "
             "use growth=none for the final widths at once"
         )
     if any(t > cfg.n_source_tasks for t in cfg.deepen_before):
-        raise ValueError(f"deepen_before = {cfg.deepen_before}, but there are {cfg.n_source_tasks} source tasks")
+        raise ValueError(f"deepen_before = {cfg.deepen_before}, but n_source_tasks = {cfg.n_source_tasks}")
     if cfg.n_blocks > len(PAPER_WIDTHS):
         raise ValueError(f"n_blocks = {cfg.n_blocks}: the collective has {len(PAPER_WIDTHS)} blocks")
 

@@ -11,19 +11,19 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from . import determinism
 from .bookkeeping import changed, checked_manifest, only_extent
 from .config import STAGES, Config
-from .files import StudyError, atomic, file_hash, read_json, say, write_json
+from .files import StudyError, atomic, read_json, say, write_json
+from .locks import alone
 from .machine import Machine
-
-HELD = "LEARNGENE_LOCKED"  # run folders locked by this process and the kernels that it starts
+from .savepoints import facts_of, state_of
 
 
 class Run:
@@ -92,11 +92,12 @@ class Run:
             return False
         for name, facts in entry["files"].items():
             path = self.path / name
-            if not path.is_file():
+            state = state_of(path, facts)
+            if state == "missing":
                 raise StudyError(
                     f"{path} is missing, though stage {stage!r} was finished; rebuild it with --redo {stage}"
                 )
-            if path.stat().st_size != facts["bytes"] or file_hash(path) != facts["sha256"]:
+            if state == "damaged":
                 raise StudyError(f"{path} is damaged (its hash is not the one noted); rebuild it with --redo {stage}")
         return True
 
@@ -109,10 +110,7 @@ class Run:
             entry = {
                 "hash": self.cfg.stage_hash(stage),
                 "fields": self.cfg.fields_of(stage),
-                "files": {
-                    name: {"bytes": (self.path / name).stat().st_size, "sha256": file_hash(self.path / name)}
-                    for name in files
-                },
+                "files": {name: facts_of(self.path / name) for name in files},
             }
             write_json(self.path / "manifest.json", {**self.manifest, stage: entry})
             self.note_time("stage", stage, time.time() - start)
@@ -152,15 +150,18 @@ class Run:
             table.to_csv(temporary, index=False, lineterminator="\n")
 
     def read_table(self, name: str) -> Any:
-        """The DataFrame in a CSV of this run. Raises StudyError when it is missing or unreadable."""
+        """The DataFrame in a CSV of this run. Raises StudyError when it is missing, or unreadable: then with the stage that makes
+        it anew."""
         import pandas
 
         try:
             return pandas.read_csv(self.path / name, keep_default_na=True)
         except FileNotFoundError:
             raise StudyError(f"{self.path / name} does not exist; run the stage that makes it first") from None
-        except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise StudyError(f"{self.path / name} is damaged: {error}") from None
+        except (ValueError, OverflowError) as error:  # of pandas all parsing errors are ValueErrors
+            stage = next((s for s, entry in self.manifest.items() if name in entry["files"]), "STAGE")
+            reason = " ".join(str(error).split())[:200]
+            raise StudyError(f"{self.path / name} is damaged ({reason}); rebuild it with --redo {stage}") from None
 
     def note_time(self, kind: str, name: str, seconds: float) -> None:
         """Append a row to `timings.csv` (kind: stage, notebook or study; name; seconds)."""
@@ -191,7 +192,11 @@ class Run:
         if self._machine is None:
             path = self.path / "machine.json"
             if path.exists():
-                here = _machine_of(path)
+                here = machine_of(path)
+                if self.cfg.deterministic and not here.deterministic:
+                    raise StudyError(
+                        f"{self.path} was made without deterministic, which is asked for; choose another --out"
+                    )
                 if self.cfg.device not in ("auto", here.device) or not Machine.available(here.device):
                     raise StudyError(
                         f"{self.path} was made on device {here.device!r}; {self.cfg.device!r} is asked "
@@ -199,6 +204,8 @@ class Run:
                     )
             else:
                 self.keep_machine(here := Machine.resolve(self.cfg))
+            if here.deterministic:
+                determinism.apply(here.device)
             self._machine = here
         return self._machine
 
@@ -207,36 +214,9 @@ class Run:
         self._machine = machine
         write_json(self.path / "machine.json", dataclasses.asdict(machine))
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes out of the folder. The system frees the lock of a process that died.
-
-        Kernels that `learngene study` started work under its lock. Raises StudyError that names the owner.
-        """
-        import filelock
-
-        held = json.loads(os.environ.get(HELD, "[]"))
-        if str(self.path) in held:
-            yield
-            return
-        owner = self.path / ".owner"
-        guard = filelock.FileLock(self.path / ".lock", timeout=0)
-        try:
-            guard.acquire()
-        except filelock.Timeout:
-            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-            raise StudyError(f"{self.path} is in use by {who}; wait for it, or choose another --out") from None
-        try:
-            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-            os.environ[HELD] = json.dumps([*held, str(self.path)])
-            yield
-        finally:
-            os.environ.pop(HELD)
-            if held:
-                os.environ[HELD] = json.dumps(held)
-            with contextlib.suppress(OSError):
-                owner.unlink(missing_ok=True)
-            guard.release()
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes out of the folder; see `locks.alone`, which says what it raises."""
+        return alone(self.path)
 
 
 def _stored(path: Path) -> Any:
@@ -248,7 +228,8 @@ def _stored(path: Path) -> Any:
         return None
 
 
-def _machine_of(path: Path) -> Machine:
+def machine_of(path: Path) -> Machine:
+    """The machine noted in a run's machine.json. Raises StudyError, with the way out, when it is damaged."""
     try:
         return Machine.stored(path)
     except StudyError:

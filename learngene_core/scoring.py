@@ -80,10 +80,14 @@ def best_block(table: pd.DataFrame, n_blocks: int, column: str = "score") -> tup
         raise ValueError(f"n_blocks = {n_blocks}, but there are {len(values)} layers")
     if not np.isfinite(values).all():
         raise ValueError(
-            f"criterion {table['criterion'].iloc[0]!r} has no value for {table['layer'][~np.isfinite(values)].iloc[0]}"
+            f"criterion {table['criterion'].iloc[0]!r} has no value for {table['layer'][~np.isfinite(values)].iloc[0]}; "
+            "set another criterion, or layers"
         )
     if np.ptp(values) == 0 and n_blocks < len(values):
-        raise ValueError(f"criterion {table['criterion'].iloc[0]!r} is the same for every layer; it cannot choose")
+        raise ValueError(
+            f"criterion {table['criterion'].iloc[0]!r} is the same for every layer; it cannot choose: "
+            "set another criterion, or layers"
+        )
     means = np.convolve(values, np.ones(n_blocks) / n_blocks, "valid") * (
         1 if table["inherit"].iloc[0] == "low" else -1
     )

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import notebooks
+from . import determinism, notebooks
 from .config import STAGES, Config
-from .files import read_json, say, write_json
+from .files import StudyError, read_json, say, write_json
 from .kernels import Kernels
 from .runs import Run
 from .summary import summary_markdown, summary_text
@@ -202,15 +202,12 @@ def run_study(cfg: Config, out: str | Path = "", *, redo: tuple[str, ...] = ()) 
     """
     run = Run.open(cfg, out, redo=redo)
     start = time.time()
-    with run.lock():
-        paths = notebooks.numbered()
-        index = _finished(run)
-        todo = [p for p in paths if index.get(p.name) != _mark(cfg, p) or not _copy(run, p).exists()]
-        if not todo and (run.path / "report.html").exists() and _whole(run):
-            say(f"study: {run.path} is finished; reused as it is (--redo STAGE computes a stage again)")
-        else:
-            _run_notebooks(run, todo or paths)
-            summary = summary_markdown(run)
+    if not _to_run(run):  # nothing is written: the folder may belong to somebody else
+        say(f"study: {run.path} is finished; reused as it is (--redo STAGE computes a stage again)")
+    else:
+        with run.lock():
+            _run_notebooks(run, _to_run(run))
+            paths, summary = notebooks.numbered(), summary_markdown(run)
             notebooks.write_report(
                 [_copy(run, p) for p in paths], f"Learngene study: {run.path.name}", summary, run.path / "report.html"
             )
@@ -224,14 +221,32 @@ def _copy(run: Run, path: Path) -> Path:
     return run.path / "notebooks" / path.name
 
 
+def _to_run(run: Run) -> list[Path]:
+    """The notebooks that have no executed copy of this configuration and code; all where only stages or the report are
+    missing, none when the study is finished."""
+    paths, index = notebooks.numbered(), _finished(run)
+    todo = [p for p in paths if index.get(p.name) != _mark(run.cfg, p) or not _readable(_copy(run, p))]
+    return todo if todo or ((run.path / "report.html").exists() and _whole(run)) else paths
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return bool(notebooks.read(path).cells)
+    except StudyError:
+        return False
+
+
 def _mark(cfg: Config, path: Path) -> str:
     """What an executed copy was made from: its code, and the settings that decide results."""
     return "/".join([notebooks.source_hash(notebooks.read(path)), *(cfg.stage_hash(stage) for stage in STAGES)])
 
 
 def _finished(run: Run) -> dict[str, str]:
-    path = run.path / "notebooks" / "index.json"
-    return read_json(path) if path.exists() else {}
+    try:
+        index = read_json(run.path / "notebooks" / "index.json")
+    except StudyError:
+        return {}  # missing, or damaged: the notebooks are run again
+    return index if isinstance(index, dict) else {}
 
 
 def _whole(run: Run) -> bool:
@@ -244,6 +259,7 @@ def _run_notebooks(run: Run, paths: list[Path]) -> None:
     from .cost import KERNEL_SECONDS, duration, stage_seconds
     from .progress import bar
 
+    determinism.announce(run)
     expected = stage_seconds(run)
     total = sum(expected.values()) + KERNEL_SECONDS * len(paths)
     say(f"study: {len(paths)} notebooks into {run.path}; about {duration(total)} on this machine")

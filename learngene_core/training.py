@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .config import Config
 from .ewc import Frozen, Penalty
 from .files import StudyError
+from .guards import check_pull
 from .images import normalise
 from .steps import PLAIN, Captured, Step, Watch, Way, batch_sizes, draw_epoch, set_rate
 
@@ -115,6 +116,7 @@ def fit(
             set_rate(optimiser, recipe.rate_at((epoch - 1) * per_epoch + step, recipe.epochs * per_epoch))
             found.append(take(batch, watch is not None and watch.due()))
         rows.append(_epoch_row(epoch, found, where))  # the only wait for the device
+        check_pull(penalty, rows, per_epoch, where)
         if on_epoch is not None:
             on_epoch(rows[-1])
     return rows

@@ -18,6 +18,7 @@ from .ewc import Penalty, fisher_diagonal
 from .files import OutOfTime, say
 from .gradients import Recorder, block_weights
 from .growth import growth_schedule
+from .guards import warn_if_dead
 from .images import ImageSet, channel_statistics, normalise
 from .machine import Machine
 from .midtask import MidTask, give_momentum, momentum_of
@@ -27,6 +28,7 @@ from .presets import PAPER_POOLS
 from .procedure import procedure_of
 from .record import Record
 from .runs import Run
+from .savepoints import ensure_sealed, forget_after, seal, unseal, whole_tasks
 from .streams import generator
 from .training import accuracy_of, fit, predict, recipe_of, task_loss
 
@@ -156,6 +158,7 @@ class Walk:
 
         def on_epoch(row: dict) -> None:
             self.history.append({"task": number, "phase": "train", "on_task": number, **row})
+            warn_if_dead(self.history, self.src, cfg)
             rows, counts, zeros = recorder.take()
             self.entries.append({"task": number, "epoch": row["epoch"], "rows": rows, "counts": counts, "zeros": zeros})
             if states is not None:
@@ -228,14 +231,13 @@ class Walk:
         if self.run is None:
             return
         history, entries = self._of(task.number)
-        about = {
-            "class_names": self.class_names,
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-            "history": history,
-        }
-        save_task(self._folder(task.number), self.hash, self.model, self.owned.groups(), about, entries)
-        MidTask(self._folder(task.number), self.hash).clear()
+        scale = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        about = {"class_names": self.class_names, **scale, "history": history}
+        folder = self._folder(task.number)
+        unseal(folder)
+        save_task(folder, self.hash, self.model, self.owned.groups(), about, entries)
+        MidTask(folder, self.hash).clear()
+        seal(folder)
 
     def _of(self, number: int) -> tuple[list[dict], list[dict]]:
         """History rows and record entries of one task."""
@@ -245,11 +247,16 @@ class Walk:
     def _resume(self) -> int:
         """Number of tasks already finished in the run folder; their state is loaded."""
         done = 0
-        while self.run is not None and done < len(self.src) and (self._folder(done + 1) / "about.json").exists():
-            done += 1
-            history, entries = load_rows(self._folder(done), self.hash, done)
+        if self.run is not None:
+            saved = self.run.path / "collective"
+            done = min(whole_tasks(saved), len(self.src))
+            forget_after(saved, done, self.hash)
+        for number in range(1, done + 1):
+            history, entries = load_rows(self._folder(number), self.hash, number)
             self.history += history
             self.entries += entries
+            MidTask(self._folder(number), self.hash).clear()  # of a process that was killed just before this
+            ensure_sealed(self._folder(number))
         if done:
             self.model, groups, about = load_state(self._folder(done))
             self.class_names = list(about["class_names"])
@@ -273,7 +280,10 @@ class Walk:
         model, owned = model.cpu(), self.owned.to(torch.device("cpu"))
         model.normalisation = tuple(self.mean.tolist()), tuple(self.std.tolist())
         if self.run is not None:  # the last task's file also holds the Fisher that a learngene takes along
-            save_state(self._folder(len(self.src)), model, {**owned.groups(), "gene_fisher": fisher})
+            last = self._folder(len(self.src))
+            unseal(last)
+            save_state(last, model, {**owned.groups(), "gene_fisher": fisher})
+            seal(last)
         return Collective(
             model,
             tuple(self.class_names),

@@ -426,21 +426,31 @@ def test_an_interrupted_collective_of_another_configuration_is_never_mixed_in(in
     ("name", "damage"),
     [
         ("about.json", "truncated"),
+        ("about.json", "missing"),
         ("record.npz", "truncated"),
         ("record.npz", "missing"),
         ("model.safetensors", "truncated"),
         ("model.safetensors", "missing"),
+        ("seal.json", "truncated"),
     ],
 )
-def test_a_damaged_state_of_an_interrupted_collective_is_named(interrupted, tmp_path, name, damage):
+def test_a_damaged_newest_state_is_named_and_the_one_before_goes_on(interrupted, tmp_path, capsys, name, damage):
     path = shutil.copytree(interrupted, tmp_path / "copy")
     file = path / "collective" / "task_02" / name
     data = file.read_bytes()
     file.unlink()
     if damage == "truncated":
         file.write_bytes(data[: len(data) // 2])
-    with pytest.raises(StudyError, match="task_02"):
-        finish(path)
+    facts = inspect(path)
+    assert facts["source_tasks"]["saved"] == 1
+    assert name in facts["source_tasks"]["damaged"]
+    capsys.readouterr()
+    resumed = finish(path)
+    said = capsys.readouterr().out
+    assert "task_02: " in said and name in said and "going back to task 1" in said
+    assert "1 of 3 source tasks found" in said
+    whole = finish(tmp_path / "whole")
+    assert {n: resumed[n] for n in TABLES} == {n: whole[n] for n in TABLES}
 
 
 def test_a_task_that_was_being_saved_is_trained_again(interrupted, tmp_path):

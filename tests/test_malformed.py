@@ -1,0 +1,592 @@
+"""Malformed and hostile inputs of every kind that the study reads: each ends in one clear line, at once, inside its folders.
+
+Every case goes through the command line's own error handling. Truncated and hostile files must be refused; a file in which one
+bit is turned may also be harmless, and is then read to the end.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import signal
+import stat
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import snapshot
+from PIL import Image
+from test_safety import HOSTILE
+
+from learngene_core import cli, info, manifests, savepoints
+from learngene_core.checkpoints import load_state, save_state
+from learngene_core.config import Config
+from learngene_core.files import read_json, write_json
+from learngene_core.headers import checked_arrays
+from learngene_core.images import load_images
+from learngene_core.learngene import Learngene
+from learngene_core.network import ConvNet
+from learngene_core.record import N_BINS, Record
+from learngene_core.runs import Run
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="its watch for hanging is POSIX's")
+SMOKE = Config.preset("smoke")
+SECONDS = 20  # a case that takes longer hangs
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with another beside it that nobody may touch."""
+    for name in ("inside", "outside", "cache", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "outside" / "precious.txt").write_text("mine")
+    monkeypatch.setenv("LEARNGENE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path / "inside"
+    assert snapshot(tmp_path / "outside").keys() == {"precious.txt"}
+    assert (tmp_path / "outside" / "precious.txt").read_text() == "mine"
+    assert not list((tmp_path / "here").iterdir())
+    assert {p.name for p in tmp_path.iterdir()} == {"inside", "outside", "cache", "here"}
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a function as a command would: returns the one line of its refusal, or None when it ended well."""
+
+    def hangs(*_):
+        raise AssertionError("it hangs")
+
+    def run(function, *arguments):
+        def work(_):
+            function(*arguments)
+            return 0
+
+        monkeypatch.setattr(cli, "_run", work)
+        capsys.readouterr()
+        before = signal.signal(signal.SIGALRM, hangs)
+        signal.alarm(SECONDS)
+        try:
+            with warnings.catch_warnings(record=True) as warned:  # a warning would be lines on standard error
+                warnings.simplefilter("always")
+                status = cli.main(["divide"])
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err and "it hangs" not in err
+        assert not warned, [str(w.message) for w in warned]
+        if status == 0:
+            assert err == ""
+            return None
+        (line,) = err.splitlines()
+        assert status == 1 and line.startswith("learngene: ")
+        assert "(--debug shows where)" not in line, f"not a clear line: {line}"
+        assert len(line) < 1500 and line.isprintable(), line
+        return line
+
+    return run
+
+
+def truncated(data, n=8):
+    """The file cut at `n` places, the first of them nothing at all."""
+    return {f"cut at {k} of {n}": data[: len(data) * k // n] for k in range(n)}
+
+
+def turned(data, n=12, start=0, end=None):
+    """The file with one bit turned at `n` places between start and end."""
+    rng = np.random.default_rng(0)
+    places = sorted(rng.integers(start, end or len(data), n).tolist())
+    return {
+        f"bit turned in byte {at}": data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :]
+        for at in places
+    }
+
+
+def filed(save, name):
+    """Bytes that save(path) writes, for building cases before any test runs."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder, name))
+        return Path(folder, name).read_bytes()
+
+
+# learngene files ----------------------------------------------------------------------------------------------------
+def gene():
+    net = ConvNet((4, 5, 6), (2,), 3, 32, generator=torch.Generator().manual_seed(0))
+    fisher = {n: torch.ones_like(p) for n, p in net.named_parameters()}
+    return Learngene.from_model(net, ("conv2", "conv3"), mean=(0.5,) * 3, std=(0.2,) * 3, fisher=fisher, data="toy")
+
+
+GENE = filed(gene().save, "a.safetensors")
+HEADER = 8 + struct.unpack("<Q", GENE[:8])[0]
+
+
+def with_header(change):
+    """The learngene file with its header changed, the rest as it was."""
+    header = json.loads(GENE[8:HEADER])
+    text = json.dumps(change(header)).encode()
+    return struct.pack("<Q", len(text)) + text + GENE[HEADER:]
+
+
+def with_about(**entries):
+    def change(header):
+        about = {**json.loads(header["__metadata__"]["learngene"]), **entries}
+        return {**header, "__metadata__": {"learngene": json.dumps(about)}}
+
+    return with_header(change)
+
+
+def renamed(name):
+    return with_header(lambda h: {(name if n == "conv2.conv.weight" else n): v for n, v in h.items()})
+
+
+GENES = {
+    **HOSTILE,
+    **truncated(GENE, 12),
+    "a pickle": pickle.dumps({"conv1": 3}),
+    "a name that climbs": renamed("../../outside/precious.txt"),
+    "an absolute name": renamed("/etc/passwd"),
+    "a name in two lines": renamed("conv2\n\x1b[31mall is well"),
+    "an endless name": renamed("x" * 100_000),
+    "a layer that climbs": with_about(layers=["../conv2", "conv3"], pools=[]),
+    "a layer in two lines": with_about(layers=["conv2\nall is well", "conv3"], pools=[]),
+    "layers without end": with_about(layers=["conv2"] * 50_000),
+    "widths that no memory holds": with_about(widths=[65536, 65536], input_width=65536),
+    "deep metadata": with_header(lambda h: {**h, "__metadata__": {"learngene": "[" * 100_000}}),
+    "an endless format": with_about(format="x" * 100_000),
+    "an image size that no memory holds": with_about(image_size=10**15),
+    "notes that are a list": with_about(notes=[[["x"]], 3]),
+}
+
+
+@pytest.mark.parametrize("data", GENES.values(), ids=GENES)
+def test_learngene_files(place, call, data):
+    (place / "a.safetensors").write_bytes(data)
+    line = call(Learngene.load, place / "a.safetensors")
+    assert line is not None and "a.safetensors is no whole learngene file" in line
+
+
+@pytest.mark.parametrize("data", turned(GENE, 30, 0, HEADER).values())
+def test_learngene_files_with_a_bit_turned(place, call, data):
+    (place / "a.safetensors").write_bytes(data)
+    line = call(Learngene.load, place / "a.safetensors")
+    assert line is None or "a.safetensors" in line
+
+
+# JSON ---------------------------------------------------------------------------------------------------------------
+JSON = {
+    "nothing": b"",
+    "half": b'{"a": [1, 2',
+    "not text": b"\xff\xfe\x00{}",
+    "no JSON": b"{'a': __import__('os').system('true')}",
+    "deep": b"[" * 200_000,
+    "a list": b"[1, 2]",
+    "a number": b"1e999",
+    "null": b"null",
+    "other keys": b'{"preset": "smoke"}',
+    "keys of wrong types": b'{"division": 3, "base": 4, "device": [], "seed": "x", "preset_name": 5, "stage_hash": {}}',
+    "a name that climbs": b'{"division": {"hash": "h", "fields": {}, "files": {"../../outside/precious.txt": {"bytes": 4, '
+    b'"sha256": "x"}}}, "base": ["../../x"], "seed": -1}',
+    "an absolute name": b'{"division": {"hash": "h", "fields": {}, "files": {"/etc/passwd": {"bytes": 4, "sha256": "x"}}}}',
+    "a huge number": b'{"seed": ' + b"9" * 5000 + b', "device": 1}',
+}
+
+
+def opened(place):
+    return Run.open(SMOKE, place / "run")
+
+
+@pytest.mark.parametrize("text", JSON.values(), ids=JSON)
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "machine.json"])
+def test_bookkeeping_of_a_run(place, call, name, text):
+    run = opened(place)
+    assert run.machine and not run.manifest
+    (run.path / name).write_bytes(text)
+    if name == "config.json":  # what is asked for is known otherwise: a command writes it anew, `info` refuses
+        line = call(info.report, run.path)
+        assert "config.json" in line and "called again, writes it anew" in line
+        assert call(opened, place) is None
+        return
+    line = call(lambda: opened(place).machine)
+    assert line and name in line and "delete" in line
+    assert name in call(info.report, run.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("device", 5), ("threads", "4"), ("channels_last", "no"), ("workers", 2.5)]
+)
+def test_a_machine_of_wrong_types(place, call, name, value):
+    path = opened(place).machine and place / "run" / "machine.json"
+    write_json(path, {**read_json(path), name: value})
+    line = call(lambda: opened(place).machine)
+    assert "machine.json is damaged; delete the file" in line
+
+
+@pytest.mark.parametrize("text", JSON.values(), ids=JSON)
+def test_class_divisions(place, call, text):
+    (place / "split.json").write_bytes(text)
+    line = call(manifests.read_division, place / "split.json")
+    assert line and "split.json" in line
+
+
+def test_a_device_or_a_pipe_is_no_json(place, call):
+    for path in filter(Path.exists, (Path("/dev/zero"), Path("/dev/random"))):
+        assert str(path) in call(manifests.read_division, path)
+    os.mkfifo(place / "pipe")
+    assert "pipe" in call(manifests.read_division, place / "pipe")
+    assert "inside" in call(manifests.read_division, place)
+
+
+@pytest.mark.parametrize("text", JSON.values(), ids=JSON)
+@pytest.mark.parametrize("name", ["about.json", "seal.json"])
+def test_notes_of_a_saved_task(place, call, name, text):
+    task = savepoints.task_folder(place, 1)
+    task.mkdir()
+    for other in ("about.json", "seal.json"):
+        write_json(task / other, {})
+    (task / name).write_bytes(text)
+    assert call(savepoints.whole_tasks, place) is None
+    assert savepoints.whole_tasks(place) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("widths", [4, 10**9]), ("widths", [4] * 1000), ("widths", "ab"), ("hidden", [10**10]), ("n_classes", 10**9),
+     ("n_classes", 2.0), ("image_size", 10**6), ("names", ["conv1", "../../x"]), ("pools", [99])],
+)  # fmt: skip
+def test_a_network_whose_notes_ask_for_more_than_its_file_holds(place, call, name, value):
+    """Refused before memory is taken for it."""
+    net = ConvNet((4, 5), (2,), 3, 32)
+    save_state(place, net, {})
+    about = {"shape": json.loads(json.dumps(net.shape)), "mean": [0.5] * 3, "std": [0.2] * 3}
+    write_json(place / "about.json", about)
+    assert call(load_state, place) is None, "the good one is read"
+    about["shape"][name] = value
+    write_json(place / "about.json", about)
+    line = call(load_state, place)
+    assert line and "damaged" in line and "--redo collective" in line
+
+
+# YAML on the command line -------------------------------------------------------------------------------------------
+YAML = {
+    "a tag that calls": "!!python/object/apply:os.system ['touch precious']",
+    "a tag that makes": "!!python/name:os.system",
+    "an unknown tag": "!x 3",
+    "an alias of nothing": "*x",
+    "aliases that laugh": "{a: &a [x,x,x,x,x,x,x,x], b: &b [*a,*a,*a,*a,*a,*a], c: [*b,*b,*b,*b,*b]}",
+    "an alias of itself": "&a [*a]",
+    "open": "[1, 2",
+    "deep": "[" * 3000,
+    "two documents": "1\n--- 2",
+    "a control character": "\x07",
+    "a date that is none": "2024-99-99",
+    "a date": "2024-01-01",
+    "a mapping": "{a: 1}",
+    "binary": "!!binary gggg",
+    "a set": "!!set {1}",
+    "a huge number": "9" * 5000,
+}
+
+
+@pytest.mark.parametrize("text", YAML.values(), ids=YAML)
+@pytest.mark.parametrize("name", ["shots", "learning_rate", "growth"])
+def test_values_on_the_command_line(place, call, name, text):
+    options = cli.parser().parse_args(["divide", f"--set={name}={text}"])
+    line = call(cli.configuration, options)
+    assert line and name in line
+
+
+# tables and records -------------------------------------------------------------------------------------------------
+def record():
+    layers = ("conv1", "conv2")
+    rows = [{"layer": n, "norm": 1.0, "weight_norm": 2.0, "n_weights": 9} for n in layers]
+    entries = [
+        {"task": 1, "epoch": e, "rows": rows, "counts": np.ones((2, 2, N_BINS), int), "zeros": np.ones(2, int)}
+        for e in (1, 2)
+    ]
+    null = [{**row, "task": 1, "network": k} for k in (1, 2) for row in rows]
+    return Record.of_epochs(layers, entries, null, np.ones((2, 1, 2, 2, N_BINS), int), np.ones((2, 1, 2), int))
+
+
+def save_record(folder):
+    record().save(folder)
+
+
+CSV = {
+    "nothing": b"",
+    "a zip": b"PK\x03\x04" + bytes(200),
+    "not text": b"task,epoch\n\xff\xfe,\x80\n",
+    "rows of different lengths": b"a,b\n1,2,3,4\n5\n",
+    "an open quote": b'a,b\n"1,2\n3,4\n' * 3,
+    "zero bytes": bytes(500),
+    "one column": b"a\n1\n",
+    "words for numbers": b"layer,task,epoch,network,norm\nconv1,1,1,collective,=cmd|' /C calc'!A0\n",
+    "a huge number": b"layer,task,epoch,network\nconv1," + b"9" * 400 + b",1,collective\n",
+    "a huge name": b"x" * 200_000 + b",b\n1,2\n",
+}
+
+
+@pytest.mark.parametrize("text", CSV.values(), ids=CSV)
+def test_tables_of_a_record(place, call, text):
+    save_record(place)
+    assert call(Record.load, place) is None, "the good one is read"
+    (place / "gradients.csv").write_bytes(text)
+    line = call(Record.load, place)
+    assert line and "damaged" in line and "--redo collective" in line
+
+
+@pytest.mark.parametrize("text", CSV.values(), ids=CSV)
+def test_tables_of_a_run(place, call, text):
+    run = opened(place)
+    manifest = {"reconstruct": {"hash": "h", "fields": {}, "files": {"results.csv": {"bytes": 1, "sha256": "x"}}}}
+    write_json(run.path / "manifest.json", manifest)
+    (run.path / "results.csv").write_bytes(text)
+    line = call(run.read_table, "results.csv")
+    assert line is None or ("results.csv is damaged" in line and "--redo reconstruct" in line)
+
+
+class Runs:
+    """A pickle that would leave its mark."""
+
+    def __reduce__(self):
+        return (os.system, ("touch precious",))
+
+
+def npz(**members):
+    """An archive with these members as they are."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return data.getvalue()
+
+
+def npy(shape, dtype="<i8", data=b"", version=b"\x01\x00"):
+    text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text.encode() + data
+
+
+def objects():
+    data = io.BytesIO()
+    np.save(data, np.array([Runs()], dtype=object), allow_pickle=True)
+    return data.getvalue()
+
+
+RECORD = filed(lambda p: save_record(p.parent), "histograms.npz")
+ARCHIVES = {
+    **truncated(RECORD),
+    "an object that runs": npz(layers=objects()),
+    "a pickle under its name": pickle.dumps(Runs()),
+    "a shape that no memory holds": npz(counts=npy((2**40, 2**20))),
+    "a negative shape": npz(counts=npy((-1, -8), data=bytes(64))),
+    "too few bytes": npz(counts=npy((100,), data=bytes(8))),
+    "too many bytes": npz(counts=npy((1,), data=bytes(800))),
+    "a header that is code": npz(counts=npy("__import__('os').system('touch precious')")),
+    "an unknown version": npz(counts=npy((1,), data=bytes(8), version=b"\x09\x00")),
+    "no array": npz(counts=b"hello"),
+    "a name that climbs": npz(**{"../../outside/precious": npy((1,), data=bytes(8))}),
+    "nothing in it": npz(),
+    "a structured type with objects": npz(counts=npy((1,), dtype=[("a", "O")], data=bytes(8))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ARCHIVES.values(), ids=ARCHIVES)
+def test_histograms_of_a_record(place, call, data):
+    save_record(place)
+    (place / "histograms.npz").write_bytes(data)
+    line = call(Record.load, place)
+    assert line and "damaged" in line and "--redo collective" in line
+
+
+@pytest.mark.parametrize("data", turned(RECORD, 12).values())
+def test_histograms_with_a_bit_turned(place, call, data):
+    save_record(place)
+    (place / "histograms.npz").write_bytes(data)
+    line = call(Record.load, place)
+    if line is None:  # in a name or a time of the archive, which no checksum covers and nobody reads
+        with np.load(io.BytesIO(RECORD)) as good:
+            assert all(np.array_equal(a, good[n]) for n, a in checked_arrays(place / "histograms.npz").items())
+
+
+def test_an_archive_that_unpacks_to_more_than_it_may_is_not_unpacked(place, call, monkeypatch):
+    save_record(place)
+    monkeypatch.setattr("learngene_core.headers.LARGEST_ARRAYS", 1000)
+    assert "unpacks to more than 1,000 bytes" in call(Record.load, place)
+
+
+# images -------------------------------------------------------------------------------------------------------------
+def picture(suffix, **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    return filed(lambda p: Image.fromarray(pixels).save(p, **options), f"a{suffix}")
+
+
+def png(width, height, data=b""):
+    import zlib
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+FORMATS = {s: picture(s) for s in (".png", ".jpg", ".bmp", ".gif", ".ppm", ".tif", ".webp")}
+IMAGES = {
+    **{f"{s}, {n}": (s, d) for s, data in FORMATS.items() for n, d in truncated(data, 4).items()},
+    "a page of text": (".png", b"<html><script>alert(1)</script></html>"),
+    "a program": (".png", b"\x7fELF" + bytes(200)),
+    "PostScript": (".png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(precious) (w) file\n"),
+    "a picture of exapixels": (".png", png(2**31 - 1, 2**31 - 1)),
+    "a picture of 100 megapixels": (".png", png(10_000, 10_000)),
+    "a picture of 150 megapixels": (".bmp", b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 15000, 10000, 1, 24,
+                                                          0, 0, 0, 0, 0, 0)),
+    "a picture of no pixels": (".png", png(0, 0)),
+    "a picture without data": (".png", png(24, 24)),
+    "a grey map of negative size": (".pgm", b"P5 -3 -3 255\n" + bytes(9)),
+    "a pickle": (".png", pickle.dumps(Runs())),
+}  # fmt: skip
+
+
+def tree_of(place, suffix, data):
+    folder = place / "tree" / "cat"
+    folder.mkdir(parents=True)
+    (folder / f"bad{suffix}").write_bytes(data)
+    return place / "tree"
+
+
+@pytest.mark.parametrize(("suffix", "data"), IMAGES.values(), ids=IMAGES)
+def test_images(place, call, suffix, data):
+    line = call(load_images, "folder", tree_of(place, suffix, data))
+    whole = suffix in (".gif", ".jpg", ".webp", ".tif") and line is None
+    assert whole or ("cannot read the image" in line and f"bad{suffix}" in line)
+    assert not whole or len(data) >= len(FORMATS[suffix]) // 2, "half a picture may be one for its codec, less is none"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data"), [(s, d) for s, data in FORMATS.items() for d in turned(data, 3).values()]
+)  # fmt: skip
+def test_images_with_a_bit_turned(place, call, suffix, data):
+    line = call(load_images, "folder", tree_of(place, suffix, data))
+    assert line is None or f"bad{suffix}" in line
+
+
+# archives and links -------------------------------------------------------------------------------------------------
+def zipped(*entries):
+    """A zip archive of (name or ZipInfo, data)."""
+    data = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore")  # of a name twice
+        for name, content in entries:
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def link(name, target):
+    entry = zipfile.ZipInfo(name)
+    entry.create_system, entry.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return entry, target
+
+
+PNG = FORMATS[".png"]
+GOOD = zipped(("cat/a.png", PNG), ("dog/a.png", PNG))
+LIES = GOOD.replace(struct.pack("<I", len(PNG)), struct.pack("<I", 2**31))  # of how much there is to unpack
+ZIPS = {
+    **truncated(GOOD),
+    **{
+        f"the name {name!r}": zipped((name, PNG), ("cat/a.png", PNG))
+        for name in ("../x.png", "a/../../x.png", "/etc/x.png", "C:/x.png", "C:x.png", "a\\..\\x.png", "//host/x.png", "..",
+                     "cat/../../outside/x.png")
+    },
+    "a link that climbs": zipped(link("cat/a.png", "../../outside/precious.txt")),
+    "a link to a device": zipped(link("cat/a.png", "/dev/zero")),
+    "a name twice": zipped(("cat/a.png", PNG), ("cat/a.png", PNG)),
+    "a lie about the size": LIES,
+    "a bomb": zipped(("cat/a.png", bytes(2**29))),
+    "encrypted": GOOD.replace(b"PK\x03\x04\x14\x00\x00", b"PK\x03\x04\x14\x00\x01").replace(
+        b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
+    ),
+    "an unknown method": GOOD.replace(b"\x14\x00\x00\x00\x08\x00", b"\x14\x00\x00\x00\x63\x00"),
+    "no archive": b"hello",
+    "a tar": b"cat/a.png" + bytes(503),
+    "an archive in it": zipped(("cat/a.zip", GOOD)),
+    "nothing in it": zipped(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ZIPS.values(), ids=ZIPS)
+def test_zip_archives(place, call, data):
+    (place / "a.zip").write_bytes(data)
+    line = call(load_images, "folder", place / "a.zip")
+    assert line and "a.zip" in line
+
+
+@pytest.mark.parametrize("data", turned(GOOD, 16).values())
+def test_zip_archives_with_a_bit_turned(place, call, data):
+    (place / "a.zip").write_bytes(data)
+    line = call(load_images, "folder", place / "a.zip")
+    assert line is None or "a.zip" in line
+
+
+def test_good_archives_are_read(place, call):
+    """The cases above start from archives that are good."""
+    (place / "a.zip").write_bytes(GOOD)
+    assert call(load_images, "folder", place / "a.zip") is None
+
+
+LINKS = {
+    "collective": "a folder", "notebooks": "a folder", ".parts": "a folder", ".owner": "a file", ".progress.tmp": "a file",
+    "results.csv": "a file", "collective/task_01": "a folder", "timings.csv": "nothing",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind"), LINKS.items(), ids=LINKS)
+def test_a_run_from_elsewhere_writes_nothing_through_its_links(place, call, name, kind):
+    outside = place.parent / "outside"
+    run = opened(place)
+    entry = run.path / name
+    entry.parent.mkdir(exist_ok=True)
+    entry.symlink_to({"a folder": outside, "a file": outside / "precious.txt", "nothing": outside / "new.txt"}[kind])
+
+    def work():
+        with run.computing("division", []):
+            pass
+
+    line = call(work)
+    assert str(entry) in line and "leads out of the run folder" in line
+    assert not read_json(run.path / "manifest.json") if (run.path / "manifest.json").exists() else True
+    with contextlib.suppress(OSError):
+        entry.unlink()
+    inside = run.path / "real"
+    inside.mkdir()
+    (run.path / "link").symlink_to(inside)  # a link within the folder is the user's own business
+    assert call(work) is None
+
+
+@pytest.mark.parametrize("out", ["a\0b", "x" * 5000, "\n", "../inside/file/below"])
+def test_run_folders_that_cannot_be(place, call, out):
+    (place / "file").write_text("")
+    line = call(Run.open, SMOKE, place / out if "/" not in out else place / "file" / "below")
+    assert line is not None or out == "\n"
+
+
+def test_there_are_more_than_two_hundred_cases():
+    n = (
+        len(GENES)
+        + 30
+        + 6 * len(JSON)
+        + 3 * len(YAML)
+        + 2 * len(CSV)
+        + len(ARCHIVES)
+        + 12
+        + len(IMAGES)
+        + 21
+        + len(ZIPS)
+        + 16
+    )
+    assert n + len(LINKS) >= 200
