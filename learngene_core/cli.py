@@ -8,14 +8,13 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import __version__, determinism, interrupt
-from .config import STAGES, Config
+from . import determinism, interrupt
+from .config import Config
 from .files import OutOfTime, StudyError, say
-from .presets import PRESETS
+from .options import changes_of, configuration, parser
 from .troubles import explained, one_line
-from .words import spoken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,18 +23,6 @@ if TYPE_CHECKING:
     from .study import Chain
 
 LATER = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, call again
-VERBS = {
-    "study": "all notebooks in order, headless, with a report and a table at the end",
-    "divide": "base, open-world and novel classes; the tasks",
-    "collective": "train the collective model over the source tasks",
-    "criteria": "score the layers and cut out the learngene",
-    "reconstruct": "train and test individual models on the target tasks",
-    "reference": "few-shot accuracy of frozen features beside published values",
-    "openworld": "tell unknown classes from known ones, then learn them",
-    "atlas": "inherit every block, hold the criteria against it, judge the claims",
-    "tune": "try learning rates on pseudo-tasks of the open-world classes",
-    "released": "what each defect of the released scripts does to accuracy and choice",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,92 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(
-        prog="learngene", description="An interactive study of Learngene (Wang et al., AAAI 2022)."
-    )
-    top.add_argument("--version", action="version", version=f"learngene {__version__}")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, text in VERBS.items():
-        sub = verbs.add_parser(verb, help=text, description=text)
-        sub.add_argument("--preset", default="lecture", metavar="NAME", help=f"{', '.join(PRESETS)} (default: lecture)")
-        sub.add_argument(
-            "--data", metavar="NAME", help="glyphs, cifar100, imagenet100, cub200 or folder (default: the preset's)"
-        )
-        sub.add_argument(
-            "--data-path",
-            metavar="FOLDER",
-            help="folder or zip archive that holds the images; with --data cifar100 also the word 'download', which fetches "
-            "CIFAR-100 (169 MB) once; glyphs need none",
-        )
-        sub.add_argument(
-            "--out", default="", metavar="FOLDER", help="run folder (default: runs/<preset>[-<data>][-s<seed>])"
-        )
-        sub.add_argument("--seed", type=int, metavar="N", help="master seed (default: 0)")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter, e.g. shots=[10,20]"
-        )
-        sub.add_argument(
-            "--tune",
-            action="store_true",
-            help="measure how steps run fastest here first; kept in machine.json (new runs)",
-        )
-        sub.add_argument("--redo", action="append", default=[], choices=STAGES, help="compute this stage again")
-        sub.add_argument(
-            "--deterministic", action="store_true", help="GPUs: equal bits on every call (slower; it is said)"
-        )
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    bench = verbs.add_parser(
-        "bench", help="the speed table", description="the speed table: ratios, measured in one run"
-    )
-    bench.add_argument(
-        "rows", nargs="*", metavar="ROW", help="rows to measure, by the beginning of their names (default: all)"
-    )
-    bench.add_argument(
-        "--out", default="bench", metavar="FOLDER", help="where bench.csv and bench.md go (default: bench)"
-    )
-    bench.add_argument("--data", default="glyphs", metavar="NAME", help="images of the epochs (default: glyphs)")
-    bench.add_argument("--data-path", default="", metavar="FOLDER", help="where they are")
-    bench.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda")
-    bench.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    info = verbs.add_parser("info", help="what is in a run folder, and whether it is whole")
-    info.add_argument("run", metavar="RUN")
-    info.add_argument("--json", action="store_true", help="machine-readable")
-    info.add_argument("--debug", action="store_true")
-    return top
-
-
-OTHERWISE = {"preset_name": "--preset", "preset": "--preset", "out": "--out"}  # what --set must not say
-
-
-def configuration(options: argparse.Namespace) -> Config:
-    """The configuration that the options describe.
-
-    Raises ValueError for unknown names, bad values, and a name that is given two values.
-    """
-    given: list[tuple[str, Any]] = []
-    for entry in options.set:
-        name, equals, text = (part.strip() for part in entry.partition("="))
-        if not equals:
-            raise ValueError(f"--set takes NAME=VALUE, not {entry!r}")
-        if name in OTHERWISE:
-            raise ValueError(f"--set {name} is not possible; use {OTHERWISE[name]}")
-        given.append((name, spoken(name, text)))
-    given += [(n, v) for n in ("seed", "data", "data_path") if (v := getattr(options, n)) is not None]
-    given += [("deterministic", True)] if options.deterministic else []
-    changes: dict[str, Any] = {}
-    for name, value in given:
-        if changes.setdefault(name, value) != value:
-            raise ValueError(f"{name} is given twice, as {changes[name]!r} and as {value!r}; keep one of them")
-    return Config.preset(options.preset, **changes)
-
-
 def _run(options: argparse.Namespace) -> int:
     if options.verb == "info":
         from .info import report
 
         return report(options.run, as_json=options.json)
+    if options.verb == "sweep":
+        from .grid import load_grid
+        from .sweep import report
+
+        grid = load_grid(options.grid, options.preset, changes_of(options))
+        return report(grid, options.out, workers=options.workers, scheduler=options.scheduler, dry_run=options.dry_run)
+    if options.verb == "explore":
+        from .explorerserver import serve
+
+        serve(options.run, demo=options.demo, port=options.port, browser=not options.no_browser)
+        return 0
     if options.verb == "bench":
         from .bench import run_bench
 

@@ -17,6 +17,7 @@ from conftest import snapshot, tiny_tree
 
 import learngene_core
 from learngene_core import cli, comparisons, info, summary
+from learngene_core import options as options_module
 from learngene_core.config import STAGES, Config
 from learngene_core.files import StudyError
 from learngene_core.images import load_images
@@ -26,7 +27,7 @@ from learngene_core.statistics import paired_table
 
 SMOKE = ("--preset", "smoke", "--set", "workers=1")
 COMMAND = Path(sys.executable).with_name("learngene")
-VERBS = [*cli.VERBS, "info"]
+VERBS = [*options_module.VERBS, "info"]
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +90,7 @@ def test_bad_arguments_are_refused_and_no_folder_is_made(refused, tmp_path, argu
 
 
 def test_values_are_read_as_a_person_means_them():
-    options = cli.parser().parse_args(
+    options = options_module.parser().parse_args(
         ["divide", "--preset", "smoke", "--seed", "3", "--data", "cifar100", "--data-path", "1e5"]
         + [
             f"--set={v}"
@@ -105,14 +106,14 @@ def test_values_are_read_as_a_person_means_them():
             )
         ]  # fmt: skip
     )
-    cfg = cli.configuration(options)
+    cfg = options_module.configuration(options)
     assert (cfg.threshold, cfg.shots, cfg.flip, cfg.layers) == (5e-4, (2, 4), True, ("conv1", "conv2"))
     assert (cfg.split, cfg.epochs, cfg.tune_rates) == ("", 2, (0.01, 0.5))
     assert (cfg.preset_name, cfg.data, cfg.data_path) == ("smoke", "cifar100", "1e5")
     assert cfg.seed == 3  # said twice, and the same
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", options_module.VERBS)
 def test_every_verb_takes_the_options_of_the_design(verb):
     given = [
         "--preset",
@@ -128,8 +129,8 @@ def test_every_verb_takes_the_options_of_the_design(verb):
         "--set",
         "epochs=1",
     ]
-    options = cli.parser().parse_args([verb, *given, "--redo", "criteria", "--debug"])
-    cfg = cli.configuration(options)
+    options = options_module.parser().parse_args([verb, *given, "--redo", "criteria", "--debug"])
+    cfg = options_module.configuration(options)
     assert (cfg.preset_name, cfg.data, cfg.data_path, cfg.seed, cfg.epochs) == ("smoke", "folder", "p", 4, 1)
     assert (options.out, options.redo, options.debug) == ("o", ["criteria"], True)
 
@@ -351,9 +352,9 @@ def test_the_command_that_info_names_asks_for_the_same(tmp_path, monkeypatch):
         (Config(individual_rates=("light:scratch=0.5", "same_shape:full=1e-3"), threshold=5e-4), None),
     ):
         words = shlex.split(info.command(cfg, out or default_folder(cfg), redo=["criteria"]))
-        options = cli.parser().parse_args(words[1:])
+        options = options_module.parser().parse_args(words[1:])
         assert (words[0], options.verb, options.redo) == ("learngene", "study", ["criteria"])
-        assert cli.configuration(options) == cfg
+        assert options_module.configuration(options) == cfg
         assert options.out == (str(out) if out else "")
 
 
@@ -541,8 +542,8 @@ def test_tune_ends_with_options_that_can_be_pasted():
         ],
         columns=["family", "method", "rate", "ewc", "best"],
     )
-    options = cli.parser().parse_args(["reconstruct", *shlex.split(cli.best_settings(table))])
-    cfg = cli.configuration(options)
+    options = options_module.parser().parse_args(["reconstruct", *shlex.split(cli.best_settings(table))])
+    cfg = options_module.configuration(options)
     assert cfg.individual_rates == ("light:scratch=0.05", "light:learngene_ewc=0.005", "same_shape:full=0.001")
     assert cfg.individual_ewc == 1
     assert cfg.rate("same_shape", "full") == 0.001

@@ -24,6 +24,7 @@ from PIL import Image
 from test_safety import HOSTILE
 
 from learngene_core import cli, info, manifests, savepoints
+from learngene_core import options as options_module
 from learngene_core.checkpoints import load_state, save_state
 from learngene_core.config import Config
 from learngene_core.files import read_json, write_json
@@ -297,8 +298,8 @@ YAML = {
 @pytest.mark.parametrize("text", YAML.values(), ids=YAML)
 @pytest.mark.parametrize("name", ["shots", "learning_rate", "growth"])
 def test_values_on_the_command_line(place, call, name, text):
-    options = cli.parser().parse_args(["divide", f"--set={name}={text}"])
-    line = call(cli.configuration, options)
+    options = options_module.parser().parse_args(["divide", f"--set={name}={text}"])
+    line = call(options_module.configuration, options)
     assert line and name in line
 
 
