@@ -29,7 +29,7 @@ def run(tmp_path):
 @pytest.fixture
 def steps(monkeypatch):
     """A step of the collective takes 1 s, one of all individuals of a task 10 s."""
-    monkeypatch.setattr(cost, "_collective_step", lambda run: 1.0)
+    monkeypatch.setattr(cost, "collective_step", lambda run: 1.0)
     monkeypatch.setattr(cost, "_individual_step", lambda run: 10.0)
 
 
