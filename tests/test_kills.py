@@ -121,25 +121,29 @@ def killed(out, stage, seconds):
     return next(s for s in STAGES if s not in done)
 
 
+HITS = {"collective": 9, "atlas": 6, "reconstruct": 5}  # kills that have to hit a stage: twenty
+
+
 def test_twenty_kills_at_random_moments_change_nothing(reference, tmp_path):
     """Several runs, each killed several times on its way; a kill that came too late for its stage is made up for."""
     files, seconds = reference
     moments, hits, plan = random.Random(7), [], ("collective",) * 3 + ("atlas",) * 2 + ("reconstruct",) * 2
-    for number in range(6):
+    for number in range(8):
         out, share = tmp_path / f"run{number}", 1.0
         for before, stage in zip(("", *plan), plan, strict=False):
-            share = 0.7 * share if before == stage else 0.7  # less is left of a stage that was hit before
-            if len(hits) == 20 or (out.exists() and stage in read_json(out / "manifest.json")):
+            share = 0.5 * share if before == stage else 0.6  # less is left of a stage that was hit before
+            finished_already = (out / "manifest.json").exists() and stage in read_json(out / "manifest.json")
+            if hits.count(stage) >= HITS[stage] or finished_already:
                 continue
             if hit := killed(out, stage, moments.uniform(0.02, share) * seconds[stage]):
                 hits.append(hit)
         finished(out)
         assert results(out) == files, f"run {number} of the kills {hits}"
-        if len(hits) == 20:
+        if all(hits.count(stage) >= HITS[stage] for stage in STAGES):
             break
     print({stage: hits.count(stage) for stage in STAGES}, "in", number + 1, "runs")
-    assert len(hits) == 20
-    assert all(hits.count(stage) >= 4 for stage in STAGES), hits
+    assert len(hits) >= 20
+    assert all(hits.count(stage) >= HITS[stage] for stage in STAGES), hits
 
 
 def test_a_truncated_newest_file_changes_nothing(reference, tmp_path):

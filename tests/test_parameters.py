@@ -121,6 +121,12 @@ def test_jupyterlab_listens_on_this_machine_alone_and_asks_for_a_token(tmp_path)
             address = re.search(r"http://\S+:(\d+)/lab\?token=([0-9a-f]{20,})", process.stderr.readline())
         port, token = address.groups()
         assert address.group(0).startswith("http://127.0.0.1:")
+        while time.monotonic() < end:  # it names its address before it listens
+            try:
+                socket.create_connection(("127.0.0.1", int(port)), timeout=5).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.2)
         families = (socket.AF_INET, socket.AF_INET6)
         mine = {a.address for some in psutil.net_if_addrs().values() for a in some if a.family in families}
         for other in mine - {"127.0.0.1", "::1"}:
