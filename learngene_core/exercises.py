@@ -22,7 +22,6 @@ HEADING = "## Exercises"
 PROMPT = "# Put your answer in place of the three dots; lines before it are welcome."
 TEXT_ANSWER = "*Your answer:*"
 _ANSWER = re.compile(r"^(\w+) = .*\S  # answer: (.+)$")
-_PARTS = re.compile(r"^(?=#{1,3} )", re.MULTILINE)
 
 
 def answered(value: Any, name: str, shape: tuple[int, ...] | None = None) -> Any:
@@ -119,11 +118,10 @@ def _section(cells: list[Any]) -> list[tuple[Any, str]]:
         if cell.cell_type == "code":
             found += [(cell, cell.source)] if inside else []
             continue
-        for part in _PARTS.split(cell.source):
+        for part in notebooks.parts(cell.source):
             if part.startswith(("# ", "## ")):
                 inside = part.splitlines()[0].strip() == HEADING
-            if inside and part.strip():
-                found.append((cell, part.strip()))
+            found += [(cell, part)] if inside else []
     return found
 
 

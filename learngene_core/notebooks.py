@@ -193,6 +193,18 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any]) -> None:
         raise StudyError(f"{path.name}: {str(error).splitlines()[0]} (see {output})") from None
 
 
+def parts(text: str) -> list[str]:
+    """Markdown parted before its headings of the first three levels; code between fences stays whole."""
+    found: list[list[str]] = [[]]
+    fenced = False
+    for line in text.splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        if not fenced and line.startswith(("# ", "## ", "### ")):
+            found.append([])
+        found[-1].append(line)
+    return [part for lines in found if (part := "\n".join(lines).strip())]
+
+
 def source_hash(notebook: Any) -> str:
     """16 hexadecimal digits over the code cells, without the injected parameters."""
     sources = [

@@ -10,7 +10,6 @@ long page, with everything on it. (Formulas are set by MathJax, which comes from
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from .files import atomic, say
 
 REVEAL = "https://unpkg.com/reveal.js@4.6.1"  # has dist/reveal.js and dist/theme/*.css, as a copy must
 LEFT_OUT = {"parameters", "solution", "check"}
-_HEADING = re.compile(r"^(?=#{1,3} )", re.MULTILINE)
 _LONG = 90  # words beyond which a paragraph does not share its slide with what follows
 
 # The exporter's own page with two changes: reveal.js as a plain script, which may be missing; and type that fits figures.
@@ -36,6 +34,7 @@ _TEMPLATE = """
 .reveal .slides section > section { max-height: 700px; overflow-y: auto; }
 .reveal .slides img { max-height: 600px; max-width: 100%; margin: 0 auto; display: block; }
 .reveal .slides h1 { font-size: 44px; } .reveal .slides h2 { font-size: 34px; } .reveal .slides h3 { font-size: 26px; }
+.reveal .slides .jp-RenderedHTML table { font-size: 15px; }
 .reveal .slides h1, .reveal .slides h2, .reveal .slides h3 { text-transform: none; letter-spacing: normal; }
 </style>
 {%- endblock -%}
@@ -110,11 +109,15 @@ def _pieces(cells: list[Any]) -> Iterator[Any]:
     for cell in cells:
         tags = set(cell.metadata.get("tags", []))
         if cell.cell_type == "markdown":
-            parts = (part.strip() for part in _HEADING.split(cell.source))
-            yield from (nbformat.v4.new_markdown_cell(part) for part in parts if part)
-        elif cell.cell_type == "code" and not tags & LEFT_OUT and (cell.outputs or "show" in tags):
+            yield from (nbformat.v4.new_markdown_cell(part) for part in notebooks.parts(cell.source))
+        elif cell.cell_type == "code" and not tags & LEFT_OUT and (_is_seen(cell) or "show" in tags):
             kept = {"tags": ["show"] if "show" in tags else ["hidden"]}
             yield nbformat.v4.new_code_cell(cell.source, outputs=cell.outputs, metadata=kept)
+
+
+def _is_seen(cell: Any) -> bool:
+    """Whether there is something to look at: set-up cells mostly print which stage was loaded."""
+    return _has_picture(cell) or bool(cell.outputs) and "setup" not in cell.metadata.get("tags", [])
 
 
 def _has_picture(cell: Any) -> bool:
@@ -129,7 +132,9 @@ def main(argv: list[str] | None = None) -> None:
     """`python -m learngene_core.slides [--out slides] [--reveal-prefix ADDRESS-OR-FOLDER]`. Raises as `write_slides`."""
     parser = argparse.ArgumentParser(prog="python -m learngene_core.slides", description="the notebooks as slides")
     parser.add_argument("--out", default="slides", help="folder that the slides are written into (default: slides)")
-    parser.add_argument("--reveal-prefix", default=REVEAL, help="address of reveal.js, or a copy, relative to the folder")
+    parser.add_argument(
+        "--reveal-prefix", default=REVEAL, help="address of reveal.js, or a copy, relative to the folder"
+    )
     given = parser.parse_args(argv)
     for path in write_slides(Path(given.out), reveal_prefix=given.reveal_prefix):
         say(f"slides: {path}")
