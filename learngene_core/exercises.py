@@ -30,7 +30,8 @@ def answered(value: Any, name: str, shape: tuple[int, ...] | None = None) -> Any
     shape: where numbers are wanted, as many as this; they come back as an array of floats. Raises AssertionError, in words for
     the student, for three dots left as they are, for what is no number, and for another shape.
     """
-    assert value is not ..., f"`{name}` is still missing: put your answer in place of the three dots in the cell above"
+    missing = f"`{name}` is still missing: put your answer in place of the three dots in the cell above"
+    assert value is not ... and value is not None, missing
     if shape is None:
         return value
     try:
@@ -55,23 +56,12 @@ def student_version(path: Path) -> Any | None:
     _check_tags(path, source.cells, section)
     if not any("solution" in _tags(cell) for cell, _ in section):
         return None
-    cells = [_title(path, source)]
-    inside = [cell.id for cell, _ in section]
-    for cell in source.cells:
-        if _tags(cell) & {"parameters", "setup"} and cell.id not in inside:
-            cells.append(_code(cell.id, cell.source, _tags(cell) & {"parameters"}))
-    for place, (cell, text) in enumerate(section):
-        if cell.cell_type == "code":
-            text = _stub(path, cell) if "solution" in _tags(cell) else text
-            cells.append(_code(cell.id, text, set()))
-            continue
-        cells.append(_words(cell.id if text == cell.source.strip() else f"{cell.id}-{place}", text))
-        behind = section[place + 1] if place + 1 < len(section) else (None, "### ")
-        if text.startswith("### ") and behind[1].startswith("### "):
-            cells.append(_words(f"{cell.id}-answer-{place}", TEXT_ANSWER))
-    kernel = {"display_name": "Python 3", "language": "python", "name": notebooks.KERNEL}
-    student = nbformat.v4.new_notebook(cells=cells)
+    inside = {cell.id for cell, _ in section}
+    before = [c for c in source.cells if _tags(c) & {"parameters", "setup"} and c.id not in inside]
+    cells = [_title(path, source), *(_code(c.id, c.source, _tags(c) & {"parameters"}) for c in before)]
+    student = nbformat.v4.new_notebook(cells=[*cells, *_exercise_cells(path, section)])
     student.nbformat_minor = 5
+    kernel = {"display_name": "Python 3", "language": "python", "name": notebooks.KERNEL}
     marks = {"generated": _fingerprint(student)}
     student.metadata.update({"kernelspec": kernel, "language_info": {"name": "python"}, "learngene": marks})
     return student
@@ -123,6 +113,20 @@ def _section(cells: list[Any]) -> list[tuple[Any, str]]:
                 inside = part.splitlines()[0].strip() == HEADING
             found += [(cell, part)] if inside else []
     return found
+
+
+def _exercise_cells(path: Path, section: list[tuple[Any, str]]) -> list[Any]:
+    """The section as the student finds it: a stub for each solution, a place to write for each question without code."""
+    cells = []
+    for place, (cell, text) in enumerate(section):
+        if cell.cell_type == "code":
+            cells.append(_code(cell.id, _stub(path, cell) if "solution" in _tags(cell) else text, set()))
+            continue
+        cells.append(_words(cell.id if text == cell.source.strip() else f"{cell.id}-{place}", text))
+        behind = section[place + 1][1] if place + 1 < len(section) else "### "
+        if text.startswith("### ") and behind.startswith("### "):
+            cells.append(_words(f"{cell.id}-answer", TEXT_ANSWER))
+    return cells
 
 
 def _check_tags(path: Path, cells: list[Any], section: list[tuple[Any, str]]) -> None:

@@ -279,7 +279,7 @@ def notebook(tmp_path, *cells, before=()):
         ([("check", CHECK)], "a check without a solution"),
         ([("solution", SOLUTION), ("check", CHECK), ("check", CHECK)], "a check without a solution"),
         ([("solution", SOLUTION), ("check", CHECK), ("", "print(2)")], "setup, solution or check"),
-        ([("solutions", SOLUTION), ("check", CHECK)], "a check without a solution"),
+        ([("solutions", SOLUTION), ("check", CHECK)], "setup, solution or check"),
         ([("solution setup", SOLUTION), ("check", CHECK)], "setup, solution or check"),
         ([("solution", "two = 1 + 1"), ("check", CHECK)], "no line `name = ...  # answer: what it is`"),
         (["## End", ("solution", SOLUTION), ("check", CHECK)], "outside the section"),
@@ -310,7 +310,7 @@ def test_a_notebook_without_code_tasks_has_no_student_version(tmp_path):
 @pytest.mark.parametrize(
     ("value", "shape", "words"),
     [(..., None, "`x` is still missing"), ("two", (), "should hold numbers, but it is str"), ([1, 2], (3,), "shape"),
-     ([1, 2], (), "a single number"), ({"a": 1}, (1,), "should hold numbers"), (None, (), "number")],
+     ([1, 2], (), "a single number"), ({"a": 1}, (1,), "should hold numbers"), (None, (), "`x` is still missing")],
 )  # fmt: skip
 def test_what_is_no_answer_is_said_in_words(value, shape, words):
     with pytest.raises(AssertionError, match=words):
