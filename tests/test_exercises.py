@@ -90,7 +90,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def run_folder(judged_run, tmp_path_factory):
-    """A finished smoke run of our own: notebook 02 counts on a lock there."""
+    """A finished smoke run of our own, for cells that open it."""
     return shutil.copytree(judged_run, tmp_path_factory.mktemp("exercises") / "run")
 
 
@@ -240,8 +240,13 @@ def fill(path, target):
 def test_a_student_version_runs_alone_in_a_fresh_kernel(path, run_folder, tmp_path):
     parameters = {"preset": "smoke", "out": str(run_folder)}
     notebooks.execute(fill(path, tmp_path / "filled.ipynb"), tmp_path / "done.ipynb", parameters)
-    with pytest.raises(StudyError, match="AssertionError: `.*` is still missing: put your answer"):
-        notebooks.execute(COMMITTED / path.name, tmp_path / "untouched.ipynb", parameters)
+
+
+@pytest.mark.slow
+def test_an_untouched_student_version_stops_at_its_first_check(run_folder, tmp_path):
+    parameters = {"preset": "smoke", "out": str(run_folder)}
+    with pytest.raises(StudyError, match=r"cell \d+: AssertionError: `times` is still missing: put your answer"):
+        notebooks.execute(COMMITTED / WITH_TASKS[0].name, tmp_path / "untouched.ipynb", parameters)
 
 
 @pytest.mark.slow
