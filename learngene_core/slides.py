@@ -19,7 +19,8 @@ from .files import atomic, say
 
 REVEAL = "https://unpkg.com/reveal.js@4.6.1"  # has dist/reveal.js and dist/theme/*.css, as a copy must
 LEFT_OUT = {"parameters", "solution", "check"}
-_LONG = 90  # words beyond which a paragraph does not share its slide with what follows
+ROOM = 120  # words that a slide holds
+_HEADINGS = {"#": "slide", "##": "slide", "###": "subslide"}
 
 # The exporter's own page with two changes: reveal.js as a plain script, which may be missing; and type that fits figures.
 _TEMPLATE = """
@@ -51,25 +52,21 @@ if (window.Reveal) { Reveal.initialize({ width: 1200, height: 750, center: false
 def as_slides(notebook: Any) -> Any:
     """A notebook whose cells say where slides begin, with nothing in it that is not shown; the one given is left as it is.
 
-    A heading of the first two levels begins a slide, everything below it a slide underneath, unless both are short.
+    A heading of the first two levels begins a slide, one of the third a slide below it; whatever else does not fit on the slide
+    at hand is moved to another one below. A picture has a slide to itself.
     """
     import nbformat
 
     shown = nbformat.v4.new_notebook(metadata=notebook.metadata)
-    room = 0  # words that still fit on the slide at hand
+    room = 0
     for cell in _pieces(notebook.cells):
-        words = len(cell.source.split()) if cell.cell_type == "markdown" else 0
-        if cell.source.startswith(("# ", "## ")) and words:
-            kind, room = "slide", _LONG - words
-        elif cell.source.startswith("### ") and words:
-            kind, room = "subslide", _LONG - words
-        elif room > 0 and words < room and not _has_picture(cell):
-            kind, room = "-", room - words - 5 * _output_lines(cell)
-        else:
-            kind, room = "subslide", 0 if _has_picture(cell) else _LONG - words
+        size = _size(cell)
+        level = cell.source.split(" ", 1)[0] if cell.cell_type == "markdown" else ""
+        kind = _HEADINGS.get(level) or ("-" if size <= room else "subslide")
+        room = (room if kind == "-" else ROOM) - size
         cell.metadata = {"slideshow": {"slide_type": kind}, "tags": cell.metadata.get("tags", [])}
         cell.id = f"slide-{len(shown.cells)}"
-        shown.cells.append(nbformat.from_dict(cell))
+        shown.cells.append(cell)
     return shown
 
 
@@ -124,8 +121,15 @@ def _has_picture(cell: Any) -> bool:
     return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
 
 
-def _output_lines(cell: Any) -> int:
-    return sum(str(output.get("text", "")).count("\n") + 1 for output in cell.get("outputs", []))
+def _size(cell: Any) -> int:
+    """How much of a slide a cell takes, in words: a line of code, of its text or of its table counts as five."""
+    if cell.cell_type == "markdown":
+        return len(cell.source.split())
+    if _has_picture(cell):
+        return ROOM
+    texts = [str(o.get("text", "")) for o in cell.outputs] + [cell.source] * ("show" in cell.metadata.tags)
+    rows = sum(str(o.get("data", {}).get("text/html", "")).count("<tr") for o in cell.outputs)
+    return 5 * (rows + sum(len(text.splitlines()) for text in texts))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -212,7 +212,8 @@ def test_a_student_version_holds_the_tasks_and_nothing_that_answers_them(path):
 def test_answers_of_a_student_are_not_overwritten(tmp_path):
     paths = exercises.write_all(tmp_path)
     before = paths[0].read_bytes()
-    paths[0].write_text(paths[0].read_text(encoding="utf-8").replace(exercises.TEXT_ANSWER, "Four times."))
+    text = before.decode().replace(exercises.TEXT_ANSWER, "Four times.")
+    paths[0].write_text(text, encoding="utf-8")
     mine = paths[0].read_bytes()
     with pytest.raises(StudyError, match="somebody's answers; save it under another name"):
         exercises.write_all(tmp_path)

@@ -48,7 +48,7 @@ def test_a_heading_within_a_block_of_code_is_no_slide():
 
 
 def test_pictures_and_long_paragraphs_stand_below_the_heading():
-    long = "word " * 100
+    long = "word " * 130
     found = kinds(
         "## One\n\nlook", code("draw()", picture=True), "what we saw", "## Two", long, "more", code("p", text="1\n")
     )
