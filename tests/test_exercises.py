@@ -111,7 +111,8 @@ def prepared(run_folder):
             done[path] = namespace
         return dict(done[path])
 
-    return names
+    with matplotlib.rc_context():  # the notebooks set a style; other tests have their own
+        yield names
 
 
 def run(source, namespace):
