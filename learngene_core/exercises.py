@@ -162,7 +162,8 @@ def _title(path: Path, source: Any) -> Any:
         f"{path.stem[:2]}-title",
         f"{first}: exercises\n\n"
         f"Generated from [{path.name}](../{path.name}) by `make exercises`; changes belong there. Read that notebook first: "
-        "the cells up to the exercises are taken from it and load its run, or compute it where there is none.",
+        "the cells up to the exercises are taken from it and load its run, or compute it where there is none. "
+        "Keep your answers in a copy under another name.",
     )
 
 
