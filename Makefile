@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup study test test-all lab notebooks paper paper-step lint clean
+.PHONY: help setup study test test-all lab notebooks exercises slides paper paper-step lint clean
 
 help:
 	@echo "make study      run the lecture study: notebooks, report, table (into runs/lecture)"
@@ -12,6 +12,8 @@ help:
 	@echo "make test-all   the tests with the slow ones"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make notebooks  execute the committed notebooks again and keep their outputs"
+	@echo "make exercises  write the students' versions of the notebooks (notebooks/exercises)"
+	@echo "make slides     the notebooks as slides (into slides/)"
 	@echo "make paper      the paper's protocol on one GPU, in steps of at most 10 minutes (DATA_PATH=folder of CIFAR-100)"
 	@echo "make lint       ruff over code and notebooks"
 
@@ -41,6 +43,12 @@ lab: $(READY)
 
 notebooks: $(READY)
 	@$(BIN)/python -m learngene_core.refresh
+
+exercises: $(READY)
+	@$(BIN)/python -m learngene_core.exercises
+
+slides: $(READY)
+	@$(BIN)/python -m learngene_core.slides
 
 # Each call goes on where the one before stopped: status 75 says that its nine minutes are over and all is saved.
 PAPER = $(BIN)/learngene atlas --preset paper --data-path "$(DATA_PATH)" --out runs/paper --tune --set minutes=9

@@ -133,6 +133,18 @@ def _used_up(kernel: Any) -> Iterator[Any]:
             kernels.end(kernel)
 
 
+def parts(text: str) -> list[str]:
+    """Markdown parted before its headings of the first three levels; code between fences stays whole."""
+    found: list[list[str]] = [[]]
+    fenced = False
+    for line in text.splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        if not fenced and line.startswith(("# ", "## ", "### ")):
+            found.append([])
+        found[-1].append(line)
+    return [part for lines in found if (part := "\n".join(lines).strip())]
+
+
 def source_hash(notebook: Any) -> str:
     """16 hexadecimal digits over the code cells, without the injected parameters."""
     sources = [

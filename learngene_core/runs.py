@@ -252,8 +252,10 @@ def _following(stage: str) -> set[str]:
 def default_folder(cfg: Config) -> Path:
     """`runs/<preset>[-<data>][-s<seed>]` below the working folder (the project's, when a notebook is open in it)."""
     here = Path.cwd()
-    if here.name == "notebooks" and (here.parent / "learngene_core").is_dir():
-        here = here.parent
+    for folder, project in ((("notebooks",), here.parent), (("notebooks", "exercises"), here.parent.parent)):
+        if here.parts[-len(folder) :] == folder and (project / "learngene_core").is_dir():
+            here = project
+            break
     name = cfg.preset_name
     if cfg.data != Config.preset(cfg.preset_name).data:
         name += f"-{cfg.data}"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from learngene_core.cli import main
 from learngene_core.config import Config
 from learngene_core.images import ImageSet, load_images
 from learngene_core.runs import Run
@@ -44,6 +45,14 @@ def smoke_run(tmp_path_factory) -> Path:
     run = Run.open(Config.preset("smoke"), tmp_path_factory.mktemp("smoke") / "run")
     Chain(run).results  # noqa: B018 (computed when asked for)
     return run.path
+
+
+@pytest.fixture(scope="session")
+def judged_run(smoke_run, tmp_path_factory) -> Path:
+    """The finished run carried on to its claims by the verb: atlas, open world, controls, measures. Read only."""
+    path = Path(shutil.copytree(smoke_run, tmp_path_factory.mktemp("judged") / "run"))
+    assert main(["atlas", "--preset", "smoke", "--out", str(path)]) == 0
+    return path
 
 
 @pytest.fixture

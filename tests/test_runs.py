@@ -132,9 +132,10 @@ def test_default_folder_says_preset_data_and_seed(tmp_path, monkeypatch):
     ):
         assert default_folder(cfg) == tmp_path / "runs" / name
     (tmp_path / "learngene_core").mkdir()
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert default_folder(Config()) == tmp_path / "runs" / "lecture"
+    (tmp_path / "notebooks" / "exercises").mkdir(parents=True)
+    for folder in ("notebooks", "notebooks/exercises"):
+        monkeypatch.chdir(tmp_path / folder)
+        assert default_folder(Config()) == tmp_path / "runs" / "lecture", "notebooks find the run of `make study`"
 
 
 # a finished run -----------------------------------------------------------------------------------------------------

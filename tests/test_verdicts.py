@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from learngene_core import config, verdicts
-from learngene_core.cli import main
 from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, score
 from learngene_core.files import StudyError, read_json
@@ -21,11 +20,8 @@ from learngene_core.study import Chain
 
 
 @pytest.fixture(scope="module")
-def judged(smoke_run, tmp_path_factory):
-    """A smoke run carried on to its claims by the verb: its folder and what was printed is thrown away."""
-    path = shutil.copytree(smoke_run, tmp_path_factory.mktemp("judged") / "run")
-    assert main(["atlas", "--preset", "smoke", "--out", str(path)]) == 0
-    return path
+def judged(judged_run):
+    return judged_run
 
 
 @pytest.fixture(scope="module")
