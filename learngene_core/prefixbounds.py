@@ -32,7 +32,7 @@ SPREAD = 0.15  # s; features have length 1, so it is the sd of a drawn head's lo
 STRENGTH = 10.0  # of the ridge regression behind a head
 DRAWS = 10_000  # drawn heads times support images behind an estimated training error, at least
 SHOTS = (5, 10, 20, 50)  # support images per class that are tried, as far as there are so many
-PER_CLASS = 10  # training images of each base class behind the scaling
+PER_CLASS = 8  # training images of each base class behind the scaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +112,7 @@ def _base_images(imgs: ImageSet, src: Sequence[SourceTask]) -> np.ndarray:
     return np.concatenate([*found.values()])
 
 
-def prefix_features(
-    col: Collective, imgs: ImageSet, src: Sequence[SourceTask], tgt: Sequence[TargetTask]
-) -> Prefixes:
+def prefix_features(col: Collective, imgs: ImageSet, src: Sequence[SourceTask], tgt: Sequence[TargetTask]) -> Prefixes:
     """Features of all images of the target tasks behind every prefix; maps averaged to at most 4 x 4 positions.
 
     Scaled by base classes alone: every entry less its mean over training images of the source tasks, divided by its standard

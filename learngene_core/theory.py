@@ -94,7 +94,7 @@ def simulate(
     ms: Sequence[int] = (10, 20, 40, 80),
     ts: Sequence[int] = (2, 5, 10, 20, 50, 100),
     noise: float = 0.5,
-    n_repetitions: int = 10,
+    n_repetitions: int = 8,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Excess risk on new tasks of ridge in four spaces, after t source tasks of m examples each.
@@ -200,7 +200,9 @@ def norm_terms(
             found = {
                 "ordinary": (ordinary**2).sum(-1),
                 "weak": (head_of(math.sqrt(WEAK) * y[:, None], y, c, m_inside=inside) ** 2).sum(keepdims=True),
-                "worst": (head_of(worst_features(y, c, m_inside=inside), y, c, m_inside=inside) ** 2).sum(keepdims=True),
+                "worst": (head_of(worst_features(y, c, m_inside=inside), y, c, m_inside=inside) ** 2).sum(
+                    keepdims=True
+                ),
             }
             for features, squares in found.items():
                 mean = mean_interval(squares)

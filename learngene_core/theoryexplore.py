@@ -12,6 +12,8 @@ from .explore import explorer, unwatched
 from .prefixbounds import DELTA, SPREAD, Heads, bound_table
 from .theoryfigures import bound_tasks, budget_bars
 
+SPREADS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.12, SPREAD, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)
+
 
 def draw_bound(
     heads: Sequence[Heads], *, shots: int = 10, spread: float = SPREAD, n_candidates: int = 1, seed: int = 0
@@ -46,8 +48,6 @@ def bound_explorer(heads: Sequence[Heads], *, shots: int = 10, seed: int = 0) ->
     wide = {"continuous_update": False, "style": {"description_width": "initial"}, "layout": {"width": "460px"}}
     sizes = {own.shots: len(own.labels[0]) for own in heads}
     most = len(heads[0].squares)
-    spreads = [round(float(s), 3) for s in np.geomspace(0.02, 1.5, 24)]
-    near = min(spreads, key=lambda s: abs(s - SPREAD))
     controls = {
         "shots": widgets.SelectionSlider(
             options=[(f"{m} ({n} per class)", n) for n, m in sorted(sizes.items())],
@@ -56,7 +56,7 @@ def bound_explorer(heads: Sequence[Heads], *, shots: int = 10, seed: int = 0) ->
             **wide,
         ),
         "spread": widgets.SelectionSlider(
-            options=[(f"{s:g}", s) for s in sorted({*spreads, SPREAD} - ({near} - {SPREAD}))],
+            options=[(f"{s:g}", s) for s in SPREADS],
             value=SPREAD,
             description="spread s of the heads",
             **wide,
