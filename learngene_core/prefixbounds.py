@@ -6,7 +6,6 @@ their features from base classes, s and R from these lines. Errors in tables are
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -81,12 +80,13 @@ def tasks_with_shots(
 ) -> tuple[list[TargetTask], tuple[int, ...]]:
     """The run's target tasks with as many support images as their classes have, and those of `shots` that this allows.
 
-    Classes, queries and the first support images are those of the run.
+    Classes, queries and the first support images are those of the run; its own `cfg.shots` are always among the numbers.
+    Raises StudyError when classes have fewer images than these.
     """
     from .division import parts, target_tasks
 
     fewest = min(len(parts(imgs, name, cfg.support_pool, cfg.query_images, cfg)[0]) for name in div.novel)
-    possible = tuple(sorted({n for n in (*shots, *cfg.shots) if n <= fewest}))
+    possible = tuple(sorted({*cfg.shots, *(n for n in shots if n <= fewest)}))
     return target_tasks(imgs, div, cfg.replace(shots=possible)), possible
 
 
@@ -123,8 +123,8 @@ def prefix_features(col: Collective, imgs: ImageSet, src: Sequence[SourceTask], 
 
     needed = np.unique(np.concatenate([part.ravel() for task in tgt for part in (task.support, task.query)]))
     base, values = _base_images(imgs, src), {}
-    model, paths = copy.deepcopy(col.model), {name: f"blocks.{name}" for name in col.model.block_names}
-    found = block_features(model, paths, imgs.images[np.concatenate([base, needed])], col.mean, col.std)
+    paths = {name: f"blocks.{name}" for name in col.model.block_names}
+    found = block_features(col.model, paths, imgs.images[np.concatenate([base, needed])], col.mean, col.std)
     for name, features in found.items():
         known, seen = features[: len(base)], features[len(base) :]
         scale = known.std(0).clamp_min(1e-3 * float(known.std()) + 1e-12)  # a dead entry stays small

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import matplotlib
 
@@ -16,6 +18,7 @@ from sklearn.linear_model import Ridge
 
 from learngene_core import bounds, figures, prefixbounds, theory, theoryexplore, theoryfigures
 from learngene_core.config import Config
+from learngene_core.files import HEADLESS, StudyError
 from learngene_core.runs import Run
 from learngene_core.study import Chain
 
@@ -153,12 +156,12 @@ def test_kl_against_its_definition_and_at_the_ends():
 
 
 def test_the_inversion_is_the_largest_p_of_a_fine_grid():
-    grid = np.linspace(0, 1, 20_001)
+    grid = np.linspace(0, 1, 4001)
     for q in (0.0, 0.01, 0.3, 0.77, 0.999):
         for budget in (1e-6, 0.01, 0.3, 2.0, 20.0):
             largest = max(p for p in grid[grid >= q] if bounds.kl(q, p) <= budget)
             found = bounds.kl_upper(q, budget)
-            assert largest <= found <= largest + 1e-4
+            assert largest <= found <= largest + 3e-4
             assert found == 1 or bounds.kl(q, found) >= budget, "rounding never makes the bound too small"
 
 
@@ -236,7 +239,7 @@ def test_choosing_must_be_paid_for():
     assert (paid < 0.5).mean() <= delta < (unpaid < 0.5).mean()
 
 
-def simulated_heads(rng, shots=30, n_query=2000, way=2, d=4):
+def simulated_heads(rng, shots=30, n_query=500, way=2, d=4):
     """A target task whose features are known by law: Gaussian classes around fixed means; two 'prefixes', one of noise."""
     means = np.eye(way, d)
 
@@ -256,7 +259,7 @@ def simulated_heads(rng, shots=30, n_query=2000, way=2, d=4):
 
 def test_the_bound_holds_on_fresh_tasks_as_often_as_it_says():
     rng = np.random.default_rng(5)
-    table = prefixbounds.bound_table([simulated_heads(rng) for _ in range(150)], spread=0.2, delta=0.2)
+    table = prefixbounds.bound_table([simulated_heads(rng) for _ in range(100)], spread=0.2, delta=0.2)
     assert (table["gibbs_error"] > table["bound"]).mean() <= 0.2
     assert (table["block"] == "good").mean() > 0.9
     assert (table["bound"] < table["chance"]).mean() > 0.5, "a bound that says nothing would always hold"
@@ -320,6 +323,8 @@ def test_the_tasks_are_those_of_the_run(chain, parts):
         assert np.array_equal(mine.query, own.query)
         assert np.array_equal(mine.support[:, : own.support.shape[1]], own.support)
         assert not set(mine.support.ravel()) & set(mine.query.ravel())
+    with pytest.raises(StudyError, match="shots = 41"):
+        prefixbounds.tasks_with_shots(chain.images, chain.division, chain.cfg.replace(shots=(41,)))
 
 
 def test_the_features_of_an_image_depend_on_no_other_target_image(chain, parts):
@@ -465,8 +470,6 @@ def test_one_state_of_the_explorer(heads):
 
 
 def test_sliders_redraw(heads, monkeypatch):
-    from learngene_core.files import HEADLESS
-
     monkeypatch.delenv(HEADLESS, raising=False)
     box = theoryexplore.bound_explorer(heads)
     before = box.picture.value
@@ -477,3 +480,12 @@ def test_sliders_redraw(heads, monkeypatch):
     assert not plt.get_fignums()
     monkeypatch.setenv(HEADLESS, "1")
     assert theoryexplore.bound_explorer(heads) is None
+
+
+def test_nothing_here_imports_torch():
+    code = (
+        "import sys\nfrom learngene_core import bounds, prefixbounds, theory, theoryexplore, theoryfigures\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
