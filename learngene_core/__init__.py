@@ -53,6 +53,7 @@ _EXPORTS = {
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
 _MODULES = (
     "atlasexplore",
+    "bounds",
     "checkpoints",
     "comparisons",
     "controls",
@@ -70,12 +71,16 @@ _MODULES = (
     "openlearning",
     "opensets",
     "power",
+    "prefixbounds",
     "ranks",
     "scores",
     "scoring",
     "selection",
     "style",
     "summary",
+    "theory",
+    "theoryexplore",
+    "theoryfigures",
     "verdicts",
 )
 __all__ = [*_WHERE, *_EXPORTS, *_MODULES]

@@ -40,12 +40,16 @@ from .style import (
     tidy,
     use_style,
 )
+from .theoryfigures import bound_curves, bound_pair, bound_tasks, gain_map, norm_figure, risk_curves, term_figure
 
 __all__ = [
     "METHOD_COLOURS",
     "METHOD_LABELS",
     "accuracy_matrix",
     "atlas_map",
+    "bound_curves",
+    "bound_pair",
+    "bound_tasks",
     "choices_of",
     "claims_figure",
     "comparison",
@@ -56,6 +60,7 @@ __all__ = [
     "episode",
     "gain_by_parameters",
     "gain_by_position",
+    "gain_map",
     "growth",
     "image_rows",
     "layer_colours",
@@ -63,14 +68,17 @@ __all__ = [
     "learning_curves",
     "margins",
     "networks_side_by_side",
+    "norm_figure",
     "paired_dots",
     "profile_with_null",
     "released_figure",
+    "risk_curves",
     "score_against_gain",
     "score_panels",
     "selection_figure",
     "shape_parameters",
     "task_table",
+    "term_figure",
     "training_curves",
     "use_style",
 ]
