@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -75,17 +73,6 @@ def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dic
     except (SafetensorError, OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise StudyError(f"the model in {folder} is damaged ({error}); rebuild it with --redo collective") from None
     return model, groups, about
-
-
-def load_counts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Histograms of a task folder: counts (epochs, l, 2, b), zeros (epochs, l). Raises StudyError when damaged."""
-    try:
-        with np.load(folder / "record.npz", allow_pickle=False) as arrays:
-            return arrays["counts"], arrays["zeros"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise StudyError(
-            f"{folder / 'record.npz'} is missing or damaged ({error}); rebuild it with --redo collective"
-        ) from None
 
 
 def load_collective(run: Run) -> Collective:

@@ -93,6 +93,12 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--redo", action="append", default=[], choices=STAGES, help="compute this stage again")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    explore = verbs.add_parser("explore", help="the layer explorer in a browser: record, criteria, network and atlas of a run")
+    explore.add_argument("run", nargs="*", metavar="RUN", help="run folder; two stand side by side")
+    explore.add_argument("--demo", action="store_true", help="a finished lecture run that ships with the package")
+    explore.add_argument("--port", type=int, default=0, metavar="N", help="port on this machine (default: a free one)")
+    explore.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+    explore.add_argument("--debug", action="store_true")
     info = verbs.add_parser("info", help="what is in a run folder, and whether it is whole")
     info.add_argument("run", metavar="RUN")
     info.add_argument("--json", action="store_true", help="machine-readable")
@@ -144,6 +150,11 @@ def _run(options: argparse.Namespace) -> int:
         from .info import report
 
         return report(options.run, as_json=options.json)
+    if options.verb == "explore":
+        from .explorerserver import serve
+
+        serve(options.run, demo=options.demo, port=options.port, browser=not options.no_browser)
+        return 0
     cfg = configuration(options)
     if options.verb == "study":
         return _study(cfg, options)

@@ -28,7 +28,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
     Raises StudyError when `path` is no run folder or its bookkeeping is damaged.
     """
-    cfg = _configuration(path)
+    cfg = configuration(path)
     manifest = checked_manifest(path / "manifest.json") if (path / "manifest.json").exists() else {}
     stages = {s: _stage(path, manifest.get(s), cfg, s) for s in COMPUTED if s in STUDY or s in manifest}
     complete = all(stages[stage]["state"] == "whole" for stage in STUDY)
@@ -46,7 +46,8 @@ def inspect(path: Path) -> dict[str, Any]:
     }
 
 
-def _configuration(path: Path) -> Config:
+def configuration(path: Path) -> Config:
+    """What config.json of the run folder `path` asks for. Raises StudyError when `path` is no run folder, or another version's."""
     file = path / "config.json"
     if not file.is_file():
         raise StudyError(f"{path} is no run folder (it has no config.json)")

@@ -203,6 +203,17 @@ class Record:
             ) from None
 
 
+def load_counts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Histograms of a task folder: counts (epochs, l, 2, b), zeros (epochs, l). Raises StudyError when damaged."""
+    try:
+        with np.load(folder / "record.npz", allow_pickle=False) as arrays:
+            return arrays["counts"], arrays["zeros"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise StudyError(
+            f"{folder / 'record.npz'} is missing or damaged ({error}); rebuild it with --redo collective"
+        ) from None
+
+
 def share_above(counts: np.ndarray, zeros: np.ndarray, edge: int | np.ndarray, sign: str) -> np.ndarray:
     """(..., l, 2, N_BINS), (..., l) -> (..., l): share of all entries that lie above edge number `edge`.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .belongings import Belongings
-from .checkpoints import Collective, load_counts, load_state, save_state
+from .checkpoints import Collective, load_state, save_state
 from .config import Config
 from .division import SourceTask
 from .files import StudyError, atomic, read_json, say, write_json
@@ -23,7 +23,7 @@ from .network import ConvNet
 from .nulls import untrained_record
 from .presets import PAPER_POOLS
 from .procedure import procedure_of
-from .record import Record
+from .record import Record, load_counts
 from .runs import Run
 from .streams import generator
 from .training import Penalty, Recipe, evaluate, fisher_diagonal, fit, task_loss

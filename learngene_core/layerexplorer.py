@@ -1,0 +1,264 @@
+"""The layer explorer: a run's gradient record, its network and its atlas under one set of controls; one run, or two side by side.
+
+In a notebook `layer_explorer(run)`, in a browser `learngene explore RUN`. Every redraw reads tables that are in memory. A run
+that still trains fills in: its folder is looked at again every few seconds until it is finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import html
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from .atlasexplore import ANY
+from .choosing import Options, criteria_of
+from .explore import thresholds, unwatched
+from .explorerpanel import FONT, Panel
+from .explorerserver import RUNS
+from .files import StudyError
+from .runs import Run
+from .runview import RunView
+from .style import use_style
+from .watching import Watch
+
+SECONDS = 3.0  # between two looks at a run that still trains
+PATIENCE = 5  # looks without a process at work after which it counts as finished
+
+
+def layer_explorer(*runs: Run | str | Path, home: str | Path | None = None) -> widgets.VBox | None:
+    """The explorer of one or two run folders as a widget; its `.explorer` is the `LayerExplorer`.
+
+    home: the folder for what is made of a choice, by default the one that the run folder is in. None in a kernel that nobody
+    watches. Raises StudyError for what is no run folder, ValueError for more than two.
+    """
+    if unwatched():
+        return None
+    explorer = LayerExplorer([getattr(run, "path", run) for run in runs], home=home)
+    explorer.follow()
+    return explorer.box
+
+
+def served() -> widgets.Widget:
+    """What the page of `learngene explore` shows: the explorer of the runs that the command names, or why there is none."""
+    use_style()
+    given = json.loads(os.environ.get(RUNS, '{"runs": []}'))
+    try:
+        return layer_explorer(*given["runs"], home=given.get("home"))
+    except (StudyError, ValueError, OSError) as error:  # the folder has changed since the command looked at it
+        return widgets.HTML(f"<p style='{FONT}'>{html.escape(str(error))}</p>")
+
+
+def shown(method: Callable) -> Callable:
+    """A callback of the explorer, in which nobody would see an error: it is shown as one line above the pictures."""
+
+    @functools.wraps(method)
+    def guarded(self: LayerExplorer, *arguments: Any) -> Any:
+        try:
+            result = method(self, *arguments)
+        except Exception as error:
+            known = isinstance(error, StudyError | ValueError | OSError)
+            words = " ".join(f"{'' if known else f'{type(error).__name__}: '}{error}".split())
+            self.error.value = f"<div class='lg-error' style='{FONT};color:#B04A5A'>{html.escape(words)}</div>"
+            return None
+        self.error.value = ""
+        return result
+
+    return guarded
+
+
+class LayerExplorer:
+    """Controls over one or two panels; `.controls` by the names of `Options` and `picked`, `.panels`, `.error`, `.box`.
+
+    Setting `controls["threshold"].value` redraws, as moving the slider does.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], *, home: str | Path | None = None):
+        if not 1 <= len(paths) <= 2:
+            raise ValueError(f"one run or two, not {len(paths)}")
+        views = [RunView.load(path) for path in paths]
+        self._busy = False
+        self.controls = _controls(views)
+        self.error, self.status = widgets.HTML(), widgets.HTML()
+        self.refresh_button = widgets.Button(description="refresh", icon="refresh", layout={"width": "100px"})
+        homes = [Path(home).absolute() if home else view.path.parent for view in views]
+        self.panels = [Panel(view, at, narrow=len(views) > 1) for view, at in zip(views, homes, strict=True)]
+        self.watches = [Watch(view.path, view.cfg) for view in views]
+        self._task: asyncio.Task | None = None
+        self.box = widgets.VBox([*self._rows(), self.error, widgets.HBox([panel.box for panel in self.panels])])
+        self.box.explorer, self.box.controls = self, self.controls
+        for name, control in self.controls.items():
+            control.observe(functools.partial(self._changed, name), names="value")
+        for panel in self.panels:
+            panel.save.on_click(functools.partial(self._save, panel))
+        self.refresh_button.on_click(self._refresh)
+        self._redraw()
+        self._say()
+
+    def options(self) -> Options:
+        """What the controls say."""
+        values = {name: control.value for name, control in self.controls.items()}
+        picked, by_hand = values.pop("picked"), values.pop("by_hand")
+        return Options(**values, by_hand=tuple(picked) if by_hand else None)
+
+    @shown
+    def _changed(self, name: str, _: object = None) -> None:
+        if self._busy:
+            return
+        if name == "picked":  # whoever moves it wants to see that block
+            with self._quietly():
+                self.controls["by_hand"].value = True
+        self._draw()
+
+    @shown
+    def _redraw(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        options = self.options()
+        for panel in self.panels:
+            panel.show(options)
+        block = next((p.choice.block for p in self.panels if p.choice.block), None)
+        if options.by_hand is None and block:
+            with self._quietly():
+                self.controls["picked"].value = block
+
+    @shown
+    def _save(self, panel: Panel, _: object = None) -> None:
+        panel.save_choice()
+
+    # a run that still trains ------------------------------------------------------------------------------------------
+    @shown
+    def _refresh(self, _: object = None) -> None:
+        self.look()
+
+    def look(self) -> bool:
+        """Read the folders again, draw what is new, and say how far the runs are; whether a process works on one of them.
+
+        Raises StudyError for a folder that is damaged or gone.
+        """
+        new = False
+        for panel in self.panels:
+            view = RunView.load(panel.view.path)
+            if _extent(view) != _extent(panel.view):
+                panel.set_view(view)
+                new = True
+        if new:
+            with self._quietly():
+                _offer(self.controls, [panel.view for panel in self.panels])
+            self._draw()
+        return self._say()
+
+    def _say(self) -> bool:
+        states = [watch.look() for watch in self.watches]
+        unfinished = [not panel.view.final or panel.view.atlas is None for panel in self.panels]
+        told = [str(s) for s, less in zip(states, unfinished, strict=True) if less or s.running]
+        self.status.value = f"<span class='lg-status' style='{FONT};color:#6B6B6B'>{html.escape('; '.join(told))}</span>"
+        return any(state.running for state in states)
+
+    def follow(self) -> None:
+        """Look again every few seconds, in the kernel's own loop, until nothing works on the runs; without a loop, never."""
+        everything = all(panel.view.final and panel.view.atlas is not None for panel in self.panels)
+        if everything and not any(watch.look().running for watch in self.watches):
+            return
+        with contextlib.suppress(RuntimeError):  # no loop: the button is there
+            self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
+        idle = 0
+        while idle < PATIENCE:
+            await asyncio.sleep(SECONDS)
+            idle = 0 if self._tick() else idle + 1
+
+    @shown
+    def _tick(self) -> bool:
+        return self.look()
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Controls are set without a redraw for each."""
+        self._busy, before = True, self._busy
+        try:
+            yield
+        finally:
+            self._busy = before
+
+    def _rows(self) -> list[widgets.Widget]:
+        """The controls in three rows: the record, the choice, the block."""
+        c, flow = self.controls, {"flex_flow": "row wrap", "align_items": "center"}
+        rows = [
+            [c["threshold"], c["sign"], c["normalisation"], c["aggregation"]],
+            [c["criterion"], c["length"], c["budget"], c["gains"]],
+            [c["by_hand"], c["picked"], self.refresh_button, self.status],
+        ]
+        return [widgets.HBox(row, layout=flow) for row in rows]
+
+
+def _extent(view: RunView) -> tuple:
+    """What tells two states of a run apart."""
+    epochs = 0 if view.record is None else len(view.record.task)
+    tables = [None if table is None else len(table) for table in (view.atlas, view.scores)]
+    return view.final, epochs, len(view.accuracy), *tables
+
+
+def _controls(views: Sequence[RunView]) -> dict[str, widgets.Widget]:
+    """Name -> widget, at the settings of the first run."""
+    cfg = views[0].cfg
+
+    def toggle(description: str, *options: tuple[str, Any], width: str = "auto") -> widgets.ToggleButtons:
+        style = {"button_width": width, "description_width": "initial"}
+        return widgets.ToggleButtons(options=options, description=description, style=style, layout={"width": "auto"})
+
+    wide = {"continuous_update": False, "style": {"description_width": "initial"}}
+    layers = max(len(view.layers) for view in views)
+    controls = {
+        "threshold": widgets.SelectionSlider(
+            options=[("5.0e-10", 5e-10)], description="threshold", layout={"width": "420px"}, **wide
+        ),
+        "sign": toggle("", ("entry > t", "positive"), ("|entry| > t", "absolute")),
+        "normalisation": toggle("show", ("share", "share"), ("relative", "relative"), ("z", "z")),
+        "aggregation": toggle("epochs", ("mean", "mean"), ("last", "last")),
+        "criterion": widgets.Dropdown(options=["released"], description="criterion", layout={"width": "290px"}),
+        "length": widgets.SelectionSlider(
+            options=[("any", ANY), *((str(k), k) for k in range(1, layers + 1))],
+            value=min(cfg.n_blocks, layers),
+            description="blocks",
+            layout={"width": "250px"},
+            **wide,
+        ),
+        "budget": widgets.FloatSlider(
+            min=1, max=100, step=1, value=100, description="at most % of parameters", layout={"width": "400px"}, **wide
+        ),
+        "gains": toggle("atlas", ("target tasks", "novel"), ("pseudo-tasks", "pseudo")),
+        "by_hand": toggle("block", ("by criterion", False), ("by hand", True)),
+        "picked": widgets.IntRangeSlider(
+            value=(1, 1), min=1, max=layers, description="first to last", layout={"width": "420px"}, **wide
+        ),
+    }
+    controls["sign"].value = cfg.sign
+    _offer(controls, views, cfg.threshold, cfg.criterion)
+    return controls
+
+
+def _offer(
+    controls: dict[str, widgets.Widget], views: Sequence[RunView], threshold: float | None = None, criterion: str = ""
+) -> None:
+    """Thresholds and criteria that the runs have by now; what was set stays, a threshold at the nearest edge."""
+    slider, menu = controls["threshold"], controls["criterion"]
+    wanted, named = slider.value if threshold is None else threshold, criterion or menu.value
+    edges = sorted({5e-10, 5e-4}.union(*(thresholds(view.record) for view in views if view.record is not None)))
+    nearest = min(edges, key=lambda edge: abs(edge / wanted - 1) if wanted else edge)
+    slider.options = [(f"{edge:.1e}", edge) for edge in edges]
+    slider.value = nearest
+    names = list(dict.fromkeys(name for view in views for name in criteria_of(view)))
+    menu.options = names
+    menu.value = named if named in names else names[0]
+    pseudo = any(v.atlas is not None and v.atlas["pseudo_gain"].notna().any() for v in views)
+    controls["gains"].layout.display = None if pseudo else "none"
