@@ -60,6 +60,7 @@ _MODULES = (
     "explore",
     "figures",
     "heads",
+    "layerexplorer",
     "measures",
     "notebooks",
     "openafter",

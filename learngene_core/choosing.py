@@ -1,6 +1,6 @@
 """What the layer explorer says in numbers: a reader's options go in, a block with its prediction and its real gain comes out.
 
-Tables only, no torch (but for `save_learngene`). A criterion that reads the gradient record is computed for the threshold and
+Tables only, no torch. A criterion that reads the gradient record is computed for the threshold and
 sign asked for; one that looks at networks is read from layer_scores.csv. How the heat map shows the record decides nothing.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,12 +15,8 @@ import pandas as pd
 from .atlasexplore import ANY, choose
 from .atlasfigures import Block
 from .blockgains import block_parameters
-from .config import Config
 from .criteria import CRITERIA, RECOMMENDED, null_choices, score
-from .criteria import choose as chosen_layers
 from .diagrams import shape_flops, shape_parameters
-from .files import StudyError
-from .info import command
 from .runview import RunView
 from .selection import depth_and_size, predicted
 
@@ -216,49 +211,3 @@ def _nulls(view: RunView, options: Options, layers: tuple[str, ...]) -> Rank | N
     with contextlib.suppress(ValueError):
         return sum(found == layers for found in null_choices(view.record, name, options.length, **known)), n
     return None
-
-
-# what a choice is good for --------------------------------------------------------------------------------------------
-def configuration_of(view: RunView, options: Options, choice: Choice) -> Config:
-    """The run's configuration with this choice: by its criterion where the record decides, else with the layers named.
-
-    Raises StudyError where nothing is chosen.
-    """
-    if choice.block is None:
-        raise StudyError(f"nothing is chosen: {choice.why}")
-    if view.final and not view.cfg.defects and options.criterion in CRITERIA:
-        given = {"criterion": options.criterion, "threshold": options.threshold, "sign": options.sign}
-        cfg = view.cfg.replace(**given, n_blocks=len(choice.layers), layers=())
-        with contextlib.suppress(StudyError):
-            if options.by_hand is None and chosen_layers(view.record, cfg) == choice.layers:
-                return cfg
-    return view.cfg.replace(layers=choice.layers)
-
-
-def command_line(view: RunView, options: Options, choice: Choice, home: Path) -> str:
-    """The command that repeats this choice, quoted for a shell: in the run's own folder where its own choice it is, else in a
-    folder of its own in `home`, so that it cannot cost a finished run anything. Raises StudyError where nothing is chosen."""
-    cfg = configuration_of(view, options, choice)
-    if cfg == view.cfg and home == view.path.parent:
-        return command(cfg, view.path, "criteria")
-    return command(cfg, home / f"{view.path.name}-{_dashed(choice)}", "criteria", redo=["criteria"])
-
-
-def save_learngene(view: RunView, options: Options, choice: Choice, folder: Path) -> Path:
-    """Cut the chosen block out of the saved network into `folder`; the file that `command_line` would make, under a name of
-    its own. Imports torch. Raises StudyError where nothing is chosen or the network is not whole."""
-    cfg = configuration_of(view, options, choice)
-    from .checkpoints import load_state
-    from .collective import gene_notes
-    from .learngene import Learngene
-
-    states = sorted((view.path / "collective").glob("task_*/about.json"), key=lambda p: int(p.parent.name[5:]))
-    model, groups, _ = load_state(states[-1].parent)
-    gene = Learngene.from_model(model, choice.layers, fisher=groups["gene_fisher"] or None, **gene_notes(cfg))
-    path = folder / f"learngene-{_dashed(choice)}.safetensors"
-    gene.save(path)
-    return path
-
-
-def _dashed(choice: Choice) -> str:
-    return "-".join(dict.fromkeys((choice.layers[0], choice.layers[-1])))

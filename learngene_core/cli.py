@@ -93,7 +93,9 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--redo", action="append", default=[], choices=STAGES, help="compute this stage again")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    explore = verbs.add_parser("explore", help="the layer explorer in a browser: record, criteria, network and atlas of a run")
+    explore = verbs.add_parser(
+        "explore", help="the layer explorer in a browser: record, criteria, network and atlas of a run"
+    )
     explore.add_argument("run", nargs="*", metavar="RUN", help="run folder; two stand side by side")
     explore.add_argument("--demo", action="store_true", help="a finished lecture run that ships with the package")
     explore.add_argument("--port", type=int, default=0, metavar="N", help="port on this machine (default: a free one)")

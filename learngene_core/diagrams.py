@@ -135,13 +135,24 @@ def marked_network(shape: Shape, chosen: Sequence[str] = (), *, ax: Axes | None 
 
 def mark_blocks(ax: Axes, shape: Shape, chosen: Sequence[str]) -> list[Artist]:
     """Draw neighbouring blocks of `marked_network` in blue, with a frame around them; returns what was added."""
-    inside = [(at, width) for at, (name, width) in zip(columns(shape), widths_of(shape).items(), strict=True) if name in chosen]
+    inside = [
+        (at, width)
+        for at, (name, width) in zip(columns(shape), widths_of(shape).items(), strict=True)
+        if name in chosen
+    ]
     if not inside:
         return []
     x, widths = np.array(inside, float).T
     bars = ax.bar(x, widths, 0.74, -widths / 2, color=PART_COLOURS["inherited"], zorder=3.5, label="_inherited")
     tallest = max(shape["widths"])
-    look = {"fill": False, "edgecolor": "#DE8F05", "linewidth": 2.5, "zorder": 4, "joinstyle": "round", "label": "_chosen"}
+    look = {
+        "fill": False,
+        "edgecolor": "#DE8F05",
+        "linewidth": 2.5,
+        "zorder": 4,
+        "joinstyle": "round",
+        "label": "_chosen",
+    }
     corner = (x[0] - 0.48, -0.86 * tallest)
     return [*bars, ax.add_patch(Rectangle(corner, x[-1] - x[0] + 0.96, 2.0 * tallest, **look))]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from .atlasfigures import signed
-from .choosing import Choice, Options, Rank, command_line, make_choice, save_learngene
+from .choosing import Choice, Options, Rank, criteria_of, make_choice
+from .keeping import command_line, save_learngene
 from .layerpictures import AtlasPicture, HeatPicture, NetworkPicture, accuracy_picture, profile_picture
 from .runview import RunView
 from .style import block_text
@@ -21,40 +22,48 @@ FONT = "font-family:Verdana,sans-serif;line-height:1.45"
 COPY = "navigator.clipboard.writeText(this.dataset.line).then(()=>{this.textContent='copied'})"
 
 
+SIZES = {  # pixels; alone on a page, and one of two beside each other
+    False: {"heat": (410, 390), "profile": (360, 390), "network": (770, 190), "side": (570, 455)},
+    True: {"heat": (350, 340), "profile": (320, 340), "network": (670, 170), "side": (570, 455)},
+}
 PICTURES = ("heat", "profile", "network", "side")
 
 
 class Panel:
     """The widgets of one run; `show` draws what given options say about it.
 
-    `pictures`: heat, profile, network, side (the atlas, or the accuracies of a run without one) -> Image; `numbers`, `line`: HTML;
-    `choice`: the last one shown.
+    `pictures`: heat, profile, network and side (the atlas, or the accuracies of a run without one) -> Image; `numbers`, `line`:
+    HTML; `choice`: the last one shown.
     """
 
     def __init__(self, view: RunView, home: Path, *, narrow: bool = False):
         self.home, self.narrow, self.choice = home, narrow, Choice(None)
-        self.options = Options()
+        self.options, sizes = Options(), SIZES[narrow]
         unstretched = {"align_self": "flex-start", "max_width": "100%", "margin": "0"}
-        self.pictures = {
-            name: widgets.Image(format="png", layout=unstretched) for name in PICTURES
-        }
+        self.pictures = {name: widgets.Image(format="png", layout=unstretched) for name in PICTURES}
         self.title, self.numbers, self.line, self.note = (widgets.HTML() for _ in range(4))
-        self.save = widgets.Button(description="save this learngene", icon="save", tooltip="cut it out of the network")
+        self.save = widgets.Button(
+            description="save this learngene",
+            icon="save",
+            tooltip="cut it out of the network, into a file",
+            layout={"width": "190px"},
+        )
         self.saved = widgets.HTML()
         record = widgets.HBox([self.pictures["heat"], self.pictures["profile"]])
-        left = widgets.VBox([self.title, record, self.pictures["network"]])
-        right = widgets.VBox([self.note, self.pictures["side"], self.numbers])
+        left = widgets.VBox([record, self.pictures["network"]], layout={"width": f"{6 + sizes['network'][0]}px"})
+        right = widgets.VBox([self.pictures["side"], self.numbers], layout={"width": f"{6 + sizes['side'][0]}px"})
         below = widgets.VBox([widgets.HBox([self.save, self.saved]), self.line])
         flow = {"flex_flow": "column" if narrow else "row wrap", "align_items": "flex-start"}
-        self.box = widgets.VBox([widgets.HBox([left, right], layout=flow), below], layout={"margin": "0 12px 0 0"})
+        middle = widgets.HBox([left, right], layout=flow)
+        self.box = widgets.VBox([self.title, self.note, middle, below], layout={"margin": "0"})
         self.set_view(view)
 
     def set_view(self, view: RunView) -> None:
         """Another state of the run; its pictures are begun anew."""
         self.view = view
         self._drawn: dict[str, tuple] = {}
-        self._heat = HeatPicture(view, *((360, 340) if self.narrow else (430, 400))) if view.record else None
-        self._network = NetworkPicture(view, *((680, 170) if self.narrow else (800, 190))) if view.record else None
+        self._heat = HeatPicture(view, *SIZES[self.narrow]["heat"]) if view.record else None
+        self._network = NetworkPicture(view, *SIZES[self.narrow]["network"]) if view.record else None
         self._atlases: dict[str, AtlasPicture] = {}
         self.title.value = f"<b style='{FONT};color:{INK}'>{html.escape(view.name)}</b>"
         self.note.value = self._missing()
@@ -66,10 +75,15 @@ class Panel:
         if self.view.record is None:
             self.numbers.value = _line("no task is finished yet; what there is appears here after the first one")
             return
+        if options.criterion not in criteria_of(self.view):  # another run beside it has it
+            self.numbers.value = _line(f"this run has no criterion {options.criterion!r}")
+            return
         self.choice = choice = make_choice(self.view, options)
-        size = (320, 340) if self.narrow else (370, 400)
+        size = SIZES[self.narrow]["profile"]
         read = options.threshold, options.sign, choice.block
-        self._picture("heat", (*read, options.normalisation, options.aggregation), lambda: self._heat.draw(options, choice))
+        self._picture(
+            "heat", (*read, options.normalisation, options.aggregation), lambda: self._heat.draw(options, choice)
+        )
         self._picture("profile", (*read, options.criterion), lambda: profile_picture(self.view, options, choice, *size))
         self._picture("network", read[2:], lambda: self._network.draw(choice))
         self._show_side(options, choice)
@@ -93,11 +107,17 @@ class Panel:
     def _show_side(self, options: Options, choice: Choice) -> None:
         """The atlas; the accuracies where there is none."""
         if self.view.atlas is None:
-            self._picture("side", ("accuracy",), lambda: accuracy_picture(self.view.accuracy, 600, 420))
+            self._picture(
+                "side", ("accuracy",), lambda: accuracy_picture(self.view.accuracy, *SIZES[self.narrow]["side"])
+            )
             return
-        gains = options.gains if self.view.atlas[f"{'pseudo_' * (options.gains == 'pseudo')}gain"].notna().any() else "novel"
+        gains = (
+            options.gains
+            if self.view.atlas[f"{'pseudo_' * (options.gains == 'pseudo')}gain"].notna().any()
+            else "novel"
+        )
         if gains not in self._atlases:
-            self._atlases[gains] = AtlasPicture(self.view, gains)
+            self._atlases[gains] = AtlasPicture(self.view, gains, *SIZES[self.narrow]["side"])
         how = "picked" if options.by_hand else options.criterion
         state = (gains, how, choice.block, choice.best)
         self._picture("side", state, lambda: self._atlases[gains].draw(options, choice))
@@ -105,11 +125,18 @@ class Panel:
     def _missing(self) -> str:
         """What this run lacks, and the command that makes it."""
         if not self.view.final:
-            return _line("the collective is not finished: nulls, scores and atlas come later. To go on:", self.view.missing("collective"))
+            return _line(
+                "the collective is not finished: nulls, scores and atlas come later. To go on:",
+                self.view.missing("collective"),
+            )
         if self.view.atlas is None:
-            return _line("this run has no atlas, so nothing is known of real gains. To make it:", self.view.missing("atlas"))
+            return _line(
+                "this run has no atlas, so nothing is known of real gains. To make it:", self.view.missing("atlas")
+            )
         if self.view.scores is None:
-            return _line("layer_scores.csv is missing, so some criteria are too. To make it:", self.view.missing("measures"))
+            return _line(
+                "layer_scores.csv is missing, so some criteria are too. To make it:", self.view.missing("measures")
+            )
         return ""
 
     def _command(self) -> str:
@@ -118,10 +145,11 @@ class Panel:
         line = command_line(self.view, self.options, self.choice, self.home)
         text = html.escape(line, quote=True)
         button = f'<button class="lg-copy" data-line="{text}" onclick="{COPY}">copy</button>'
-        words = "repeats this choice" + (
-            "; copy the run folder to that name first, and nothing is trained again" if "--redo" in line else ""
-        )
-        return f"<div style='{FONT};color:{INK}'>{button} <code class='lg-line'>{text}</code> <span style='color:{PALE}'>{words}</span></div>"
+        words = "repeats this choice"
+        if "--redo" in line and self.home == self.view.path.parent:
+            words += "; copy the run folder to that name first, and nothing is trained again"
+        code = f"<code class='lg-line'>{text}</code> <span style='color:{PALE}'>{words}</span>"
+        return f"<div style='{FONT};color:{INK}'>{button} {code}</div>"
 
 
 def _line(words: str, code: str = "") -> str:
@@ -136,7 +164,9 @@ def numbers_table(view: RunView, options: Options, choice: Choice) -> str:
     by = "picked by hand" if options.by_hand else f"chosen by {options.criterion}"
     rows = [(by, "block", f"<b>{block_text(choice.layers)}</b>{_nulls_text(choice.nulls)}")]
     if choice.predicted is not None:
-        rows.append((f"predicted by {options.criterion}", "predicted", _ranks_text(choice.predicted, len(choice.layers))))
+        rows.append(
+            (f"predicted by {options.criterion}", "predicted", _ranks_text(choice.predicted, len(choice.layers)))
+        )
     row = choice.measured
     if row is not None and pd.notna(row["pseudo_gain"]):
         text = _gain_text(row["pseudo_gain"], row["pseudo_low"], row["pseudo_high"])
@@ -159,13 +189,12 @@ def numbers_table(view: RunView, options: Options, choice: Choice) -> str:
 
 
 def _nulls_text(nulls: Rank | None) -> str:
-    return f" <span class='lg-nulls'>({nulls[0]} of {nulls[1]} untrained networks choose it too)</span>" if nulls else ""
+    return f" <span class='lg-nulls'>(so do {nulls[0]} of {nulls[1]} untrained networks)</span>" if nulls else ""
 
 
 def _ranks_text(ranks: tuple[Rank, Rank], length: int) -> str:
     (alike, n_alike), (place, n) = ranks
-    size = f"{length} block{'s' if length > 1 else ''}"
-    return f"rank {place} of {n}; {alike} of the {n_alike} of {size}"
+    return f"rank {place} of {n} blocks; among those of length {length}, {alike} of {n_alike}"
 
 
 def _gain_text(gain: float, low: float, high: float) -> str:

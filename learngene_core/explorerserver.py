@@ -18,7 +18,7 @@ from typing import Any
 from .files import HEADLESS, StudyError, say
 
 NOTEBOOK = Path(__file__).with_name("explorer.ipynb")
-DEMO = Path(__file__).with_name("demo")
+DEMO = Path(__file__).with_name("demo_run")
 RUNS = "LEARNGENE_EXPLORE"  # what the notebook is to show: JSON with `runs` and `home`
 HOST = "127.0.0.1"
 
@@ -37,7 +37,7 @@ def serve(runs: Sequence[str | Path], *, demo: bool = False, port: int = 0, brow
     home = {"home": str(Path.cwd())} if demo else {}
     os.environ[RUNS] = json.dumps({"runs": [str(path) for path in paths], **home})
     os.environ.pop(HEADLESS, None)  # this kernel is watched
-    app, token = _app(port or free_port()), secrets.token_urlsafe(24)
+    app, token = _app(free_port(port)), secrets.token_urlsafe(24)
     app.token = token
     address = f"http://{HOST}:{app.port}/?token={token}"
     say(f"the layer explorer: {address}\n(Ctrl+C ends it)")
@@ -64,10 +64,13 @@ def _checked(runs: Sequence[str | Path], demo: bool) -> list[Path]:
     return paths
 
 
-def free_port() -> int:
-    """A port of the loopback address that nothing listens on."""
+def free_port(wanted: int = 0) -> int:
+    """A port of the loopback address that nothing listens on; `wanted`, unless 0. Raises StudyError when that is taken."""
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        try:
+            probe.bind((HOST, wanted))
+        except (OSError, OverflowError) as error:
+            raise StudyError(f"port {wanted} cannot be had ({error}); choose another --port") from None
         return probe.getsockname()[1]
 
 

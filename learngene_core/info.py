@@ -47,7 +47,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def configuration(path: Path) -> Config:
-    """What config.json of the run folder `path` asks for. Raises StudyError when `path` is no run folder, or another version's."""
+    """What config.json of the run folder `path` asks for. Raises StudyError when it is no run folder, or of another version."""
     file = path / "config.json"
     if not file.is_file():
         raise StudyError(f"{path} is no run folder (it has no config.json)")

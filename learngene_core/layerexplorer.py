@@ -18,9 +18,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from .atlasexplore import ANY
-from .choosing import Options, criteria_of
-from .explore import thresholds, unwatched
+from .choosing import Options
+from .explore import unwatched
+from .explorercontrols import controls_of, offer
 from .explorerpanel import FONT, Panel
 from .explorerserver import RUNS
 from .files import StudyError
@@ -30,6 +30,13 @@ from .style import use_style
 from .watching import Watch
 
 SECONDS = 3.0  # between two looks at a run that still trains
+STYLE = """<style>
+.lg-controls {background: #F4F5F7; border-radius: 6px; padding: 4px 10px; margin: 2px 0 6px 0}
+.lg-controls .widget-label {color: #555555; margin-left: 10px}
+.lg-controls .widget-hbox > .widget-label:first-child {font-weight: bold; width: 52px; margin-left: 0}
+.lg-controls .widget-toggle-button.mod-active {background: #0173B2; color: white; box-shadow: none}
+.lg-line {background: #F4F5F7; padding: 2px 6px; border-radius: 4px}
+</style>"""
 PATIENCE = 5  # looks without a process at work after which it counts as finished
 
 
@@ -85,14 +92,14 @@ class LayerExplorer:
             raise ValueError(f"one run or two, not {len(paths)}")
         views = [RunView.load(path) for path in paths]
         self._busy = False
-        self.controls = _controls(views)
+        self.controls = controls_of(views)
         self.error, self.status = widgets.HTML(), widgets.HTML()
         self.refresh_button = widgets.Button(description="refresh", icon="refresh", layout={"width": "100px"})
         homes = [Path(home).absolute() if home else view.path.parent for view in views]
         self.panels = [Panel(view, at, narrow=len(views) > 1) for view, at in zip(views, homes, strict=True)]
         self.watches = [Watch(view.path, view.cfg) for view in views]
         self._task: asyncio.Task | None = None
-        self.box = widgets.VBox([*self._rows(), self.error, widgets.HBox([panel.box for panel in self.panels])])
+        self.box = widgets.VBox([*self._head(), self.error, widgets.HBox([panel.box for panel in self.panels])])
         self.box.explorer, self.box.controls = self, self.controls
         for name, control in self.controls.items():
             control.observe(functools.partial(self._changed, name), names="value")
@@ -152,7 +159,7 @@ class LayerExplorer:
                 new = True
         if new:
             with self._quietly():
-                _offer(self.controls, [panel.view for panel in self.panels])
+                offer(self.controls, [panel.view for panel in self.panels])
             self._draw()
         return self._say()
 
@@ -160,7 +167,9 @@ class LayerExplorer:
         states = [watch.look() for watch in self.watches]
         unfinished = [not panel.view.final or panel.view.atlas is None for panel in self.panels]
         told = [str(s) for s, less in zip(states, unfinished, strict=True) if less or s.running]
-        self.status.value = f"<span class='lg-status' style='{FONT};color:#6B6B6B'>{html.escape('; '.join(told))}</span>"
+        self.status.value = (
+            f"<span class='lg-status' style='{FONT};color:#6B6B6B'>{html.escape('; '.join(told))}</span>"
+        )
         return any(state.running for state in states)
 
     def follow(self) -> None:
@@ -190,15 +199,22 @@ class LayerExplorer:
         finally:
             self._busy = before
 
-    def _rows(self) -> list[widgets.Widget]:
-        """The controls in three rows: the record, the choice, the block."""
+    def _head(self) -> list[widgets.Widget]:
+        """Title and state of the runs, then the controls in three rows: the record, the choice, the block."""
         c, flow = self.controls, {"flex_flow": "row wrap", "align_items": "center"}
+        title = widgets.HTML(f"{STYLE}<span style='{FONT};font-size:17px;color:#333333'><b>Layer explorer</b></span>")
         rows = [
-            [c["threshold"], c["sign"], c["normalisation"], c["aggregation"]],
-            [c["criterion"], c["length"], c["budget"], c["gains"]],
-            [c["by_hand"], c["picked"], self.refresh_button, self.status],
+            ["record", c["threshold"], c["sign"], "show", c["normalisation"], "epochs", c["aggregation"]],
+            ["choice", c["criterion"], c["length"], c["budget"], "map", c["gains"]],
+            ["block", c["by_hand"], c["picked"]],
         ]
-        return [widgets.HBox(row, layout=flow) for row in rows]
+        boxes = [
+            widgets.HBox([widgets.Label(item) if isinstance(item, str) else item for item in row], layout=flow)
+            for row in rows
+        ]
+        controls = widgets.VBox(boxes)
+        controls.add_class("lg-controls")
+        return [widgets.HBox([title, self.refresh_button, self.status], layout=flow), controls]
 
 
 def _extent(view: RunView) -> tuple:
@@ -206,59 +222,3 @@ def _extent(view: RunView) -> tuple:
     epochs = 0 if view.record is None else len(view.record.task)
     tables = [None if table is None else len(table) for table in (view.atlas, view.scores)]
     return view.final, epochs, len(view.accuracy), *tables
-
-
-def _controls(views: Sequence[RunView]) -> dict[str, widgets.Widget]:
-    """Name -> widget, at the settings of the first run."""
-    cfg = views[0].cfg
-
-    def toggle(description: str, *options: tuple[str, Any], width: str = "auto") -> widgets.ToggleButtons:
-        style = {"button_width": width, "description_width": "initial"}
-        return widgets.ToggleButtons(options=options, description=description, style=style, layout={"width": "auto"})
-
-    wide = {"continuous_update": False, "style": {"description_width": "initial"}}
-    layers = max(len(view.layers) for view in views)
-    controls = {
-        "threshold": widgets.SelectionSlider(
-            options=[("5.0e-10", 5e-10)], description="threshold", layout={"width": "420px"}, **wide
-        ),
-        "sign": toggle("", ("entry > t", "positive"), ("|entry| > t", "absolute")),
-        "normalisation": toggle("show", ("share", "share"), ("relative", "relative"), ("z", "z")),
-        "aggregation": toggle("epochs", ("mean", "mean"), ("last", "last")),
-        "criterion": widgets.Dropdown(options=["released"], description="criterion", layout={"width": "290px"}),
-        "length": widgets.SelectionSlider(
-            options=[("any", ANY), *((str(k), k) for k in range(1, layers + 1))],
-            value=min(cfg.n_blocks, layers),
-            description="blocks",
-            layout={"width": "250px"},
-            **wide,
-        ),
-        "budget": widgets.FloatSlider(
-            min=1, max=100, step=1, value=100, description="at most % of parameters", layout={"width": "400px"}, **wide
-        ),
-        "gains": toggle("atlas", ("target tasks", "novel"), ("pseudo-tasks", "pseudo")),
-        "by_hand": toggle("block", ("by criterion", False), ("by hand", True)),
-        "picked": widgets.IntRangeSlider(
-            value=(1, 1), min=1, max=layers, description="first to last", layout={"width": "420px"}, **wide
-        ),
-    }
-    controls["sign"].value = cfg.sign
-    _offer(controls, views, cfg.threshold, cfg.criterion)
-    return controls
-
-
-def _offer(
-    controls: dict[str, widgets.Widget], views: Sequence[RunView], threshold: float | None = None, criterion: str = ""
-) -> None:
-    """Thresholds and criteria that the runs have by now; what was set stays, a threshold at the nearest edge."""
-    slider, menu = controls["threshold"], controls["criterion"]
-    wanted, named = slider.value if threshold is None else threshold, criterion or menu.value
-    edges = sorted({5e-10, 5e-4}.union(*(thresholds(view.record) for view in views if view.record is not None)))
-    nearest = min(edges, key=lambda edge: abs(edge / wanted - 1) if wanted else edge)
-    slider.options = [(f"{edge:.1e}", edge) for edge in edges]
-    slider.value = nearest
-    names = list(dict.fromkeys(name for view in views for name in criteria_of(view)))
-    menu.options = names
-    menu.value = named if named in names else names[0]
-    pseudo = any(v.atlas is not None and v.atlas["pseudo_gain"].notna().any() for v in views)
-    controls["gains"].layout.display = None if pseudo else "none"

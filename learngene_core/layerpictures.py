@@ -62,16 +62,18 @@ def _figure(width: int, height: int) -> Figure:
 def _axes(figure: Figure, left: float, bottom: float, right: float, top: float) -> Axes:
     """Axes between these margins, in pixels from each side."""
     width, height = figure.get_size_inches() * DPI
-    return figure.add_axes((left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height))
+    return figure.add_axes(
+        (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+    )
 
 
 class HeatPicture:
     """The gradient record of a run, layers x tasks, under one set of options or another."""
 
-    def __init__(self, view: RunView, width: int = 430, height: int = 400):
+    def __init__(self, view: RunView, width: int = 410, height: int = 390):
         figure = _figure(width, height)
         self.record = view.record
-        self.ax = _axes(figure, 62, 50, 12, 34)
+        self.ax = _axes(figure, 70, 48, 28, 30)
         nothing = np.zeros((len(np.unique(view.record.task)), len(view.layers)))
         layer_task_heatmap(nothing, view.layers, "", ax=self.ax)
         self.mesh = self.ax.collections[0]
@@ -109,10 +111,10 @@ class HeatPicture:
         return picture
 
 
-def profile_picture(view: RunView, options: Options, choice: Choice, width: int = 370, height: int = 400) -> bytes:
+def profile_picture(view: RunView, options: Options, choice: Choice, width: int = 360, height: int = 390) -> bytes:
     """The criterion's score per layer beside its null, with the chosen block shaded."""
     figure = _figure(width, height)
-    ax = _axes(figure, 74, 50, 10, 34)
+    ax = _axes(figure, 74, 48, 8, 30)
     table, name = choice.table, options.criterion
     if table is None:  # no score per layer; the record as it is released says something of the layers all the same
         name = "released"
@@ -126,7 +128,7 @@ def profile_picture(view: RunView, options: Options, choice: Choice, width: int 
 class NetworkPicture:
     """The network of a run, with one block or another marked."""
 
-    def __init__(self, view: RunView, width: int = 800, height: int = 190):
+    def __init__(self, view: RunView, width: int = 770, height: int = 190):
         figure = _figure(width, height)
         self.shape = view.shape
         self.ax = marked_network(self.shape, ax=_axes(figure, 4, 2, 4, 4))
@@ -144,9 +146,9 @@ class NetworkPicture:
 class AtlasPicture:
     """The map of a run's gains (those of `gains`, as in `atlas_map`), with one choice or another marked."""
 
-    def __init__(self, view: RunView, gains: str, width: int = 600, height: int = 480):
+    def __init__(self, view: RunView, gains: str, width: int = 570, height: int = 455):
         figure = _figure(width, height)
-        self.ax = atlas_map(view.atlas, gains=gains, ax=_axes(figure, 10, 8, 58, 78))
+        self.ax = atlas_map(view.atlas, gains=gains, ax=_axes(figure, 10, 8, 54, 74))
         self.value = square(view.atlas, GAINS[gains][0], int(view.atlas["last"].max()))
         title = self.ax.get_title()
         self.ax.set_title("")
@@ -157,7 +159,13 @@ class AtlasPicture:
         """With the chosen block and the best that could have been chosen."""
         found = {"picked" if options.by_hand else options.criterion: choice.block, "best it could choose": choice.best}
         frames = frame_blocks(self.ax, self.value, {name: block for name, block in found.items() if block})
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 0.13), "borderaxespad": 0, "handlelength": 1.5, "fontsize": 11.5}
+        place = {
+            "loc": "lower left",
+            "bbox_to_anchor": (0, 0.13),
+            "borderaxespad": 0,
+            "handlelength": 1.5,
+            "fontsize": 11.5,
+        }
         legend = Legend(self.ax, frames, [frame.get_label() for frame in frames], labelspacing=0.45, **place)
         self.ax.add_artist(legend)
         picture = self.picture.over([*frames, legend])
@@ -166,7 +174,7 @@ class AtlasPicture:
         return picture
 
 
-def accuracy_picture(accuracy: pd.DataFrame, width: int = 600, height: int = 480) -> bytes:
+def accuracy_picture(accuracy: pd.DataFrame, width: int = 570, height: int = 455) -> bytes:
     """Held-out accuracy after each task on each earlier one."""
     figure = _figure(width, height)
     ax = _axes(figure, 66, 58, 20, 40)
