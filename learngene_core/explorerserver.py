@@ -80,15 +80,12 @@ def _app(port: int) -> Any:
     from voila.app import Voila
 
     settings = Traits()
-    settings.Voila.ip = HOST
-    settings.Voila.port = port
-    settings.Voila.port_retries = 0
-    settings.Voila.open_browser = False
     settings.Voila.log_level = logging.ERROR
-    settings.VoilaConfiguration.file_allowlist = []
-    settings.VoilaConfiguration.show_tracebacks = False
     app = Voila(config=settings)
     app.initialize([str(NOTEBOOK)])
+    # afterwards, so that no configuration file of the reader's can open the server to others
+    app.ip, app.port, app.port_retries, app.open_browser = HOST, port, 0, False
+    app.voila_configuration.file_allowlist = []
     return app
 
 

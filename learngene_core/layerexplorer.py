@@ -64,18 +64,22 @@ def served() -> widgets.Widget:
 
 
 def shown(method: Callable) -> Callable:
-    """A callback of the explorer, in which nobody would see an error: it is shown as one line above the pictures."""
+    """A callback of the explorer, in which nobody would see an error: it is shown as one line above the pictures, until
+    something that the reader does works. What runs by itself takes back its own errors alone."""
 
     @functools.wraps(method)
     def guarded(self: LayerExplorer, *arguments: Any) -> Any:
+        name = method.__name__
         try:
             result = method(self, *arguments)
         except Exception as error:
             known = isinstance(error, StudyError | ValueError | OSError)
             words = " ".join(f"{'' if known else f'{type(error).__name__}: '}{error}".split())
             self.error.value = f"<div class='lg-error' style='{FONT};color:#B04A5A'>{html.escape(words)}</div>"
+            self._failed = name
             return None
-        self.error.value = ""
+        if name != "_tick" or self._failed == name:
+            self.error.value, self._failed = "", ""
         return result
 
     return guarded
@@ -91,7 +95,7 @@ class LayerExplorer:
         if not 1 <= len(paths) <= 2:
             raise ValueError(f"one run or two, not {len(paths)}")
         views = [RunView.load(path) for path in paths]
-        self._busy = False
+        self._busy, self._failed = False, ""
         self.controls = controls_of(views)
         self.error, self.status = widgets.HTML(), widgets.HTML()
         self.refresh_button = widgets.Button(description="refresh", icon="refresh", layout={"width": "100px"})

@@ -27,6 +27,7 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+from unfinished import progress, training
 
 from learngene_core import cli, explore, notebooks
 from learngene_core.atlasfigures import signed
@@ -212,6 +213,25 @@ def test_the_explorer_says_what_the_tables_say(page, tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth") <= 1400
         if shot := os.environ.get("LEARNGENE_SCREENSHOT"):
             page.screenshot(path=shot)
+
+
+@needs_browser
+def test_the_page_of_a_run_that_trains_fills_in_by_itself(page, smoke_run, smoke_copy, tmp_path):
+    training(smoke_copy, 2)
+    progress(smoke_copy, 7)
+    with serving([str(smoke_copy)], tmp_path) as (address, _):
+        page.goto(address)
+        seen = Seen(page)
+        until(lambda: len(seen.pictures()) == 4)
+        page.wait_for_function(
+            "document.querySelector('.lg-status').textContent.includes('task 3 of 4, epoch 1: 58 %')"
+        )
+        before = seen.pictures()
+        shutil.copytree(smoke_run / "collective" / "task_03", smoke_copy / "collective" / "task_03")
+        progress(smoke_copy, 10, text="task 4 of 4, epoch 1")
+        seen.changed(before, {0, 1, 2, 3})
+        page.wait_for_function("document.querySelector('.lg-status').textContent.includes('83 %')")
+        assert page.locator(".lg-error").count() == 0
 
 
 # JupyterLab ---------------------------------------------------------------------------------------------------------

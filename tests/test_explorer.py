@@ -21,6 +21,8 @@ import pytest
 
 matplotlib.use("agg")
 
+from unfinished import progress, training
+
 from learngene_core import cli, demo, explore, explorerpanel, explorerserver, keeping
 from learngene_core.atlasexplore import ANY
 from learngene_core.atlasfigures import signed
@@ -373,19 +375,6 @@ def test_arguments_that_make_no_sense(capsys, arguments, text):
 
 
 # a run that trains --------------------------------------------------------------------------------------------------
-def training(run: Path, tasks: int) -> None:
-    """Make a finished run look as it did when so many tasks were finished, with this process at work on it."""
-    for name in ("manifest.json", "histograms.npz", "gradients.csv", "history.csv", "scores.csv", "results.csv"):
-        (run / name).unlink(missing_ok=True)
-    for folder in sorted((run / "collective").glob("task_*"))[tasks:]:
-        shutil.rmtree(folder)
-    (run / ".owner").write_text(f"process {os.getpid()} on {platform.node()}")
-
-
-def progress(run: Path, done: int, total: int = 12, text: str = "task 3 of 4, epoch 1") -> None:
-    (run / "progress.json").write_text(json.dumps({"stage": "collective", "done": done, "total": total, "text": text}))
-
-
 def test_a_run_that_trains_fills_in_task_by_task(smoke_run, smoke_copy):
     training(smoke_copy, 2)
     progress(smoke_copy, 7)
