@@ -72,4 +72,4 @@ def offer(
     menu.options = names
     menu.value = named if named in names else names[0]
     pseudo = any(v.atlas is not None and v.atlas["pseudo_gain"].notna().any() for v in views)
-    controls["gains"].layout.display = None if pseudo else "none"
+    controls["gains"].disabled = not pseudo

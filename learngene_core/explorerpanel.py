@@ -10,7 +10,7 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
-from .atlasfigures import signed
+from .atlasfigures import GAINS, signed
 from .choosing import Choice, Options, Rank, criteria_of, make_choice
 from .keeping import command_line, save_learngene
 from .layerpictures import AtlasPicture, HeatPicture, NetworkPicture, accuracy_picture, profile_picture
@@ -39,7 +39,7 @@ class Panel:
     def __init__(self, view: RunView, home: Path, *, narrow: bool = False):
         self.home, self.narrow, self.choice = home, narrow, Choice(None)
         self.options, sizes = Options(), SIZES[narrow]
-        unstretched = {"align_self": "flex-start", "max_width": "100%", "margin": "0"}
+        unstretched = {"align_self": "flex-start", "max_width": "100%", "margin": "0", "display": "none"}
         self.pictures = {name: widgets.Image(format="png", layout=unstretched) for name in PICTURES}
         self.title, self.numbers, self.line, self.note = (widgets.HTML() for _ in range(4))
         self.save = widgets.Button(
@@ -47,6 +47,7 @@ class Panel:
             icon="save",
             tooltip="cut it out of the network, into a file",
             layout={"width": "190px"},
+            disabled=True,
         )
         self.saved = widgets.HTML()
         record = widgets.HBox([self.pictures["heat"], self.pictures["profile"]])
@@ -75,10 +76,11 @@ class Panel:
         if self.view.record is None:
             self.numbers.value = _line("no task is finished yet; what there is appears here after the first one")
             return
-        if options.criterion not in criteria_of(self.view):  # another run beside it has it
-            self.numbers.value = _line(f"this run has no criterion {options.criterion!r}")
-            return
-        self.choice = choice = make_choice(self.view, options)
+        if options.criterion in criteria_of(self.view):
+            choice = make_choice(self.view, options)
+        else:  # another run beside it has it
+            choice = Choice(None, why=f"this run has no criterion {options.criterion!r}")
+        self.choice = choice
         size = SIZES[self.narrow]["profile"]
         read = options.threshold, options.sign, choice.block
         self._picture(
@@ -102,6 +104,7 @@ class Panel:
         """Draw a picture unless it already shows this state."""
         if self._drawn.get(name) != state:
             self.pictures[name].value = draw()
+            self.pictures[name].layout.display = None  # an empty one would be a broken one
             self._drawn[name] = state
 
     def _show_side(self, options: Options, choice: Choice) -> None:
@@ -111,11 +114,7 @@ class Panel:
                 "side", ("accuracy",), lambda: accuracy_picture(self.view.accuracy, *SIZES[self.narrow]["side"])
             )
             return
-        gains = (
-            options.gains
-            if self.view.atlas[f"{'pseudo_' * (options.gains == 'pseudo')}gain"].notna().any()
-            else "novel"
-        )
+        gains = options.gains if self.view.atlas[GAINS[options.gains][0]].notna().any() else "novel"
         if gains not in self._atlases:
             self._atlases[gains] = AtlasPicture(self.view, gains, *SIZES[self.narrow]["side"])
         how = "picked" if options.by_hand else options.criterion

@@ -86,6 +86,7 @@ def _app(port: int) -> Any:
     # afterwards, so that no configuration file of the reader's can open the server to others
     app.ip, app.port, app.port_retries, app.open_browser = HOST, port, 0, False
     app.voila_configuration.file_allowlist = []
+    app.tornado_settings = {"ws_ping_timeout": 30_000}  # milliseconds; a longer one is warned of, on every page
     return app
 
 

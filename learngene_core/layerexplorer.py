@@ -25,7 +25,7 @@ from .explorerpanel import FONT, Panel
 from .explorerserver import RUNS
 from .files import StudyError
 from .runs import Run
-from .runview import RunView
+from .runview import RunView, fingerprint
 from .style import use_style
 from .watching import Watch
 
@@ -37,7 +37,7 @@ STYLE = """<style>
 .lg-controls .widget-toggle-button.mod-active {background: #0173B2; color: white; box-shadow: none}
 .lg-line {background: #F4F5F7; padding: 2px 6px; border-radius: 4px}
 </style>"""
-PATIENCE = 5  # looks without a process at work after which it counts as finished
+PATIENCE = 20  # looks without a process at work (or with an error) after which it is left alone
 
 
 def layer_explorer(*runs: Run | str | Path, home: str | Path | None = None) -> widgets.VBox | None:
@@ -94,6 +94,7 @@ class LayerExplorer:
     def __init__(self, paths: Sequence[str | Path], *, home: str | Path | None = None):
         if not 1 <= len(paths) <= 2:
             raise ValueError(f"one run or two, not {len(paths)}")
+        states = [fingerprint(Path(path)) for path in paths]  # before they are read: what comes later is seen later
         views = [RunView.load(path) for path in paths]
         self._busy, self._failed = False, ""
         self.controls = controls_of(views)
@@ -102,7 +103,7 @@ class LayerExplorer:
         homes = [Path(home).absolute() if home else view.path.parent for view in views]
         self.panels = [Panel(view, at, narrow=len(views) > 1) for view, at in zip(views, homes, strict=True)]
         self.watches = [Watch(view.path, view.cfg) for view in views]
-        self._task: asyncio.Task | None = None
+        self._states, self._task = states, None
         self.box = widgets.VBox([*self._head(), self.error, widgets.HBox([panel.box for panel in self.panels])])
         self.box.explorer, self.box.controls = self, self.controls
         for name, control in self.controls.items():
@@ -119,10 +120,12 @@ class LayerExplorer:
         picked, by_hand = values.pop("picked"), values.pop("by_hand")
         return Options(**values, by_hand=tuple(picked) if by_hand else None)
 
-    @shown
     def _changed(self, name: str, _: object = None) -> None:
-        if self._busy:
-            return
+        if not self._busy:
+            self._moved(name)
+
+    @shown
+    def _moved(self, name: str) -> None:
         if name == "picked":  # whoever moves it wants to see that block
             with self._quietly():
                 self.controls["by_hand"].value = True
@@ -155,13 +158,12 @@ class LayerExplorer:
 
         Raises StudyError for a folder that is damaged or gone.
         """
-        new = False
-        for panel in self.panels:
-            view = RunView.load(panel.view.path)
-            if _extent(view) != _extent(panel.view):
-                panel.set_view(view)
-                new = True
-        if new:
+        states = [fingerprint(panel.view.path) for panel in self.panels]
+        for panel, state, known in zip(self.panels, states, self._states, strict=True):
+            if state != known:
+                panel.set_view(RunView.load(panel.view.path))
+        if states != self._states:
+            self._states = states
             with self._quietly():
                 offer(self.controls, [panel.view for panel in self.panels])
             self._draw()
@@ -219,10 +221,3 @@ class LayerExplorer:
         controls = widgets.VBox(boxes)
         controls.add_class("lg-controls")
         return [widgets.HBox([title, self.refresh_button, self.status], layout=flow), controls]
-
-
-def _extent(view: RunView) -> tuple:
-    """What tells two states of a run apart."""
-    epochs = 0 if view.record is None else len(view.record.task)
-    tables = [None if table is None else len(table) for table in (view.atlas, view.scores)]
-    return view.final, epochs, len(view.accuracy), *tables

@@ -6,6 +6,7 @@ come from the tasks that are finished (`collective/task_NN`); a file that is mis
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,6 +82,16 @@ class RunView:
         """Raise StudyError, with the command that makes one, when there is no gradient record yet."""
         if self.record is None:
             raise StudyError(f"{self.path} holds no gradient record yet; make it with: {self.missing('collective')}")
+
+
+def fingerprint(path: Path) -> tuple[tuple[str, int], ...]:
+    """What tells two states of a run folder apart without reading it: the files that say what is finished, and their times."""
+    path, found = path.expanduser(), []
+    named = [path / "config.json", path / "manifest.json", *sorted(path.glob("collective/task_*/*"))]
+    for file in named:
+        with contextlib.suppress(OSError):
+            found.append((file.relative_to(path).as_posix(), file.stat().st_mtime_ns))
+    return tuple(found)
 
 
 def _command(run: Run, stage: str, redo: bool = False) -> str:
