@@ -125,7 +125,7 @@ class Panel:
         """What this run lacks, and the command that makes it."""
         if not self.view.final:
             return _line(
-                "the collective is not finished: nulls, scores and atlas come later. To go on:",
+                "the collective is not finished; this fills in while it trains. To go on with it:",
                 self.view.missing("collective"),
             )
         if self.view.atlas is None:

@@ -157,8 +157,9 @@ class AtlasPicture:
 
     def draw(self, options: Options, choice: Choice) -> bytes:
         """With the chosen block and the best that could have been chosen."""
-        found = {"picked" if options.by_hand else options.criterion: choice.block, "best it could choose": choice.best}
-        frames = frame_blocks(self.ax, self.value, {name: block for name, block in found.items() if block})
+        names = ("picked", "best of its length") if options.by_hand else (options.criterion, "best it could choose")
+        marks = {name: block for name, block in zip(names, (choice.block, choice.best), strict=True) if block}
+        frames = frame_blocks(self.ax, self.value, marks)
         place = {
             "loc": "lower left",
             "bbox_to_anchor": (0, 0.13),
