@@ -63,6 +63,7 @@ _MODULES = (
     "explore",
     "figures",
     "heads",
+    "layerexplorer",
     "measures",
     "notebooks",
     "openafter",

@@ -1,19 +1,16 @@
-"""The atlas explorer: which block a criterion would choose, and what that choice is worth; static, and under widgets.
+"""Which block of the atlas a criterion would choose, and what that choice is worth; read from atlas.csv and layer_scores.csv.
 
-`draw_choice` draws one state and needs no widget; `atlas_explorer` calls it with what its controls say. Everything is read
-from atlas.csv and layer_scores.csv, nothing is trained.
+`draw_choice` draws one state, static; the same choice under widgets: `layerexplorer`.
 """
 
 from __future__ import annotations
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from .atlasfigures import Block, atlas_map, checked, signed, with_shots
-from .explore import explorer, unwatched
 from .selection import depth_and_size, predicted, recommended
 
 ANY = 0  # stands for blocks of any length
@@ -129,48 +126,3 @@ def _no_choice(criterion: str, values: np.ndarray, places: np.ndarray) -> str:
     if np.isfinite(values).all():
         return f"no choice: {criterion} is the same for every block"
     return f"no choice: {criterion} has no score for some layer"
-
-
-def atlas_explorer(
-    atlas: pd.DataFrame,
-    scores: pd.DataFrame,
-    *,
-    criterion: str = "released",
-    length: int = 3,
-    budget: float = 100.0,
-    shots: int | None = None,
-) -> widgets.VBox | None:
-    """Criterion, length of the block, budget and whose gains, over `draw_choice`; `.controls` by these names, `.picture`.
-
-    None in a kernel that nobody watches. Raises as `draw_choice`.
-    """
-    if unwatched():
-        return None
-    table = with_shots(checked(atlas, COLUMNS, "atlas.csv"), shots)
-    _values(table, scores, criterion)
-    controls = _controls(table, scores, criterion, length, budget)
-    return explorer(controls, lambda **options: draw_choice(table, scores, **options), tight=False)
-
-
-def _controls(
-    table: pd.DataFrame, scores: pd.DataFrame, criterion: str, length: int, budget: float
-) -> dict[str, widgets.Widget]:
-    """Option of `draw_choice` -> widget; only what the tables hold can be chosen."""
-    lengths = sorted((table["last"] - table["first"] + 1).unique().tolist())
-    wide = {"continuous_update": False, "style": {"description_width": "initial"}, "layout": {"width": "480px"}}
-    pseudo = [("pseudo-tasks", "pseudo")] if table["pseudo_gain"].notna().any() else []
-    return {
-        "criterion": widgets.Dropdown(
-            options=list(predictions(table, scores)), value=criterion, description="criterion"
-        ),
-        "length": widgets.SelectionSlider(
-            options=[("any", ANY), *((str(k), k) for k in lengths)],
-            value=length if length in lengths else ANY,
-            description="length of the block",
-            **wide,
-        ),
-        "budget": widgets.FloatSlider(
-            min=1, max=100, step=1, value=budget, description="budget (% of parameters)", **wide
-        ),
-        "gains": widgets.ToggleButtons(options=[("target tasks", "novel"), *pseudo], description="gains on"),
-    }

@@ -107,7 +107,7 @@ def atlas_map(
     n = int(max([atlas["last"].max(), *(last for _, last in (marks or {}).values())]))
     half_widths = n <= 8 if half_widths is None else half_widths
     ax = new_axes(ax, 10, 7.2)
-    value, bottom, top = (_square(table, column, n) for column in (GAINS[gains][0], low, high))
+    value, bottom, top = (square(table, column, n) for column in (GAINS[gains][0], low, high))
     reach = scale or float(np.nanmax(np.abs(value))) or 1.0
     if np.nanmax(np.abs(value)) > reach:
         raise ValueError(f"scale = {scale} hides gains; the largest is {np.nanmax(np.abs(value)):.1f} points")
@@ -117,7 +117,7 @@ def atlas_map(
     unsure = ~np.isnan(value) & ~((bottom > 0) | (top < 0))
     keys = _hatch(ax, mesh, value, unsure, half_widths, GAINS[gains][5]) + _blanks(ax, value)
     _numbers(ax, mesh, value, (top - bottom) / 2 if half_widths else None)
-    frames = _frames(ax, marks or {}, value)
+    frames = frame_blocks(ax, value, marks or {})
     _map_axes(ax, n, title + (f", ± 95 % {GAINS[gains][5]}" if half_widths else ""))
     _key(ax, mesh, frames + keys, n, (np.nanmin(value), np.nanmax(value)))
     return ax
@@ -135,7 +135,7 @@ def gains_of(atlas: pd.DataFrame, gains: str, shots: int | None) -> tuple[pd.Dat
     return table, low, high, f"{table['shots'].iloc[0]} shots" + (f", n = {several} {tasks}" if number.any() else "")
 
 
-def _square(table: pd.DataFrame, column: str, n: int) -> np.ndarray:
+def square(table: pd.DataFrame, column: str, n: int) -> np.ndarray:
     """A column as (n, n): first block - 1, last block - 1; NaN where there is no row."""
     square = np.full((n, n), np.nan)
     square[table["first"].to_numpy(int) - 1, table["last"].to_numpy(int) - 1] = table[column]
@@ -186,8 +186,11 @@ def _numbers(ax: Axes, mesh: object, value: np.ndarray, half: np.ndarray | None)
             ax.text(j + 0.5, i + 0.56, f"±{half[i, j]:.{digits}f}", va="top", fontsize=0.8 * size, **place)
 
 
-def _frames(ax: Axes, marks: Mapping[str, Block], value: np.ndarray) -> list[Rectangle]:
-    """A frame around each marked block; the k-th of one block stands within the others. Returns them, labelled."""
+def frame_blocks(ax: Axes, value: np.ndarray, marks: Mapping[str, Block]) -> list[Rectangle]:
+    """A frame around each marked block of a map; the k-th of one block stands within the others. Returns them, labelled.
+
+    value: (n, n) gains, as `square` gives them. Raises ValueError for a mark that is no block.
+    """
     taken: dict[Block, int] = {}
     frames, box = [], ax.get_window_extent()
     across, down = (len(value) * ax.figure.dpi / 72 / side for side in (box.width, box.height))  # of a cell per point

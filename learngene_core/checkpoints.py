@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from .files import StudyError, atomic, read_json, write_json
-from .headers import checked_arrays
 from .network import ConvNet
-from .record import Record
+from .record import Record, load_counts
 from .runs import Run
 from .savepoints import check_shape
 
@@ -107,17 +106,6 @@ def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dic
     except (SafetensorError, OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise StudyError(f"the model in {folder} is damaged ({error}); rebuild it with --redo collective") from None
     return model, groups, about
-
-
-def load_counts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Histograms of a task folder: counts (epochs, l, 2, b), zeros (epochs, l). Raises StudyError when damaged."""
-    try:
-        arrays = checked_arrays(folder / "record.npz")
-        return arrays["counts"], arrays["zeros"]
-    except (OSError, ValueError, KeyError) as error:
-        raise StudyError(
-            f"{folder / 'record.npz'} is missing or damaged ({error}); rebuild it with --redo collective"
-        ) from None
 
 
 def load_collective(run: Run) -> Collective:

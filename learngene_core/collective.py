@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -71,23 +73,14 @@ def cut_learngene(
     if run is not None and run.done("criteria"):
         say("criteria: found in the run folder, loaded")
         return Learngene.load(run.path / "learngene.safetensors")
-    choice = procedure_of(cfg).choice(cfg)
-    layers = choose(col.record, choice) if layers is None else layers
-    by = (
-        {"chosen_by": "hand"}
-        if cfg.layers
-        else {"chosen_by": choice.criterion, "threshold": choice.threshold, "sign": choice.sign}
-    )
+    layers = choose(col.record, procedure_of(cfg).choice(cfg)) if layers is None else layers
     gene = Learngene.from_model(
         col.model,
         layers,
         mean=col.mean.tolist(),
         std=col.std.tolist(),
         fisher=col.fisher,
-        data=cfg.data,
-        division_hash=cfg.stage_hash("division"),
-        stage_hash=cfg.stage_hash("criteria"),
-        **by,
+        **gene_notes(cfg),
     )
     if run is not None:
         with run.computing("criteria", ["scores.csv", "learngene.safetensors"]):
@@ -95,3 +88,15 @@ def cut_learngene(
             gene.save(run.path / "learngene.safetensors")
         say(f"criteria: learngene {layers[0]} to {layers[-1]} cut and saved")
     return gene
+
+
+def gene_notes(cfg: Config) -> dict[str, Any]:
+    """What a learngene's file says of where it comes from: data, hashes of division and choice, and what chose it."""
+    choice = procedure_of(cfg).choice(cfg)
+    by = (
+        {"chosen_by": "hand"}
+        if cfg.layers
+        else {"chosen_by": choice.criterion, "threshold": choice.threshold, "sign": choice.sign}
+    )
+    about = {"data": cfg.data, "division_hash": cfg.stage_hash("division"), "stage_hash": cfg.stage_hash("criteria")}
+    return {**about, **by}

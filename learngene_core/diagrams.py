@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from .style import PART_COLOURS, legend_below, new_axes
 
@@ -26,6 +27,19 @@ def shape_parameters(shape: Shape, blocks: Sequence[str] | None = None) -> int:
     side = shape["image_size"] >> len(set(shape["pools"]))
     sizes = [widths[-1] * side**2, *shape.get("hidden", ()), shape["n_classes"]]
     return sum(counts) + sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+def shape_flops(shape: Shape, blocks: Sequence[str] | None = None) -> int:
+    """Floating-point operations of one image's forward pass (2 per multiply-add), predicted from a shape: of the whole
+    network with its head, or of the named blocks only."""
+    widths = list(shape["widths"])
+    pairs = zip([3, *widths], widths, sides(shape), strict=False)
+    counts = dict(zip(shape["names"], (18 * n_in * n_out * side**2 for n_in, n_out, side in pairs), strict=True))
+    if blocks is not None:
+        return sum(counts[name] for name in blocks)
+    side = shape["image_size"] >> len(set(shape["pools"]))
+    sizes = [widths[-1] * side**2, *shape.get("hidden", ()), shape["n_classes"]]
+    return sum(counts.values()) + sum(2 * a * b for a, b in zip(sizes, sizes[1:], strict=False))
 
 
 def growth(shapes: Sequence[Shape], *, ax: Axes | None = None, most_rows: int = 8) -> Axes:
@@ -98,6 +112,49 @@ def networks_side_by_side(
     handles = [Patch(facecolor=PART_COLOURS[k], edgecolor="#888888", label=text) for k, text in parts.items()]
     legend_below(ax, 5, points=12, handles=handles)
     return ax
+
+
+def marked_network(shape: Shape, chosen: Sequence[str] = (), *, ax: Axes | None = None) -> Axes:
+    """One network with the blocks `chosen` marked; below each block its parameters' share of all blocks' in percent.
+
+    Shape as `ConvNet.shape`. Heights are widths in channels, the numbers above them.
+    """
+    x, tallest = columns(shape), max(shape["widths"])
+    ax = new_axes(ax, 11, 2.6)
+    _draw_network(ax, shape, x, 0.0, (), "ancestor", above=True)
+    whole = sum(shape_parameters(shape, [name]) for name in shape["names"])
+    for name, at in zip(shape["names"], x, strict=True):
+        share = 100 * shape_parameters(shape, [name]) / whole
+        _note(ax, at, -0.5 * tallest, f"{share:.1f} %" if share < 10 else f"{share:.0f} %", side=-1)
+    ax.text(x[0] - 1.2, -0.56 * tallest, "parameters", ha="right", va="top", fontsize=9, color="#333333")
+    ax.set(xlim=(-2.6, x[-1] + 2.1), ylim=(-0.92 * tallest, 1.2 * tallest), xticks=[], yticks=[])
+    _bare(ax)
+    mark_blocks(ax, shape, chosen)
+    return ax
+
+
+def mark_blocks(ax: Axes, shape: Shape, chosen: Sequence[str]) -> list[Artist]:
+    """Draw neighbouring blocks of `marked_network` in blue, with a frame around them; returns what was added."""
+    inside = [
+        (at, width)
+        for at, (name, width) in zip(columns(shape), widths_of(shape).items(), strict=True)
+        if name in chosen
+    ]
+    if not inside:
+        return []
+    x, widths = np.array(inside, float).T
+    bars = ax.bar(x, widths, 0.74, -widths / 2, color=PART_COLOURS["inherited"], zorder=3.5, label="_inherited")
+    tallest = max(shape["widths"])
+    look = {
+        "fill": False,
+        "edgecolor": "#DE8F05",
+        "linewidth": 2.5,
+        "zorder": 4,
+        "joinstyle": "round",
+        "label": "_chosen",
+    }
+    corner = (x[0] - 0.48, -0.86 * tallest)
+    return [*bars, ax.add_patch(Rectangle(corner, x[-1] - x[0] + 0.96, 2.0 * tallest, **look))]
 
 
 def columns(shape: Shape) -> np.ndarray:

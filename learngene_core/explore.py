@@ -1,7 +1,7 @@
-"""The layer explorer: widgets over `figures`, on a gradient record that is read, never computed again.
+"""The threshold explorer: widgets over `figures`, on a gradient record that is read, never computed again.
 
-`draw_record` and `draw_criterion` draw one static figure each and need no widget; the explorers call them with what their
-sliders say. A threshold moves along the edges of the record's histograms, where counts are exact.
+`draw_record` draws one static figure and needs no widget; `threshold_explorer` calls it with what its sliders say. A threshold
+moves along the edges of the record's histograms, where counts are exact. The explorer of a whole run: `layerexplorer`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import pandas as pd
 from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 
-from .config import Config
-from .criteria import CRITERIA, best_block, options_of, score
+from .criteria import best_block
 from .figures import layer_task_heatmap, profile_with_null
 from .files import HEADLESS, say
 from .record import EDGES, Record
-from .style import METHOD_COLOURS, block_text, short, tidy
+from .style import block_text
 
 NORMALISATIONS = ("share", "relative", "z")
 AGGREGATIONS = ("mean", "last")
@@ -99,31 +98,6 @@ def draw_record(
     return axes
 
 
-def draw_criterion(record: Record, cfg: Config, criterion: str = "released", *, n_blocks: int = 3) -> np.ndarray:
-    """One criterion per layer beside its null, and how far from the null it is in null sd; returns the two axes (2,).
-
-    The block chosen by the score is shaded on the left, the one that z would choose on the right. Threshold and sign are
-    those of `cfg`.
-    """
-    table = score(record, criterion, **options_of(criterion, cfg))
-    axes = _two_panels(1.0)
-    chosen, why = _block(table, n_blocks)
-    profile_with_null(table, chosen=chosen, ax=axes[0], legend=False)
-    _title(axes[0], f"{criterion}: ", chosen, why)
-    _legend(axes[0])
-    by_z, why = _block(table, n_blocks, "z")
-    x = np.arange(1, len(table) + 1)
-    colours = [METHOD_COLOURS["learngene"] if name in by_z else "#B5B5B5" for name in table["layer"]]
-    axes[1].bar(x, table["z"], color=colours)
-    axes[1].axhspan(-2, 2, color="#8C8C8C", alpha=0.25, linewidth=0, zorder=0)
-    axes[1].axhline(0, color="#333333", linewidth=1.2)
-    axes[1].set_xticks(x, short(list(table["layer"])))
-    axes[1].set(xlabel=axes[0].get_xlabel(), ylabel="z: (score - null) / null sd")
-    _title(axes[1], "by z: ", by_z, why)
-    tidy(axes[1], grid="y")
-    return axes
-
-
 def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox | None:
     """Sliders over `draw_record`: threshold, sign, normalisation, aggregation over epochs, and the length of the block.
 
@@ -154,23 +128,6 @@ def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox | N
         ),
     }
     return explorer(controls, lambda **options: draw_record(record, **options))
-
-
-def criterion_explorer(record: Record, cfg: Config) -> widgets.VBox | None:
-    """A list of criteria and the length of the block over `draw_criterion`; `.controls`: criterion, n_blocks."""
-    if unwatched():
-        return None
-    controls = {
-        "criterion": widgets.Dropdown(
-            options=list(CRITERIA),
-            value=cfg.criterion if cfg.criterion in CRITERIA else "released",  # the atlas recommends, no score does
-            description="criterion",
-        ),
-        "n_blocks": widgets.IntSlider(
-            min=1, max=len(record.layers), value=cfg.n_blocks, description="blocks", continuous_update=False
-        ),
-    }
-    return explorer(controls, lambda **options: draw_criterion(record, cfg, **options))
 
 
 def thresholds(record: Record) -> list[float]:

@@ -166,11 +166,7 @@ def layer_task_heatmap(
     values = np.asarray(values, float)
     n_tasks, n_layers = values.shape
     ax = new_axes(ax, 9, 5)
-    seen = values[np.isfinite(values)]
-    low = vmin if vmin is not None else min(seen, default=0.0)
-    high = vmax if vmax is not None else max(seen, default=1.0)
-    half = 0.0 if centre is None else max(high - centre, centre - low)
-    norm = Normalize(low, high) if centre is None else Normalize(centre - half, centre + half)
+    norm, low, high = heat_norm(values, centre, vmin, vmax)
     mesh = ax.pcolormesh(np.ma.masked_invalid(values.T), cmap=SEQUENTIAL if centre is None else DIVERGING, norm=norm)
     bar = ax.figure.colorbar(mesh, ax=ax, label=label, pad=0.02)
     if high > low:
@@ -184,9 +180,26 @@ def layer_task_heatmap(
     ax.set(xlabel="source task", ylabel="layer (input at the top)")
     ax.tick_params(length=0)
     if chosen:
-        look = {"fill": False, "edgecolor": "#DE8F05", "linewidth": 4, "clip_on": False}
-        ax.add_patch(Rectangle((0, list(layers).index(chosen[0])), n_tasks, len(chosen), **look))
+        first = list(layers).index(chosen[0]) + 1
+        frame_layers(ax, (first, first + len(chosen) - 1), n_tasks)
     return ax
+
+
+def frame_layers(ax: Axes, block: tuple[int, int], n_tasks: int) -> Rectangle:
+    """A frame around the rows of a block (first, last: numbers from 1) of `layer_task_heatmap`; returns it."""
+    look = {"fill": False, "edgecolor": "#DE8F05", "linewidth": 4, "clip_on": False}
+    return ax.add_patch(Rectangle((0, block[0] - 1), n_tasks, block[1] - block[0] + 1, **look))
+
+
+def heat_norm(
+    values: np.ndarray, centre: float | None = None, vmin: float | None = None, vmax: float | None = None
+) -> tuple[Normalize, float, float]:
+    """The colour scale of `layer_task_heatmap`, symmetric about `centre` where there is one, and the ends of what occurs."""
+    seen = values[np.isfinite(values)]
+    low = vmin if vmin is not None else min(seen, default=0.0)
+    high = vmax if vmax is not None else max(seen, default=1.0)
+    half = 0.0 if centre is None else max(high - centre, centre - low)
+    return Normalize(low, high) if centre is None else Normalize(centre - half, centre + half), low, high
 
 
 def profile_with_null(

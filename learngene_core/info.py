@@ -31,7 +31,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
     Raises StudyError when `path` is no run folder or its bookkeeping is damaged.
     """
-    cfg = _configuration(path)
+    cfg = configuration(path)
     manifest = checked_manifest(path / "manifest.json") if (path / "manifest.json").exists() else {}
     if (path / "machine.json").exists():
         machine_of(path / "machine.json")
@@ -54,7 +54,8 @@ def inspect(path: Path) -> dict[str, Any]:
     }
 
 
-def _configuration(path: Path) -> Config:
+def configuration(path: Path) -> Config:
+    """What config.json of the run folder `path` asks for. Raises StudyError when it is no run folder, or of another version."""
     file = path / "config.json"
     if not file.is_file():
         raise StudyError(f"{path} is no run folder (it has no config.json)")

@@ -202,6 +202,17 @@ class Record:
             ) from None
 
 
+def load_counts(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Histograms of a task folder: counts (epochs, l, 2, b), zeros (epochs, l). Raises StudyError when damaged."""
+    try:
+        arrays = checked_arrays(folder / "record.npz")
+        return arrays["counts"], arrays["zeros"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(
+            f"{folder / 'record.npz'} is missing or damaged ({error}); rebuild it with --redo collective"
+        ) from None
+
+
 def share_above(counts: np.ndarray, zeros: np.ndarray, edge: int | np.ndarray, sign: str) -> np.ndarray:
     """(..., l, 2, N_BINS), (..., l) -> (..., l): share of all entries that lie above edge number `edge`.
 

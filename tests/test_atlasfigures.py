@@ -8,7 +8,6 @@ import matplotlib
 
 matplotlib.use("agg")
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from scipy import stats
 
 from learngene_core import atlasexplore, atlasfigures, atlasmargins, claimfigures, selectionfigures
 from learngene_core.blockgains import atlas_table
-from learngene_core.files import HEADLESS, StudyError
+from learngene_core.files import StudyError
 from learngene_core.selection import selection_table
 from learngene_core.style import use_style
 
@@ -712,28 +711,3 @@ def test_where_nothing_can_be_chosen_the_line_says_why():
         assert not ax.patches
     with pytest.raises(ValueError, match="unknown criterion 'luck'; there are released"):
         atlasexplore.draw_choice(atlas, scores, criterion="luck")
-    with pytest.raises(ValueError, match="unknown criterion 'luck'"):
-        atlasexplore.atlas_explorer(atlas, scores, criterion="luck")
-
-
-def test_every_control_of_the_explorer_redraws_the_picture():
-    box = atlasexplore.atlas_explorer(make_atlas(8), make_scores(8))
-    pictures = [bytes(box.picture.value)]
-    changes = {"criterion": "fisher", "length": 2, "budget": 12.0, "gains": "pseudo"}
-    for name, value in changes.items():
-        box.controls[name].value = value
-        pictures.append(bytes(box.picture.value))
-    assert all(p.startswith(b"\x89PNG") for p in pictures) and len(set(pictures)) == len(pictures)
-    assert set(box.controls["criterion"].options) == {*CRITERIA, "recommended", "depth", "size"}
-    assert not plt.get_fignums(), "figures of earlier positions are let go"
-    assert not [child for child in box.children if isinstance(child, widgets.Output)], (
-        "these can hang without a browser"
-    )
-    without = atlasexplore.atlas_explorer(make_atlas(8, pseudo=False), make_scores(8))
-    assert len(without.controls["gains"].options) == 1 and "recommended" not in without.controls["criterion"].options
-
-
-def test_without_a_reader_there_are_no_widgets(monkeypatch, capsys):
-    monkeypatch.setenv(HEADLESS, "1")
-    assert atlasexplore.atlas_explorer(make_atlas(8), make_scores(8)) is None
-    assert "live kernel" in capsys.readouterr().out

@@ -153,7 +153,6 @@ def make_all():
         "comparison": lambda: figures.comparison(paired),
         "paired_dots": lambda: figures.paired_dots(make_results(), "light", "learngene"),
         "draw_record": lambda: explore.draw_record(make_record(), threshold=1e-6),
-        "draw_criterion": lambda: explore.draw_criterion(make_record(), Config.preset("lecture"), "scaled_norm"),
     }
 
 
@@ -514,21 +513,6 @@ def test_moving_a_control_redraws_from_the_record(monkeypatch):
     np.testing.assert_allclose(shown[3][0], record.fraction(threshold, "absolute")[record.epoch == 2])
     assert len(shown) == 5 and shown[4][1].count("conv") == 1
     assert not plt.get_fignums(), "figures of earlier positions are let go"
-
-
-def test_criterion_explorer_offers_every_criterion(monkeypatch):
-    titles = []
-    on_each_picture(monkeypatch, lambda axes: titles.append([ax.get_title() for ax in axes]))
-    record, cfg = make_record(), Config.preset("lecture", n_blocks=2)
-    box = explore.criterion_explorer(record, cfg)
-    for name in box.controls["criterion"].options:
-        box.controls["criterion"].value = name
-    assert set(box.controls["criterion"].options) == set(CRITERIA) and len(titles) == len(CRITERIA)
-    table = score(record, "scaled_norm")
-    assert titles[-1] == [
-        f"scaled_norm: {' to '.join(best_block(table, 2))}",
-        f"by z: {' to '.join(best_block(table, 2, 'z'))}",
-    ]
 
 
 def test_an_explorers_picture_is_the_png_of_its_figure():
