@@ -116,11 +116,13 @@ def widths_of(shape: Shape) -> dict[str, int]:
     return dict(zip(shape["names"], shape["widths"], strict=True))
 
 
-def draw_blocks(ax: Axes, x: Sequence[float], widths: Sequence[int], y: float, part: str) -> None:
+def draw_blocks(
+    ax: Axes, x: Sequence[float], widths: Sequence[float], y: float, part: str, thick: float = 0.74
+) -> None:
     """Columns centred at height `y`, as tall as they are wide in channels."""
     edge = {"edgecolor": "#888888"} if part == "fresh" else {"linewidth": 0}
     bottom = y - np.array(widths, float) / 2
-    ax.bar(x, widths, 0.74, bottom, color=PART_COLOURS[part], zorder=3, label=f"_{part}", **edge)
+    ax.bar(x, widths, thick, bottom, color=PART_COLOURS[part], zorder=3, label=f"_{part}", **edge)
 
 
 def draw_pools(ax: Axes, shape: Shape, x: Sequence[float], y: float) -> None:

@@ -24,6 +24,7 @@ from .claimfigures import claims_figure, controls_figure, released_figure
 from .comparisons import comparison, paired_dots, training_curves
 from .diagrams import growth, networks_side_by_side, shape_parameters
 from .drawings import division_overview, episode, image_rows, task_table
+from .paradigm import paradigm
 from .selectionfigures import score_panels, selection_figure
 from .style import (
     DIVERGING,
@@ -64,6 +65,7 @@ __all__ = [
     "margins",
     "networks_side_by_side",
     "paired_dots",
+    "paradigm",
     "profile_with_null",
     "released_figure",
     "score_against_gain",

@@ -51,6 +51,8 @@ SCORE_LABELS: dict[str, str] = {
     "relative_norm": "gradient norm / weight norm",
     "scaled_norm": "gradient norm × weight norm",
 }
+ACCENT = "#DE8F05"  # what is chosen, or new
+INK, MUTED = "#222222", "#5A5A5A"  # words, and words that matter less
 SEQUENTIAL = "viridis"  # for layers, tasks and shares
 DIVERGING = "vlag"  # where a middle means something
 
