@@ -24,7 +24,7 @@ from .figures import layer_task_heatmap
 from .files import StudyError, atomic, read_json, say
 from .record import Record
 from .scoring import quiet
-from .style import ACCENT, INK, METHOD_COLOURS, MUTED, PART_COLOURS, SEQUENTIAL, block_text, tidy, use_style
+from .style import ACCENT, FAINT, INK, METHOD_COLOURS, MUTED, PART_COLOURS, SEQUENTIAL, block_text, tidy, use_style
 
 STEP, HOLD = 110, 4000  # milliseconds of a frame, and of the last one
 
@@ -67,7 +67,7 @@ def film(record: Record, threshold: float, sign: str, chosen: Sequence[str], mos
     label = f"share of gradient {'|entries|' if sign == 'absolute' else 'entries'} > {threshold:g}"
     ends = {"vmin": np.nanmin(stages), "vmax": np.nanmax(stages)}
     heat = layer_task_heatmap(stages[-1], record.layers, label, ax=axes[0], **ends)
-    heat.patch.set(hatch=None, facecolor="#F1F1F1")
+    heat.patch.set(hatch=None, facecolor=FAINT)
     line = _profile(axes[1], stages, record.layers)
     number = dict(zip(tasks, range(1, len(tasks) + 1), strict=True))
     for shown, now in zip(rows, stages, strict=True):

@@ -22,7 +22,7 @@ from .criteria import CRITERIA, best_block, options_of, score
 from .figures import layer_task_heatmap, profile_with_null
 from .files import HEADLESS, say
 from .record import EDGES, Record
-from .style import METHOD_COLOURS, block_text, short, tidy
+from .style import GREY, INK, METHOD_COLOURS, PALE, block_text, short, tidy
 
 NORMALISATIONS = ("share", "relative", "z")
 AGGREGATIONS = ("mean", "last")
@@ -113,10 +113,10 @@ def draw_criterion(record: Record, cfg: Config, criterion: str = "released", *, 
     _legend(axes[0])
     by_z, why = _block(table, n_blocks, "z")
     x = np.arange(1, len(table) + 1)
-    colours = [METHOD_COLOURS["learngene"] if name in by_z else "#B5B5B5" for name in table["layer"]]
+    colours = [METHOD_COLOURS["learngene"] if name in by_z else PALE for name in table["layer"]]
     axes[1].bar(x, table["z"], color=colours)
-    axes[1].axhspan(-2, 2, color="#8C8C8C", alpha=0.25, linewidth=0, zorder=0)
-    axes[1].axhline(0, color="#333333", linewidth=1.2)
+    axes[1].axhspan(-2, 2, color=GREY, alpha=0.25, linewidth=0, zorder=0)
+    axes[1].axhline(0, color=INK, linewidth=1.2)
     axes[1].set_xticks(x, short(list(table["layer"])))
     axes[1].set(xlabel=axes[0].get_xlabel(), ylabel="z: (score - null) / null sd")
     _title(axes[1], "by z: ", by_z, why)

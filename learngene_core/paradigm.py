@@ -17,7 +17,7 @@ from matplotlib.path import Path
 
 from .diagrams import Shape, columns, draw_blocks, draw_pools, shape_parameters, widths_of
 from .scoring import best_block
-from .style import GROUP_COLOURS, INK, MUTED, PART_COLOURS, SCORE_LABELS, block_text, new_axes
+from .style import FAINT, GREY, GROUP_COLOURS, INK, MUTED, PALE, PART_COLOURS, SCORE_LABELS, block_text, new_axes
 
 BLUE = PART_COLOURS["inherited"]
 LEFT, RIGHT = -6.6, 3.3  # room for words at the left and right of the networks, in columns
@@ -70,9 +70,7 @@ def paradigm(
     _individual(ax, individual, under, level, scale, inherited, shots)
     ax.set(xlim=(LEFT, right + RIGHT), ylim=(level - TALL / 2 - 1.15, 0.62), aspect="equal")
     ax.set_axis_off()
-    handles = [
-        Patch(facecolor=PART_COLOURS[k], edgecolor="#888888" if k == "fresh" else "none", label=v) for k, v in KEY
-    ]
+    handles = [Patch(facecolor=PART_COLOURS[k], edgecolor=GREY if k == "fresh" else "none", label=v) for k, v in KEY]
     ax.legend(handles=handles, loc="lower left", ncols=len(KEY), bbox_to_anchor=(0.0, 0.0), fontsize=10, handlelength=1.1,
               columnspacing=1.6, borderaxespad=0, labelcolor=MUTED)  # fmt: skip
     if own:
@@ -114,7 +112,7 @@ def _network(ax: Axes, shape: Shape, x: Sequence[float], y: float, scale: float)
     """The line along which a picture travels, and the pools on it."""
     thinner = {**shape, "widths": [scale * width for width in shape["widths"]]}
     draw_pools(ax, thinner, x, y)
-    ax.add_line(Line2D([-0.95, x[-1] + 1.1], [y, y], color="#BBBBBB", linewidth=1.2, zorder=1))
+    ax.add_line(Line2D([-0.95, x[-1] + 1.1], [y, y], color=PALE, linewidth=1.2, zorder=1))
     draw_blocks(ax, [x[-1] + 1.23], [scale * shape["n_classes"]], y, "head", 0.26)
 
 
@@ -144,8 +142,8 @@ def _criterion(
     def place(values: np.ndarray) -> np.ndarray:
         return y - half + 2 * half * (values - low) / ((high - low) or 1)
 
-    ax.add_patch(Rectangle((-0.6, y - PANEL), x[-1] + 1.2, 2 * PANEL, facecolor="#F4F3EF", edgecolor="none", zorder=0))
-    ax.plot(x, place(null), color="#8C8C8C", linestyle=(0, (4, 2)), linewidth=1.5, zorder=3)
+    ax.add_patch(Rectangle((-0.6, y - PANEL), x[-1] + 1.2, 2 * PANEL, facecolor=FAINT, edgecolor="none", zorder=0))
+    ax.plot(x, place(null), color=GREY, linestyle=(0, (4, 2)), linewidth=1.5, zorder=3)
     ax.plot(x, place(score), color=PART_COLOURS["start"], linewidth=2, zorder=4)
     colours = [BLUE if name in inherited else PART_COLOURS["start"] for name in scores["layer"]]
     ax.scatter(x, place(score), s=52, color=colours, edgecolor="white", linewidth=1.2, zorder=5)
@@ -153,7 +151,7 @@ def _criterion(
         colour, weight = (BLUE, "bold") if name in inherited else (MUTED, "normal")
         text = name.removeprefix("conv")
         ax.text(where, y - PANEL - 0.09, text, ha="center", va="top", fontsize=9.5, color=colour, weight=weight)
-    ax.text(x[-1] + 0.85, place(null)[-1], "untrained\nnetworks", va="center", fontsize=9.5, color="#6B6B6B")
+    ax.text(x[-1] + 0.85, place(null)[-1], "untrained\nnetworks", va="center", fontsize=9.5, color=MUTED)
     ax.text(x[-1] + 0.85, place(score)[-1], "collective", va="center", fontsize=9.5, color=PART_COLOURS["start"])
     name = str(scores["criterion"].iloc[0])
     what = SCORE_LABELS.get(name, name.replace("_", " "))
@@ -177,7 +175,7 @@ def _individual(
     """The light individual: fresh blocks, inherited blocks, a fresh head, and the few images that it learns from."""
     widths, x = widths_of(shape), list(at.values())
     draw_pools(ax, {**shape, "widths": [scale * width for width in widths.values()]}, x, y)
-    ax.add_line(Line2D([x[0] - 0.9, x[-1] + 1.4], [y, y], color="#BBBBBB", linewidth=1.2, zorder=1))
+    ax.add_line(Line2D([x[0] - 0.9, x[-1] + 1.4], [y, y], color=PALE, linewidth=1.2, zorder=1))
     for name, width in widths.items():
         draw_blocks(ax, [at[name]], [scale * width], y, "inherited" if name in inherited else "fresh")
     ways = shape["n_classes"]
