@@ -18,8 +18,10 @@ from matplotlib.text import Text
 from learngene_core import figures, style
 from learngene_core.presets import METHODS
 
-DRAWING = """drawings diagrams figures comparisons openfigures atlasfigures atlasmargins claimfigures selectionfigures explore
-openexplore atlasexplore paradigm animation""".split()
+DRAWING = (
+    *("drawings", "diagrams", "figures", "comparisons", "openfigures", "atlasfigures", "atlasmargins", "claimfigures"),
+    *("selectionfigures", "explore", "openexplore", "atlasexplore", "paradigm", "animation"),
+)
 PACKAGE = Path(style.__file__).parent
 CLAIM_COLOURS = {"supported": style.SUPPORTED, "refuted": style.REFUTED, "undecided": style.MUTED}
 
