@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from learngene_core import Learngene, criteria
+from learngene_core import Learngene, Run, criteria
+from learngene_core.config import Config
 from learngene_core.network import ConvNet
+from learngene_core.study import Chain
 
 EXAMPLES = Path(__file__).parent / "examples"
 NAMES = ["use_learngene", "add_data", "add_criterion", "add_method"]
@@ -75,6 +77,9 @@ def test_a_data_set_of_ones_own_goes_through_the_chain(scratch):
     images, table, division = made["images"], made["table"], made["division"]
     assert images.images.shape[1:] == (3, 32, 32) and images.images.max() > 200
     assert set(division.base) | set(division.open_world) | set(division.novel) <= set(images.class_names)
+    chain = Chain(Run.open(made["cfg"], "runs/digits"))  # with a run folder, as the README says beside it
+    chain.images = images
+    assert chain.division == division and [t.number for t in chain.target] == [1, 2, 3]
     assert set(table["method"]) == {"scratch", "learngene"} and (table["n_tasks"] == 3).all()
     assert table.loc[table["method"] == "learngene", "gain"].notna().all()
 
@@ -86,7 +91,7 @@ def test_a_criterion_of_ones_own_stands_beside_its_null(scratch, capsys):
     assert np.allclose(table["score"], last / first)
     assert np.isfinite(table[["null", "z"]]).all(axis=None)
     assert "it chooses ('conv" in capsys.readouterr().out
-    assert "calming" in set(criteria.score_all(record, made["criteria"].Config.preset("smoke"))["criterion"])
+    assert "calming" in set(criteria.score_all(record, Config.preset("smoke"))["criterion"])
 
 
 def test_a_method_of_ones_own_is_paired_with_scratch(scratch):

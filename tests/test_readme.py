@@ -23,8 +23,9 @@ import yaml
 from packaging.requirements import Requirement
 from PIL import Image
 
-from learngene_core import cli, frontpage
+from learngene_core import cli, frontpage, refresh
 from learngene_core.config import FIELDS, Config
+from learngene_core.runs import Run
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -297,3 +298,12 @@ def test_a_kind_that_is_not_there_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("x\n1\n", encoding="utf-8")
     with pytest.raises(Exception, match="results, claims, released, openworld"):
         frontpage.filled("<!-- from a.csv as nothing -->\n<!-- end -->", tmp_path)
+
+
+def test_the_tour_is_what_the_commands_say(smoke_copy):
+    text = refresh.tour(Run.open(Config.preset("smoke"), smoke_copy))
+    assert text.startswith(f"$ learngene info {refresh.HOME}\n{refresh.HOME}: preset smoke")
+    assert "\n$ learngene criteria\n" in text and "learngene: conv" in text and f"run folder: {refresh.HOME}" in text
+    assert str(smoke_copy) not in text
+    for command in refresh.TOUR:
+        check_command(command.split())
