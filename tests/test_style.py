@@ -1,5 +1,7 @@
 """One visual language: every figure takes its colours from the style, is opaque white, and its words are readable on it."""
 
+import importlib
+import itertools
 import re
 from pathlib import Path
 
@@ -9,13 +11,15 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import test_atlasfigures as atlas_tables
 import test_figures as tables
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.text import Text
 
-from learngene_core import figures, style
+from learngene_core import figures, openexplore, openfigures, style
+from learngene_core.alttexts import descriptions
 from learngene_core.presets import METHODS
 
 DRAWING = (
@@ -41,7 +45,50 @@ def paradigm():
     return figures.paradigm(tables.COLLECTIVE, tables.INDIVIDUAL, layers[-2:], scores, shots=10)
 
 
-EVERY = {**tables.make_all(), **atlas_tables.ALL, "paradigm": paradigm}
+def seen_images(n=40):
+    """openworld_images.csv: validation, test, stream and unknown images with every score."""
+    rng = np.random.default_rng(0)
+    parts = ("validation", "test", "stream", "unknown")
+    rows = pd.DataFrame({"part": np.repeat(parts, n), "image": np.arange(4 * n) % 12})
+    rows["known"] = rows["part"].isin(["validation", "test"]) | ((rows["part"] == "stream") & (rows.index % 2 == 0))
+    rows["class_name"] = [f"{'known' if known else 'new'} {i % 4}" for i, known in enumerate(rows["known"])]
+    rows["predicted"] = rows["class_name"].where(rows.index % 3 > 0, "known 0")
+    return rows.assign(**{score: rng.normal(rows["known"].astype(float), 1) for score in style.SCORE_COLOURS})
+
+
+def over_tasks():
+    """openworld.csv of three scores after four tasks."""
+    pairs = itertools.product(range(1, 5), ("msp", "maxlogit", "relative_mahalanobis"))
+    rows = pd.DataFrame(pairs, columns=["task", "score"])
+    rows = rows.assign(auroc=50 + 3 * rows["task"], auroc_low=45, auroc_high=70, closed_accuracy=40)
+    return openfigures.over_tasks(rows.assign(known_classes=4 * rows["task"]))
+
+
+def learning():
+    """openworld_learning.csv of every way."""
+    rows = pd.DataFrame({"method": list(openfigures.WAYS)})
+    for kind in ("old", "new", "harmonic"):
+        rows = rows.assign(**{f"{kind}_accuracy": 40.0, f"{kind}_accuracy_low": 35.0, f"{kind}_accuracy_high": 45.0})
+    return openfigures.learning(rows)
+
+
+PIXELS = tables.pictures(1, 12)[0]
+OPEN = {
+    "score_distributions": lambda: openfigures.score_distributions(seen_images()),
+    "roc_with_band": lambda: openfigures.roc_with_band(seen_images(), "msp", n_resamples=9),
+    "oscr_curves": lambda: openfigures.oscr_curves(seen_images()),
+    "over_tasks": over_tasks,
+    "learning": learning,
+    "gallery": lambda: openfigures.gallery({"some": PIXELS[:3], "none": PIXELS[:0]}),
+    "draw_threshold": lambda: openexplore.draw_threshold(seen_images(), PIXELS),
+}
+EVERY = {**tables.make_all(), **atlas_tables.ALL, **OPEN, "paradigm": paradigm}
+ATLAS = {  # functions that the tables of the atlas are drawn with, by what they are called there
+    "map of 13": "atlas_map", "margins": "margins gain_by_position gain_by_parameters", "score": "score_against_gain",
+    "selection": "selection_figure", "panels": "score_panels", "controls": "controls_figure", "claims": "claims_figure",
+    "released": "released_figure", "choice": "draw_choice",
+}  # fmt: skip
+PARTS = {"columns", "montage", "new_axes", "so_far"}  # return arrays or axes, and are no figures
 
 
 def figure_of(axes):
@@ -57,6 +104,12 @@ def contrast(one, two):
     """WCAG contrast ratio of two colours, 1 to 21."""
     a, b = sorted((luminance(one), luminance(two)))
     return (b + 0.05) / (a + 0.05)
+
+
+def test_every_figure_of_the_drawing_modules_is_walked():
+    known = {name for module in DRAWING for name in vars(importlib.import_module(f"learngene_core.{module}"))}
+    walked = {*EVERY, *" ".join(ATLAS.values()).split(), *PARTS}
+    assert not (missing := (set(descriptions()) & known) - walked), f"add a small table for {sorted(missing)}"
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -113,6 +166,13 @@ def test_legend_and_line_of_a_method_agree():
     names = {label: method for method, label in style.METHOD_LABELS.items()}
     for line in (line for ax in np.ravel(axes) for line in ax.get_lines()):
         assert to_hex(line.get_color()) == to_hex(style.METHOD_COLOURS[names[line.get_label()]])
+
+
+def test_scores_have_their_colour_in_every_figure_that_compares_them():
+    colours = drawn_colours(openfigures.oscr_curves(seen_images(), tuple(style.SCORE_COLOURS)))
+    assert {to_hex(c) for c in style.SCORE_COLOURS.values()} <= colours
+    colours = drawn_colours(over_tasks())
+    assert {to_hex(style.SCORE_COLOURS[s]) for s in ("msp", "maxlogit", "relative_mahalanobis")} <= colours
 
 
 def test_layers_go_from_dark_at_the_input_to_light_at_the_head():
