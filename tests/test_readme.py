@@ -243,9 +243,9 @@ def allowed():
 
 
 def sources(page, root):
-    """Words of all blocks, and the values of the tables behind them."""
+    """Numbers shown in all blocks but code, and the values of the tables behind them."""
     blocks = list(frontpage.BLOCK.finditer(page))
-    shown = {n for m in blocks for n in readme.numbers(readme.prose(m["body"]))}
+    shown = {n for m in blocks if not m["files"].endswith(".py") for n in readme.numbers(m["body"])}
     paths = {path for m in blocks for path in frontpage.files_of(m, root).values() if path.suffix == ".csv"}
     tables = [pd.read_csv(path).select_dtypes("number") for path in sorted(paths)]
     return shown, [abs(v) for table in tables for v in table.to_numpy().ravel() if pd.notna(v)]
