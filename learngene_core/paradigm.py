@@ -22,6 +22,7 @@ from .style import FAINT, GREY, GROUP_COLOURS, INK, MUTED, PALE, PART_COLOURS, S
 BLUE = PART_COLOURS["inherited"]
 LEFT, RIGHT = -6.6, 3.3  # room for words at the left and right of the networks, in columns
 TALL, GAP = 1.9, 0.62  # height of the widest block, and the space between rows, in the same unit
+HEAD = 0.22  # the least height of a head
 PANEL = 0.66  # half the height of the criterion's panel
 WIDE = 0.62  # inches per column
 KEY = (
@@ -70,12 +71,18 @@ def paradigm(
     _individual(ax, individual, under, level, scale, inherited, shots)
     ax.set(xlim=(LEFT, right + RIGHT), ylim=(level - TALL / 2 - 1.15, 0.62), aspect="equal")
     ax.set_axis_off()
-    handles = [Patch(facecolor=PART_COLOURS[k], edgecolor=GREY if k == "fresh" else "none", label=v) for k, v in KEY]
-    ax.legend(handles=handles, loc="lower left", ncols=len(KEY), bbox_to_anchor=(0.0, 0.0), fontsize=10, handlelength=1.1,
+    key = [(part, words) for part, words in KEY if part != "grown" or _grew(shapes)]
+    handles = [Patch(facecolor=PART_COLOURS[k], edgecolor=GREY if k == "fresh" else "none", label=v) for k, v in key]
+    ax.legend(handles=handles, loc="lower left", ncols=len(key), bbox_to_anchor=(0.0, 0.0), fontsize=10, handlelength=1.1,
               columnspacing=1.6, borderaxespad=0, labelcolor=MUTED)  # fmt: skip
     if own:
         ax.figure.set_size_inches(WIDE * np.ptp(ax.get_xlim()), WIDE * np.ptp(ax.get_ylim()))
     return ax
+
+
+def _grew(shapes: Sequence[Shape]) -> bool:
+    """Whether any block was widened or inserted over the tasks."""
+    return widths_of(shapes[0]) != widths_of(shapes[-1])
 
 
 def _collectives(
@@ -90,9 +97,7 @@ def _collectives(
         half = scale * max(now.values()) / 2
         y -= half + (GAP if number else 0.2)
         _network(ax, shape, [at[name] for name in now], y, scale)
-        parts = (
-            (("grown", now), ("start", start)) if not last else (("grown", now), ("start", start), ("inherited", now))
-        )
+        parts = [("grown", now), ("start", start), *([("inherited", now)] if last else [])]
         for part, widths in parts:
             names = [name for name in widths if part != "inherited" or name in inherited]
             draw_blocks(ax, [at[n] for n in names], [scale * widths[n] for n in names], y, part)
@@ -103,8 +108,9 @@ def _collectives(
         if number != numbers[-1] and numbers[numbers.index(number) + 1] > number + 1:
             ax.text(-2.15, y - half - GAP * 0.62, "⋮", ha="right", va="center", fontsize=14, color=MUTED)
         y -= half
-    words = f"One collective network learns {len(shapes)} tasks in turn. On the way its blocks are widened (pale)."
-    _step(ax, 1, 0.12, "Grow", words)
+    words = f"One collective network learns {len(shapes)} task{'s in turn' if len(shapes) > 1 else ''}."
+    words += " On the way its blocks are widened (pale)." if _grew(shapes) else ""
+    _step(ax, 1, 0.12, "Grow" if _grew(shapes) else "Learn", words)
     return y + half
 
 
@@ -113,21 +119,16 @@ def _network(ax: Axes, shape: Shape, x: Sequence[float], y: float, scale: float)
     thinner = {**shape, "widths": [scale * width for width in shape["widths"]]}
     draw_pools(ax, thinner, x, y)
     ax.add_line(Line2D([-0.95, x[-1] + 1.1], [y, y], color=PALE, linewidth=1.2, zorder=1))
-    draw_blocks(ax, [x[-1] + 1.23], [scale * shape["n_classes"]], y, "head", 0.26)
+    draw_blocks(ax, [x[-1] + 1.23], [max(HEAD, scale * shape["n_classes"])], y, "head", 0.26)
 
 
-def _task(ax: Axes, x: float, y: float, group: str, columns_: int, n_classes: int, side: float = 0.12) -> None:
+def _task(ax: Axes, x: float, y: float, group: str, images: int, n_classes: int, side: float = 0.125) -> None:
     """The images of a task as small tiles, centred at (x, y): a row per class, of at most eight."""
-    rows = min(n_classes, 8)
-    pitch = 1.28 * side
+    rows, pitch = min(n_classes, 8), 1.26 * side
     for i in range(rows):
-        for j in range(columns_):
-            corner = x + (j - columns_ / 2) * pitch * 1.02, y + (i - rows / 2) * pitch * 1.02
-            ax.add_patch(
-                Rectangle(
-                    corner, side * 1.05, side * 1.05, color=GROUP_COLOURS[group], alpha=0.35 + 0.65 * i / rows, lw=0
-                )
-            )
+        look = {"color": GROUP_COLOURS[group], "alpha": 0.35 + 0.65 * i / rows, "linewidth": 0}
+        for j in range(images):
+            ax.add_patch(Rectangle((x + (j - images / 2) * pitch, y + (i - rows / 2) * pitch), side, side, **look))
 
 
 def _criterion(
@@ -136,8 +137,8 @@ def _criterion(
     """The score of every block as a curve within y +- half, its null dashed; the choice in blue."""
     x = np.array([at[name] for name in scores["layer"]])
     score, null = scores["score"].to_numpy(float), scores["null"].to_numpy(float)
-    seen = np.concatenate([score, null])
-    low, high = np.nanmin(seen), np.nanmax(seen)
+    seen = [value for value in (*score, *null) if np.isfinite(value)] or [0.0]
+    low, high = min(seen), max(seen)
 
     def place(values: np.ndarray) -> np.ndarray:
         return y - half + 2 * half * (values - low) / ((high - low) or 1)
@@ -151,8 +152,11 @@ def _criterion(
         colour, weight = (BLUE, "bold") if name in inherited else (MUTED, "normal")
         text = name.removeprefix("conv")
         ax.text(where, y - PANEL - 0.09, text, ha="center", va="top", fontsize=9.5, color=colour, weight=weight)
-    ax.text(x[-1] + 0.85, place(null)[-1], "untrained\nnetworks", va="center", fontsize=9.5, color=MUTED)
-    ax.text(x[-1] + 0.85, place(score)[-1], "collective", va="center", fontsize=9.5, color=PART_COLOURS["start"])
+    ends = np.nan_to_num([place(null)[-1], place(score)[-1]], nan=y)
+    if abs(ends[0] - ends[1]) < 0.56:  # side by side, in their order
+        ends = ends.mean() + np.array([0.28, -0.28]) * (1 if ends[0] >= ends[1] else -1)
+    ax.text(x[-1] + 0.85, ends[0], "untrained\nnetworks", va="center", fontsize=9.5, color=MUTED)
+    ax.text(x[-1] + 0.85, ends[1], "collective", va="center", fontsize=9.5, color=PART_COLOURS["start"])
     name = str(scores["criterion"].iloc[0])
     what = SCORE_LABELS.get(name, name.replace("_", " "))
     words = (
@@ -179,7 +183,7 @@ def _individual(
     for name, width in widths.items():
         draw_blocks(ax, [at[name]], [scale * width], y, "inherited" if name in inherited else "fresh")
     ways = shape["n_classes"]
-    draw_blocks(ax, [x[-1] + 1.23], [scale * max(ways, 8)], y, "fresh", 0.26)
+    draw_blocks(ax, [x[-1] + 1.23], [max(HEAD, scale * ways)], y, "fresh", 0.26)
     for part, words in (("fresh", "fresh blocks"), ("inherited", "learngene")):
         place = [at[n] for n in widths if (n in inherited) == (part == "inherited")]
         if place:

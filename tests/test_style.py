@@ -216,6 +216,22 @@ def test_the_paradigm_says_who_chose():
     assert any("Inherited here: conv1 to conv2" in " ".join(t.get_text().split()) for t in ax.texts)
 
 
+def test_the_paradigm_of_a_network_that_does_not_grow_says_so():
+    scores = tables.score(tables.make_record(n_tasks=1), "released_cv")  # no value: there is but one task
+    ax = figures.paradigm(tables.COLLECTIVE[-1:], tables.INDIVIDUAL, tables.LAYERS[-2:], scores, shots=1)
+    ax.figure.canvas.draw()
+    words = " ".join(" ".join(t.get_text().split()) for t in ax.texts)
+    assert "learns 1 task." in words and "widened" not in words and "Grow" not in words
+    assert "grown since task 1" not in {t.get_text() for t in ax.get_legend().get_texts()}
+
+
+def test_no_words_of_the_paradigm_overlap():
+    ax = paradigm()
+    ax.figure.canvas.draw()
+    boxes = [(t.get_text(), t.get_window_extent()) for t in ax.texts if t.get_text().strip()]
+    assert not [(a, b) for (a, one), (b, two) in itertools.combinations(boxes, 2) if one.overlaps(two)]
+
+
 def test_the_paradigm_refuses_what_does_not_fit():
     scores = tables.score(tables.make_record(), "released")
     with pytest.raises(ValueError, match="'conv2' is not a block of equal width"):
