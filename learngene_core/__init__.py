@@ -52,6 +52,7 @@ _EXPORTS = {
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
 _MODULES = (
+    "animation",
     "atlasexplore",
     "bounds",
     "checkpoints",

@@ -18,12 +18,11 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from .files import StudyError
-from .style import DIVERGING, legend_below, new_axes, thin
+from .style import DIVERGING, GREY, INK, MARKS, PALE, legend_below, new_axes, thin
 
 Block = tuple[int, int]
 POINTS = "gain over scratch (percentage points)"
-UNSURE, BLANK = "#8A8A8A", "#C9C9C9"
-MARKS = (("#DE8F05", "-"), ("#111111", "-"), ("#029E73", (0, (2.2, 1.1))), ("#7A3E9D", (0, (1, 0.8))), ("#56B4E9", "-"))
+UNSURE, BLANK = GREY, PALE
 GAINS = {  # whose gains: their columns, the tasks in words, what an interval is
     "novel": ("gain", "band_low", "band_high", "n_tasks", "target tasks", "simultaneous band"),
     "pseudo": ("pseudo_gain", "pseudo_low", "pseudo_high", "pseudo_n", "pseudo-tasks", "interval"),
@@ -177,7 +176,7 @@ def _numbers(ax: Axes, mesh: object, value: np.ndarray, half: np.ndarray | None)
         return
     for i, j in np.argwhere(~np.isnan(value)):
         cell = mesh.cmap(mesh.norm(value[i, j]))
-        colour = "#1A1A1A" if np.dot(cell[:3], (0.2126, 0.7152, 0.0722)) > 0.5 else "white"
+        colour = INK if np.dot(cell[:3], (0.2126, 0.7152, 0.0722)) > 0.5 else "white"
         both = half is not None and np.isfinite(half[i, j])
         place = {"ha": "center", "color": colour, "clip_on": True, "in_layout": False}
         where, up = ("bottom", 0.53) if both else ("center_baseline", 0.5)

@@ -16,11 +16,11 @@ from matplotlib.colors import Normalize
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from .atlasfigures import MARKS, POINTS, Block, block_name, checked, gains_of, signed
+from .atlasfigures import POINTS, Block, block_name, checked, gains_of, signed
 from .files import StudyError
 from .ranks import rank_correlation
 from .selection import predicted
-from .style import SCORE_LABELS, layer_colours, legend_below, new_axes, tidy
+from .style import COLLECTIVE, GREY, INK, MARKS, MUTED, PALE, SCORE_LABELS, layer_colours, legend_below, new_axes, tidy
 
 
 def margins(
@@ -31,7 +31,7 @@ def margins(
     shots: int | None = None,
     marks: Mapping[str, Block] | None = None,
 ) -> np.ndarray:
-    """The two edges of the atlas beside each other: `gain_by_position` and `gain_by_parameters`; returns the axes (2,)."""
+    """Gains by the position of blocks, and by the parameters they take, beside each other; returns the axes (2,)."""
     gains_of(atlas, "novel", shots)  # an error leaves no empty figure
     axes = plt.subplots(1, 2, figsize=(12.5, 5.2), layout="constrained")[1]
     gain_by_position(atlas, lengths=lengths, shots=shots, ax=axes[0])
@@ -62,7 +62,7 @@ def gain_by_position(
         x = part.index + (length - 1) / 2
         ax.fill_between(x, part[low], part[high], color=colour, alpha=0.16, linewidth=0)
         ax.plot(x, part["gain"], color=colour, marker="o", markersize=6, label=f"{length} block" + "s" * (length > 1))
-    ax.axhline(0, color="#333333", linewidth=1.2, zorder=1)
+    ax.axhline(0, color=INK, linewidth=1.2, zorder=1)
     ax.set_xticks(range(1, n + 1))
     ax.set(xlabel="middle of the block (conv number)", ylabel=POINTS, title=title, xlim=(0.5, n + 0.5))
     tidy(ax, grid="y")
@@ -89,16 +89,16 @@ def gain_by_parameters(
     x, y = table["share"], table["gain"]
     front = table[y > y.cummax().shift(fill_value=-np.inf)]
     ax = new_axes(ax, 9, 4.8)
-    ax.vlines(x, table["gain_low"], table["gain_high"], color="#B9C4CF", linewidth=1.3, zorder=1)
-    ax.scatter(x, y, s=26, color="#7D8FA3", zorder=2, label="a block, with 95 % interval")
+    ax.vlines(x, table["gain_low"], table["gain_high"], color=PALE, linewidth=1.3, zorder=1)
+    ax.scatter(x, y, s=26, color=GREY, zorder=2, label="a block, with 95 % interval")
     label = "best with no more parameters (estimates)"
-    ax.plot(front["share"], front["gain"], color="#0173B2", drawstyle="steps-post", zorder=2.5, label=label)
+    ax.plot(front["share"], front["gain"], color=COLLECTIVE, drawstyle="steps-post", zorder=2.5, label=label)
     wide = _log_where_wide(ax, x)
     _rings(ax, table.set_index(["first", "last"])[["share", "gain"]], marks or {})
     _name_front(ax, front)
-    ax.axhline(0, color="#333333", linewidth=1.2, zorder=1)
+    ax.axhline(0, color=INK, linewidth=1.2, zorder=1)
     if budget is not None:
-        ax.axvline(budget, color="#666666", linestyle=":", label=f"budget ({budget:g} %)")
+        ax.axvline(budget, color=MUTED, linestyle=":", label=f"budget ({budget:g} %)")
     ax.set(xlabel="parameters inherited (% of all blocks" + (", log)" if wide else ")"), ylabel=POINTS, title=title)
     tidy(ax, grid="y")
     legend_below(ax, 2)
@@ -134,7 +134,7 @@ def _name_front(ax: Axes, front: pd.DataFrame) -> None:
         x, y = ax.transData.transform((row.share, row.gain)) * 72 / ax.figure.dpi
         if last[0] - x > 30 or last[1] - y > 15:
             ax.annotate(block_name((row.first, row.last)), (row.share, row.gain), (-6, 5), textcoords="offset points",
-                        ha="right", fontsize=10.5, color="#0173B2",
+                        ha="right", fontsize=10.5, color=COLLECTIVE,
                         path_effects=[withStroke(linewidth=3, foreground="white")])  # fmt: skip
             last = x, y
 
@@ -157,7 +157,7 @@ def score_against_gain(
     rho = rank_correlation(expected, table["gain"])
     size = (table["last"] - table["first"] + 1).to_numpy(int)
     ax = new_axes(ax, 8.4, 4.8)
-    ax.vlines(mean, table["gain_low"], table["gain_high"], color="#C9C9C9", linewidth=1.3, zorder=1)
+    ax.vlines(mean, table["gain_low"], table["gain_high"], color=PALE, linewidth=1.3, zorder=1)
     norm = Normalize(1, max(2, int(table["last"].max())))
     dots = ax.scatter(
         mean, table["gain"], c=size, cmap=colormaps["viridis"], norm=norm, s=48, edgecolor="white", zorder=2
@@ -165,7 +165,7 @@ def score_against_gain(
     bar = ax.figure.colorbar(dots, ax=ax, label="blocks inherited", pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.axhline(0, color="#333333", linewidth=1.2, zorder=1)
+    ax.axhline(0, color=INK, linewidth=1.2, zorder=1)
     name = SCORE_LABELS.get(criterion, criterion.replace("_", " "))
     if inherit == "low":
         ax.invert_xaxis()

@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 
 from . import statistics
 from .atlasfigures import block_name, checked, signed, with_shots
-from .style import METHOD_COLOURS, legend_below, tidy
+from .style import FAINT, GREY, INK, METHOD_COLOURS, MUTED, PALE, REFUTED, SUPPORTED, legend_below, tidy
 
 HOLDS, ANCESTOR = ("ewc:", "l2:"), "ancestor:"  # how arms of controls.csv begin
 UNITS = {"points": "percentage points", "rho": "rank correlation (Spearman's rho)", "AUROC": "AUROC (%)"}
 FOOTNOTES = ("", "*", "\N{DAGGER}", "\N{DOUBLE DAGGER}", "\N{SECTION SIGN}")
-VERDICTS = {"supported": ("#0173B2", "o"), "refuted": ("#C44E00", "X"), "undecided": ("#6B6B6B", "D")}
+VERDICTS = {"supported": (SUPPORTED, "o"), "refuted": (REFUTED, "X"), "undecided": (MUTED, "D")}
 
 
 def dot(
@@ -59,7 +59,7 @@ def controls_figure(controls: pd.DataFrame, *, shots: int | None = None, referen
         place = f", {block_name(mine[['first', 'last']].iloc[0])}" if len(mine) else ""
         ax.set_title(f"{block} block{place} (n = {int(tables[block]['n_tasks'].min())} tasks)")
         ax.set_xlabel(f"paired difference from {reference} (points), 95 %")
-        ax.hlines([y - 0.5 for y in breaks], 0, 1, transform=ax.get_yaxis_transform(), color="#8C8C8C", linewidth=1)
+        ax.hlines([y - 0.5 for y in breaks], 0, 1, transform=ax.get_yaxis_transform(), color=GREY, linewidth=1)
     words = [name.replace("_", " ").replace(":", " ") for name in order]
     for ax in axes:
         ax.set_yticks(range(len(order)), words if ax is axes[0] else [""] * len(order))
@@ -91,7 +91,7 @@ def _paired(rows: pd.DataFrame, block: str, reference: str) -> pd.DataFrame:
 
 def _control_panel(ax: Axes, table: pd.DataFrame, order: list[str], reference: str) -> None:
     """A dot with limits and numbers per control; the real block as a band behind them."""
-    ax.axvline(0, color="#333333", linewidth=1.2, zorder=1)
+    ax.axvline(0, color=INK, linewidth=1.2, zorder=1)
     if reference == "scratch" and "inherit" in table.index:
         real = table.loc["inherit"]
         style = {"color": METHOD_COLOURS["learngene"], "zorder": 0}
@@ -99,10 +99,10 @@ def _control_panel(ax: Axes, table: pd.DataFrame, order: list[str], reference: s
         ax.axvspan(real["gain_low"], real["gain_high"], alpha=0.12, linewidth=0, **style)
     for y, name in enumerate(order):
         if name not in table.index:
-            _right(ax, y, "not computed", "#666666")
+            _right(ax, y, "not computed", MUTED)
             continue
         row = table.loc[name]
-        dot(ax, y, row, "gain", METHOD_COLOURS["learngene"] if name == "inherit" else "#3D3D3D")
+        dot(ax, y, row, "gain", METHOD_COLOURS["learngene"] if name == "inherit" else INK)
         _right(ax, y, _limits(row["gain"], row["gain_low"], row["gain_high"], 1))
     stripe(ax, len(order))
 
@@ -110,7 +110,7 @@ def _control_panel(ax: Axes, table: pd.DataFrame, order: list[str], reference: s
 def stripe(ax: Axes, n: int) -> None:
     """Pale stripes behind every other of `n` rows, from the top down, and no tick marks."""
     for y in range(0, n, 2):
-        ax.axhspan(y - 0.5, y + 0.5, color="#F6F6F6", linewidth=0, zorder=-1)
+        ax.axhspan(y - 0.5, y + 0.5, color=FAINT, linewidth=0, zorder=-1)
     ax.set_ylim(n - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     tidy(ax, grid="x")
@@ -123,7 +123,7 @@ def _limits(middle: float, low: float, high: float, digits: int) -> str:
     return f"{signed(middle, digits)}  [{signed(low, digits)}, {signed(high, digits)}]"
 
 
-def _right(ax: Axes, y: float, words: str, colour: str = "#1A1A1A", up: float = 0, **options: object) -> None:
+def _right(ax: Axes, y: float, words: str, colour: str = INK, up: float = 0, **options: object) -> None:
     """Words right of the axes, `up` points above height `y` of the data."""
     place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
     ax.annotate(words, (1.02, y), (0, up), fontsize=11, color=colour, **(place | options))
@@ -155,21 +155,21 @@ def claims_figure(claims: pd.DataFrame) -> np.ndarray:
     least = ", and the least that would support the claim (black)" if "minimum" in table else ""
     axes[0].set_title(f"estimate with 95 % interval{least}")
     notes = "\n".join(f"{signs[scope]} {scope}".strip() for scope in scopes)
-    axes[0].figure.supxlabel(f"scope: {notes}", fontsize=11, color="#555555")
+    axes[0].figure.supxlabel(f"scope: {notes}", fontsize=11, color=MUTED)
     return axes
 
 
 def _claim_panel(ax: Axes, part: pd.DataFrame, digits: int) -> None:
     """Claims of one unit, from the top down."""
     above = part["above"].mode().iloc[0] if "above" in part and part["above"].notna().any() else 0
-    ax.axvline(above, color="#333333", linewidth=1, zorder=1)
+    ax.axvline(above, color=INK, linewidth=1, zorder=1)
     labels = []
     for y, row in enumerate(part.itertuples()):
         colour, marker = VERDICTS[row.verdict]
         ax.plot([row.low, row.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="butt")
         ax.scatter([row.estimate], [y], s=80, color=colour, marker=marker, zorder=3)
         if pd.notna(minimum := getattr(row, "minimum", np.nan)):
-            ax.plot([minimum, minimum], [y - 0.32, y + 0.32], color="#1A1A1A", linewidth=2.6, zorder=2)
+            ax.plot([minimum, minimum], [y - 0.32, y + 0.32], color=INK, linewidth=2.6, zorder=2)
         words = row.verdict
         if row.verdict == "undecided" and pd.notna(needed := getattr(row, "needed", np.nan)):
             words += f" (n = {needed:,.0f} would decide)"
@@ -196,23 +196,25 @@ def released_figure(released: pd.DataFrame) -> np.ndarray:
     names += [n for n in ("all",) if n in table.index]
     axes = plt.subplots(1, 2, figsize=(12, 0.46 * len(names) + 1.7), sharey=True, layout="constrained")[1]
     for y, row in enumerate(table.loc[names].itertuples()):
-        axes[0].plot([row.scratch, row.learngene], [y, y], color="#C4C4C4", linewidth=2, zorder=1)
+        axes[0].plot([row.scratch, row.learngene], [y, y], color=PALE, linewidth=2, zorder=1)
         differs = "none" in names and row.chosen != table.loc["none", "chosen"]
         dot(axes[1], y, pd.Series(row._asdict()), "gain", METHOD_COLOURS["learngene"])
-        look = {"colour": "#C44E00", "fontweight": "bold"} if differs else {}
+        look = {"colour": REFUTED, "fontweight": "bold"} if differs else {}
         _right(axes[1], y, str(row.chosen) if pd.notna(row.chosen) else "none", **look)
     for method in ("scratch", "learngene"):
         look = {"s": 52, "color": METHOD_COLOURS[method], "marker": "o" if method == "learngene" else "s"}
         axes[0].scatter(table.loc[names, method], range(len(names)), label=method, zorder=3, **look)
-    axes[1].axvline(0, color="#333333", linewidth=1.2, zorder=1)
+    axes[1].axvline(0, color=INK, linewidth=1.2, zorder=1)
     if "none" in names:
-        axes[1].axvspan(*table.loc["none", ["gain_low", "gain_high"]], color="#0173B2", alpha=0.1, linewidth=0)
+        axes[1].axvspan(
+            *table.loc["none", ["gain_low", "gain_high"]], color=METHOD_COLOURS["learngene"], alpha=0.1, linewidth=0
+        )
     axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     low, high = int(table["n_tasks"].min()), int(table["n_tasks"].max())
     count = f"n = {low} tasks" if low == high else f"n = {low} to {high} tasks"
     axes[0].set(xlabel="accuracy on query images (%)", title=f"one defect at a time ({count})")
     axes[1].set(xlabel="paired gain over scratch (points), 95 %", title="learngene against scratch")
-    axes[1].text(1.02, 1, "chosen", transform=axes[1].transAxes, va="bottom", fontsize=11, color="#555555")
+    axes[1].text(1.02, 1, "chosen", transform=axes[1].transAxes, va="bottom", fontsize=11, color=MUTED)
     for ax in axes:
         stripe(ax, len(names))
     legend_below(axes[0], 2)

@@ -8,7 +8,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from . import statistics
-from .style import FAMILY_LABELS, METHOD_COLOURS, METHOD_LABELS, in_order, legend_below, new_axes, tidy
+from .style import (
+    FAMILY_LABELS,
+    GREY,
+    INK,
+    METHOD_COLOURS,
+    METHOD_LABELS,
+    MUTED,
+    in_order,
+    legend_below,
+    new_axes,
+    tidy,
+)
 
 NO_TRAINING = "none"  # the family of methods that train nothing: shown as a reference line, never as a rival
 DASHES = {"learngene_ewc": (0, (4, 1.5)), "random": (0, (1, 1)), "first": (0, (4, 1.5)), "full": (0, (6, 1, 1, 1))}
@@ -98,9 +109,9 @@ def comparison(paired: pd.DataFrame, *, n_way: int = 5, reference: str = "scratc
 
 def _reference_lines(ax: Axes, still: pd.DataFrame, n_way: int) -> None:
     """Chance, and the methods without training (rows of `still`), as upright lines; a band is the 95 % interval."""
-    ax.axvline(100 / n_way, color="#999999", linestyle=":", label=f"chance ({100 / n_way:.0f} %)")
+    ax.axvline(100 / n_way, color=GREY, linestyle=":", label=f"chance ({100 / n_way:.0f} %)")
     for _, row in still.iterrows():
-        style = {"color": METHOD_COLOURS.get(row["method"], "#000000"), "zorder": 1}
+        style = {"color": METHOD_COLOURS.get(row["method"], INK), "zorder": 1}
         label = METHOD_LABELS.get(row["method"], row["method"])
         ax.axvline(row["accuracy"], linestyle="--", linewidth=1.6, label=label, **style)
         ax.axvspan(row["accuracy_low"], row["accuracy_high"], alpha=0.1, linewidth=0, **style)
@@ -113,9 +124,9 @@ def _dots(ax: Axes, part: pd.DataFrame, column: str, form: str, reference: str =
         middle, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
         if method == reference or np.isnan(middle):
             text = "reference" if method == reference else "no reference"
-            ax.text(1.02, y, text, transform=place, va="center", fontsize=11, color="#666666")
+            ax.text(1.02, y, text, transform=place, va="center", fontsize=11, color=MUTED)
             continue
-        colour = METHOD_COLOURS.get(method, "#333333")
+        colour = METHOD_COLOURS.get(method, INK)
         ax.plot([low, high], [y, y], color=colour, linewidth=2.6, solid_capstyle="butt")
         ax.scatter([middle], [y], s=48, color=colour, zorder=3)
         text = f"{middle:{form}}" if np.isnan(low) else f"{middle:{form}}  [{low:{form}}, {high:{form}}]"
@@ -124,7 +135,7 @@ def _dots(ax: Axes, part: pd.DataFrame, column: str, form: str, reference: str =
     ax.set_yticks(range(len(part)), names if column == "accuracy" else [""] * len(part))
     ax.set_ylim(len(part) - 0.5, -0.5)
     if column == "gain":
-        ax.axvline(0, color="#333333", linewidth=1.2, zorder=1)
+        ax.axvline(0, color=INK, linewidth=1.2, zorder=1)
     ax.tick_params(axis="y", length=0)
     tidy(ax, grid="x")
 
@@ -148,8 +159,8 @@ def paired_dots(
     means = part.groupby(["method", "target_task"])["accuracy"].mean()
     gains = means[method] - means[reference]
     ax = new_axes(ax, 9, 4.4)
-    colour = METHOD_COLOURS.get(method, "#333333")
-    ax.axhline(0, color="#333333", linewidth=1.2)
+    colour = METHOD_COLOURS.get(method, INK)
+    ax.axhline(0, color=INK, linewidth=1.2)
     ax.axhspan(row["gain_low"], row["gain_high"], color=colour, alpha=0.18, linewidth=0, label="95 % interval")
     ax.axhline(row["gain"], color=colour, label=f"mean {row['gain']:+.1f}".replace("-", "\N{MINUS SIGN}"))
     ax.scatter(gains.index, gains, s=56, color=colour, edgecolor="white", zorder=3, label="a target task")

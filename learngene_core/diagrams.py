@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from .style import PART_COLOURS, legend_below, new_axes
+from .style import GREY, INK, PALE, PART_COLOURS, legend_below, new_axes
 
 Shape = Mapping[str, Any]
 """`ConvNet.shape`: names, widths, pools (1-based numbers of blocks), n_classes, image_size, hidden."""
@@ -109,7 +109,7 @@ def networks_side_by_side(
         f"of which {kept:,} ({100 * kept / light:.0f} %) are inherited"
     )
     parts = {"ancestor": "stays behind", "inherited": "inherited", "fresh": "fresh", "pool": "pool", "head": "head"}
-    handles = [Patch(facecolor=PART_COLOURS[k], edgecolor="#888888", label=text) for k, text in parts.items()]
+    handles = [Patch(facecolor=PART_COLOURS[k], edgecolor=GREY, label=text) for k, text in parts.items()]
     legend_below(ax, 5, points=12, handles=handles)
     return ax
 
@@ -173,16 +173,18 @@ def widths_of(shape: Shape) -> dict[str, int]:
     return dict(zip(shape["names"], shape["widths"], strict=True))
 
 
-def draw_blocks(ax: Axes, x: Sequence[float], widths: Sequence[int], y: float, part: str) -> None:
+def draw_blocks(
+    ax: Axes, x: Sequence[float], widths: Sequence[float], y: float, part: str, thick: float = 0.74
+) -> None:
     """Columns centred at height `y`, as tall as they are wide in channels."""
-    edge = {"edgecolor": "#888888"} if part == "fresh" else {"linewidth": 0}
+    edge = {"edgecolor": GREY} if part == "fresh" else {"linewidth": 0}
     bottom = y - np.array(widths, float) / 2
-    ax.bar(x, widths, 0.74, bottom, color=PART_COLOURS[part], zorder=3, label=f"_{part}", **edge)
+    ax.bar(x, widths, thick, bottom, color=PART_COLOURS[part], zorder=3, label=f"_{part}", **edge)
 
 
 def draw_pools(ax: Axes, shape: Shape, x: Sequence[float], y: float) -> None:
     """A slim slab behind every block with a pool, and the line along which the picture travels."""
-    ax.add_line(Line2D([x[0] - 0.6, x[-1] + 0.6], [y, y], color="#BBBBBB", linewidth=1.2, zorder=1))
+    ax.add_line(Line2D([x[0] - 0.6, x[-1] + 0.6], [y, y], color=PALE, linewidth=1.2, zorder=1))
     at = [i - 1 for i in shape["pools"]]
     heights = np.array([shape["widths"][i] for i in at], float)
     ax.bar(
@@ -195,13 +197,13 @@ def _draw_network(
 ) -> None:
     """One network with its picture at the left and its head at the right; names and widths above or below the blocks."""
     draw_pools(ax, shape, x, y)
-    ax.add_line(Line2D([x[0] - 1.1, x[-1] + 1.4], [y, y], color="#BBBBBB", linewidth=1.2, zorder=1))
+    ax.add_line(Line2D([x[0] - 1.1, x[-1] + 1.4], [y, y], color=PALE, linewidth=1.2, zorder=1))
     side = 1 if above else -1
     for name, at, width in zip(shape["names"], x, shape["widths"], strict=True):
         part = "inherited" if name in inherited else rest
         draw_blocks(ax, [at], [width], y, part)
         text = f"{name}\n{width}" if above else f"{width}\n{name}"
-        colour = PART_COLOURS["inherited"] if name in inherited else "#333333"
+        colour = PART_COLOURS["inherited"] if name in inherited else INK
         _note(ax, at, y + side * width / 2, text, side, colour)
     outputs = shape["n_classes"]
     draw_blocks(ax, [x[-1] + 1.4], [outputs], y, "head")
@@ -209,7 +211,7 @@ def _draw_network(
     ax.text(x[0] - 1.2, y, f"image\n{shape['image_size']} px", ha="right", va="center", fontsize=10)
 
 
-def _note(ax: Axes, x: float, y: float, text: str, side: int = 1, colour: str = "#333333") -> None:
+def _note(ax: Axes, x: float, y: float, text: str, side: int = 1, colour: str = INK) -> None:
     """Text a little above (side 1) or below (-1) a column's end."""
     place = {"xytext": (0, 2 * side), "textcoords": "offset points", "va": "bottom" if side > 0 else "top"}
     ax.annotate(text, (x, y), ha="center", fontsize=9, color=colour, **place)

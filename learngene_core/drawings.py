@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from .style import (
     GROUP_COLOURS,
     GROUP_LABELS,
+    INK,
     in_order,
     layer_colours,
     legend_below,
@@ -89,7 +90,7 @@ def division_overview(
         counts = np.array([sum(known[c] == family for c in groups[group]) for family in families])
         label = f"{GROUP_LABELS.get(group, group)} ({len(groups[group])})"
         bars = ax.barh(families, counts, left=left, height=0.72, color=GROUP_COLOURS.get(group), label=label)
-        ink = "#222222" if group == "open_world" else "white"
+        ink = INK if group == "open_world" else "white"
         ax.bar_label(bars, [str(n) if n else "" for n in counts], label_type="center", color=ink, weight="bold")
         left += counts
     ax.set(xlabel="classes (number)", ylabel="super-class", ylim=(len(families) - 0.4, -0.6))

@@ -24,11 +24,19 @@ from .claimfigures import claims_figure, controls_figure, released_figure
 from .comparisons import comparison, paired_dots, training_curves
 from .diagrams import growth, networks_side_by_side, shape_parameters
 from .drawings import division_overview, episode, image_rows, task_table
+from .paradigm import paradigm
 from .selectionfigures import score_panels, selection_figure
 from .style import (
+    ACCENT,
+    CHOSEN,
+    COLLECTIVE,
     DIVERGING,
+    FAINT,
+    GREY,
     METHOD_COLOURS,
     METHOD_LABELS,
+    MUTED,
+    PALE,
     SCORE_LABELS,
     SEQUENTIAL,
     block_text,
@@ -70,6 +78,7 @@ __all__ = [
     "networks_side_by_side",
     "norm_figure",
     "paired_dots",
+    "paradigm",
     "profile_with_null",
     "released_figure",
     "risk_curves",
@@ -82,8 +91,6 @@ __all__ = [
     "training_curves",
     "use_style",
 ]
-CURVE = "#0173B2"
-CHOSEN = "#F3C87A"
 
 
 def learning_curves(history: pd.DataFrame) -> np.ndarray:
@@ -100,15 +107,17 @@ def learning_curves(history: pd.DataFrame) -> np.ndarray:
     figure, axes = plt.subplots(2, 1, figsize=(10, 5.6), sharex=True, layout="constrained")
     for ax, column in zip(axes, ("loss", "accuracy"), strict=True):
         for i, (low, high) in enumerate(spans.to_numpy()):
-            ax.axvspan(low - 0.5, high + 0.5, color="#F2F2F2" if i % 2 == 0 else "white", zorder=0, linewidth=0)
-            ax.plot(x[x.between(low, high)], train.loc[x.between(low, high), column], color=CURVE, marker=".", ms=5)
+            ax.axvspan(low - 0.5, high + 0.5, color=FAINT if i % 2 == 0 else "white", zorder=0, linewidth=0)
+            ax.plot(
+                x[x.between(low, high)], train.loc[x.between(low, high), column], color=COLLECTIVE, marker=".", ms=5
+            )
         tidy(ax)
     axes[0].set(ylabel="training loss\n(cross-entropy, nats)", ylim=(0, None))
     axes[1].set(ylabel="accuracy (%)", xlabel="epoch, counted over all tasks", ylim=(-4, 104))
-    axes[1].plot([], [], color=CURVE, marker=".", label="training images (as augmented)")
+    axes[1].plot([], [], color=COLLECTIVE, marker=".", label="training images (as augmented)")
     if len(own):
         axes[1].scatter(
-            spans.loc[own.index, "max"], own, marker="D", s=44, color="#DE8F05", zorder=3, label="held-out, same task"
+            spans.loc[own.index, "max"], own, marker="D", s=44, color=ACCENT, zorder=3, label="held-out, same task"
         )
     axes[0].set_xlim(0.5, len(train) + 0.5)
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -172,7 +181,7 @@ def layer_task_heatmap(
     if high > low:
         bar.ax.set_ylim(low, high)  # only what occurs, also where colours are symmetric about the centre
     bar.outline.set_visible(False)
-    ax.patch.set(facecolor="#EDEDED", hatch="///", edgecolor="#BBBBBB")  # seen where there is no value
+    ax.patch.set(facecolor=FAINT, hatch="///", edgecolor=PALE)  # seen where there is no value
     ax.spines[:].set_visible(False)
     ax.invert_yaxis()
     ax.set_xticks(np.arange(n_tasks) + 0.5, thin(range(1, n_tasks + 1)), rotation=0)
@@ -187,7 +196,7 @@ def layer_task_heatmap(
 
 def frame_layers(ax: Axes, block: tuple[int, int], n_tasks: int) -> Rectangle:
     """A frame around the rows of a block (first, last: numbers from 1) of `layer_task_heatmap`; returns it."""
-    look = {"fill": False, "edgecolor": "#DE8F05", "linewidth": 4, "clip_on": False}
+    look = {"fill": False, "edgecolor": ACCENT, "linewidth": 4, "clip_on": False}
     return ax.add_patch(Rectangle((0, block[0] - 1), n_tasks, block[1] - block[0] + 1, **look))
 
 
@@ -225,9 +234,9 @@ def profile_with_null(
         first = layers.index(chosen[0]) + 1
         text = f"chosen: {block_text(chosen)}"
         ax.axvspan(first - 0.5, first + len(chosen) - 0.5, color=CHOSEN, alpha=0.55, linewidth=0, label=text, zorder=0)
-    ax.fill_between(x, null - spread, null + spread, color="#8C8C8C", alpha=0.35, linewidth=0, zorder=1)
-    ax.plot(x, null, color="#6B6B6B", linestyle="--", linewidth=1.8, label="untrained networks, mean ± 2 sd")
-    ax.plot(x, score, color=CURVE, marker="o", markersize=6, label="collective", zorder=3)
+    ax.fill_between(x, null - spread, null + spread, color=GREY, alpha=0.35, linewidth=0, zorder=1)
+    ax.plot(x, null, color=MUTED, linestyle="--", linewidth=1.8, label="untrained networks, mean ± 2 sd")
+    ax.plot(x, score, color=COLLECTIVE, marker="o", markersize=6, label="collective", zorder=3)
     name = str(table["criterion"].iloc[0]) if "criterion" in table else ""
     label = label or SCORE_LABELS.get(name, name or "score")
     label += _log_where_wide(ax, np.concatenate([score, null - spread, null + spread]))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import kernels
+from .alttexts import describe_pictures, with_alts
 from .config import FIELDS, RUN_NAMES, Config
 from .files import StudyError, atomic
 from .kernels import KERNEL
@@ -156,7 +157,8 @@ def source_hash(notebook: Any) -> str:
 
 
 def clean(executed: Any) -> Any:
-    """An executed notebook as it is committed: outputs stay; injected cell, papermill's and editors' metadata go.
+    """An executed notebook as it is committed: outputs stay; injected cell, papermill's and editors' metadata go; pictures
+    get their words (`alttexts`).
 
     The hash of the code that made the outputs is noted, so that a test can tell when code changed afterwards.
     """
@@ -167,6 +169,7 @@ def clean(executed: Any) -> Any:
             output.get("metadata", {}).clear()
             # widget views need the kernel that made them; the static figure before each stands for them
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    describe_pictures(executed.cells)
     for number, cell in enumerate((c for c in executed.cells if c.cell_type == "code"), 1):
         cell.execution_count = number
         for output in cell.outputs:
@@ -213,4 +216,4 @@ def write_report(paths: Sequence[Path], title: str, summary: str, target: Path) 
     options.HTMLExporter.require_js_url = ""
     body, _ = HTMLExporter(template_name="lab", config=options).from_notebook_node(joined)
     with atomic(target) as temporary:
-        temporary.write_text(body, encoding="utf-8")
+        temporary.write_text(with_alts(body, joined.cells), encoding="utf-8")

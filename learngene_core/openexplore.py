@@ -10,7 +10,7 @@ import pandas as pd
 from .explore import explorer, unwatched
 from .openfigures import GROUPS, SCORE_NAMES, _histogram, _row, threshold_counts
 from .opensets import threshold_at
-from .style import tidy
+from .style import INK, tidy
 
 PICTURES = 14
 PARTS = ("validation", "stream")
@@ -33,7 +33,7 @@ def draw_threshold(
         5, 1, figsize=(11, 8.6), height_ratios=[2, 1, 1, 1, 1], layout="none", gridspec_kw=place
     )
     _histogram(axes[0], known, shown.loc[~shown["known"], score])
-    axes[0].axvline(threshold, color="#333333", linewidth=2)
+    axes[0].axvline(threshold, color=INK, linewidth=2)
     axes[0].set_title(f"{SCORE_NAMES[score]}: flagged below {threshold:.3g}, which keeps {keep:g} % of validation")
     axes[0].set_yticks([])
     axes[0].legend(loc="upper left")

@@ -15,18 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .opensets import curves, metrics
-from .style import GROUP_COLOURS, in_order, legend_below, montage, new_axes, tidy
+from .style import GREY, GROUP_COLOURS, INK, MUTED, SCORE_COLOURS, in_order, legend_below, montage, new_axes, tidy
 
 KNOWN, UNKNOWN = GROUP_COLOURS["base"], GROUP_COLOURS["open_world"]
-SCORE_COLOURS: dict[str, str] = {
-    "msp": "#4F4F4F",
-    "maxlogit": "#0173B2",
-    "energy": "#56B4E9",
-    "openmax": "#CC78BC",
-    "ncm": "#000000",
-    "mahalanobis": "#ECA540",
-    "relative_mahalanobis": "#D55E00",
-}
 SCORE_NAMES: dict[str, str] = {
     "msp": "largest probability",
     "maxlogit": "largest logit",
@@ -76,7 +67,7 @@ def score_distributions(images: pd.DataFrame, scores: Sequence[str] = tuple(SCOR
         known, unknown = split(images, score)
         _histogram(ax, known[score], unknown[score])
         line = np.quantile(images.loc[images["part"] == "validation", score], 0.05)
-        ax.axvline(line, color="#333333", linestyle="--", linewidth=1.6, label="5 % of validation below")
+        ax.axvline(line, color=INK, linestyle="--", linewidth=1.6, label="5 % of validation below")
         ax.set(title=SCORE_NAMES[score], yticks=[])
         ax.xaxis.set_major_locator(MaxNLocator(3))
         tidy(ax)
@@ -119,7 +110,7 @@ def roc_with_band(
         ax.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0, label="95 % band over classes")
     area = metrics(known[score], unknown[score], np.ones(len(known), bool))["auroc"]
     ax.plot(x, y, color=colour, label=f"{SCORE_NAMES[score]}: AUROC {area:.1f}")
-    ax.plot([0, 100], [0, 100], color="#999999", linestyle=":", label="chance (50)")
+    ax.plot([0, 100], [0, 100], color=GREY, linestyle=":", label="chance (50)")
     ax.set(xlabel="unknown taken for known (%)", ylabel="known kept (%)", xlim=(0, 100), ylim=(0, 100))
     tidy(ax, grid="both")
     legend_below(ax, 1)
@@ -141,7 +132,7 @@ def oscr_curves(
         area = metrics(known[score], unknown[score], right)["oscr"]
         ax.plot(x, y, color=SCORE_COLOURS[score], label=f"{SCORE_NAMES[score]}: OSCR {area:.1f}")
     closed = 100 * right.mean()
-    ax.axhline(closed, color="#999999", linestyle=":", label=f"closed-set accuracy {closed:.1f}")
+    ax.axhline(closed, color=GREY, linestyle=":", label=f"closed-set accuracy {closed:.1f}")
     ax.set(xlabel="unknown taken for known (%)", ylabel="known kept and right (%)", xlim=(0, 100), ylim=(0, None))
     tidy(ax, grid="both")
     legend_below(ax, 1)
@@ -162,8 +153,8 @@ def over_tasks(table: pd.DataFrame, scores: Sequence[str] = ("msp", "maxlogit", 
         axes[0].fill_between(part["task"], *limits, color=SCORE_COLOURS[score], alpha=0.12, linewidth=0)
         axes[1].plot(part["task"], part["closed_accuracy"], **style)
     chance = table.drop_duplicates("task").sort_values("task")
-    axes[0].axhline(50, color="#999999", linestyle=":", label="chance")
-    axes[1].plot(chance["task"], 100 / chance["known_classes"], color="#999999", linestyle=":", label="chance")
+    axes[0].axhline(50, color=GREY, linestyle=":", label="chance")
+    axes[1].plot(chance["task"], 100 / chance["known_classes"], color=GREY, linestyle=":", label="chance")
     axes[0].set(ylabel="AUROC (%), 95 % over classes", title="known or unknown?")
     axes[1].set(ylabel="accuracy (%)", title="which of the classes seen so far?", ylim=(0, None))
     for ax in axes:
@@ -182,7 +173,7 @@ def learning(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ways = in_order(list(table["method"]), WAYS)
     rows = table.set_index("method").loc[ways]
     ax = new_axes(ax, 9.5, 0.62 * len(ways) + 1.5)
-    kinds = {"old": ("old classes", KNOWN), "new": ("new classes", UNKNOWN), "harmonic": ("harmonic mean", "#333333")}
+    kinds = {"old": ("old classes", KNOWN), "new": ("new classes", UNKNOWN), "harmonic": ("harmonic mean", INK)}
     for shift, (kind, (label, colour)) in zip((-0.24, 0, 0.24), kinds.items(), strict=True):
         name, y = f"{kind}_accuracy", np.arange(len(ways)) + shift
         ax.hlines(y, rows[f"{name}_low"], rows[f"{name}_high"], color=colour, linewidth=2.4)
@@ -198,9 +189,9 @@ def learning(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def gallery(
     pixels: Mapping[str, np.ndarray], captions: Mapping[str, Sequence[str]] | None = None, *, size: float = 1.05
 ) -> np.ndarray:
-    """Rows of pictures, a titled row per entry: title -> images (k, 3, h, w) uint8, k may be 0; returns the axes (rows,).
+    """Rows of pictures, a titled row per entry; returns the axes (rows,).
 
-    captions: title -> a short text under each picture.
+    pixels: title -> images (k, 3, h, w) uint8, k may be 0; captions: title -> a short text under each picture.
     """
     widest = max([len(p) for p in pixels.values()] + [1])
     height = size + (0.75 if captions else 0.45)
@@ -217,7 +208,7 @@ def gallery(
 def _row(ax: Axes, row: np.ndarray, widest: int, words: Sequence[str]) -> None:
     """Pictures (k, 3, h, w) side by side, at the left of a row for `widest`."""
     if not len(row):
-        ax.text(0, 0.5, "none", transform=ax.transAxes, va="center", fontsize=11, color="#666666")
+        ax.text(0, 0.5, "none", transform=ax.transAxes, va="center", fontsize=11, color=MUTED)
         return
     side = row.shape[-1]
     ax.imshow(montage(row[None]), interpolation="nearest")

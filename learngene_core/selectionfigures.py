@@ -15,11 +15,11 @@ from matplotlib.ticker import MaxNLocator
 
 from .atlasfigures import Block, block_name, checked, with_shots
 from .claimfigures import dot, stripe
-from .style import legend_below, tidy
+from .style import ACCENT, CHOSEN, COLLECTIVE, GREY, INK, MUTED, legend_below, tidy
 
 BASELINES = ("depth", "shallow", "size", "small", "random")
 NULL = "null:"
-CRITERION, BASELINE, NULL_GREY, CHOSEN = "#0173B2", "#D98200", "#8C8C8C", "#F3C87A"
+CRITERION, BASELINE, NULL_GREY = COLLECTIVE, ACCENT, GREY
 
 
 def selection_figure(selection: pd.DataFrame, *, length: int | None = None, shots: int | None = None) -> np.ndarray:
@@ -43,7 +43,7 @@ def selection_figure(selection: pd.DataFrame, *, length: int | None = None, shot
         if NULL + name in ranks.index:
             dot(axes[0], y + 0.2, ranks.loc[NULL + name], "spearman", NULL_GREY, hollow=True)
         if not dot(axes[0], y - (0.12 if NULL + name in ranks.index else 0), ranks.loc[name], "spearman", colour):
-            axes[0].text(0.02, y, "cannot rank", va="center", fontsize=11, color="#666666")
+            axes[0].text(0.02, y, "cannot rank", va="center", fontsize=11, color=MUTED)
         for scope, shift, hollow in ((fixed, -0.13, False), ("within budget", 0.16, True)):
             row = table[(table["criterion"] == name) & (table["scope"] == scope)]
             if len(row) and dot(axes[1], y + shift, row.iloc[0], "regret", colour, hollow=hollow, marker="s"):
@@ -72,21 +72,21 @@ def _selection_axes(axes: np.ndarray, names: list[str], fixed: str) -> None:
     """Names, titles and legends of `selection_figure`."""
     criteria = sum(name not in BASELINES for name in names)
     for ax in axes:
-        ax.axvline(0, color="#333333", linewidth=1.2, zorder=1)
-        ax.axhline(criteria - 0.5, color="#8C8C8C", linewidth=1)
+        ax.axvline(0, color=INK, linewidth=1.2, zorder=1)
+        ax.axhline(criteria - 0.5, color=GREY, linewidth=1)
         stripe(ax, len(names))
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set(xlim=(-1.05, 1.05), title="does it rank the blocks?", xlabel="Spearman with the gain, all blocks")
     axes[1].set(title="what does its choice lose?", xlabel="regret (percentage points)")
-    place = {"transform": axes[1].transAxes, "ha": "center", "va": "bottom", "fontsize": 10.5, "color": "#555555"}
+    place = {"transform": axes[1].transAxes, "ha": "center", "va": "bottom", "fontsize": 10.5, "color": MUTED}
     axes[1].text(1.12, 1, fixed.removeprefix("blocks of "), **place)
     axes[1].text(1.3, 1, "budget", **place)
     look = {"linestyle": "none", "markersize": 7}
     for colour, label in ((CRITERION, "criterion"), (BASELINE, "baseline")):
         axes[0].plot([], [], "o", color=colour, label=label, **look)
     axes[0].plot([], [], "o", markerfacecolor="white", color=NULL_GREY, label="its null (untrained)", **look)
-    axes[1].plot([], [], "s", color="#555555", label=fixed, **look)
-    axes[1].plot([], [], "s", markerfacecolor="white", color="#555555", label="within budget", **look)
+    axes[1].plot([], [], "s", color=MUTED, label=fixed, **look)
+    axes[1].plot([], [], "s", markerfacecolor="white", color=MUTED, label="within budget", **look)
     for ax in axes:
         legend_below(ax, 3, handletextpad=0.3)
 
@@ -121,7 +121,7 @@ def _score_panel(ax: Axes, part: pd.DataFrame, chosen: Block | None) -> None:
         edges = chosen[0] - 0.5, chosen[1] + 0.5
         ax.axvspan(*edges, color=CHOSEN, alpha=0.55, linewidth=0, zorder=0, label="the block it chooses")
     ax.fill_between(x, null - spread, null + spread, color=NULL_GREY, alpha=0.35, linewidth=0, zorder=1)
-    ax.plot(x, null, color="#6B6B6B", linestyle="--", linewidth=1.6, label="its null, mean ± 2 sd")
+    ax.plot(x, null, color=MUTED, linestyle="--", linewidth=1.6, label="its null, mean ± 2 sd")
     ax.plot(x, part["score"], color=CRITERION, marker="o", markersize=4, linewidth=1.8, label="collective", zorder=3)
     values = np.concatenate([part["score"], null - spread, null + spread])
     values = values[np.isfinite(values)]

@@ -31,6 +31,11 @@ class Chain:
     def __init__(self, run: Run):
         self.run, self.cfg = run, run.cfg
 
+    @classmethod
+    def of(cls, folder: str | Path) -> Chain:
+        """The stages of a run folder that is there, with the settings it was made with. Raises StudyError for another folder."""
+        return cls(Run.open(Config.from_dict(read_json(Path(folder, "config.json"))), folder))
+
     @functools.cached_property
     def images(self) -> ImageSet:
         """The images."""

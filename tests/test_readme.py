@@ -1,0 +1,309 @@
+"""The README is true: its commands exist, its code runs, its links lead somewhere, its numbers come from files.
+
+What a block of a shell may hold: `learngene`, `make`, `pip install`, `python -m learngene_core.X`, and the few words of
+`HARMLESS`. Commands that take seconds are run with the smoke preset; the others are parsed by the real parser, which refuses an
+option, a parameter or a value that does not exist. Results stand between markers and are made anew (`frontpage`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import readme
+import yaml
+from packaging.requirements import Requirement
+from PIL import Image
+
+from learngene_core import cli, frontpage, refresh
+from learngene_core.config import FIELDS, Config
+from learngene_core.runs import Run
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CHEAP = {
+    "divide",
+    "collective",
+    "criteria",
+    "reconstruct",
+    "info",
+}  # run with the smoke preset; the rest is only parsed
+HARMLESS = {"git": "clone", "cd": "", "source": ".venv/bin/activate"}  # what a newcomer types that is not ours
+QUOTED = {"text", "bibtex", "yaml", "json"}  # fences that nobody runs: output (from a file), an entry, settings
+FENCES = readme.fences(PAGE)
+SHELL = [words for fence in FENCES if fence.language in ("bash", "sh") for words in readme.commands(fence.body)]
+MENTIONED = readme.inline_commands(PAGE)
+BLOCKS = list(frontpage.BLOCK.finditer(PAGE))
+needs_blocks = pytest.mark.skipif(not BLOCKS, reason="the README has no blocks made from files yet")
+
+
+def text_of(words):
+    return " ".join(words)[:110]
+
+
+@pytest.fixture(scope="module")
+def place(smoke_run, tmp_path_factory):
+    """A folder like a newcomer's after `make study`: finished runs (of the smoke preset) where the README has them."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    for name in ("lecture", "smoke"):
+        shutil.copytree(smoke_run, folder / "runs" / name)
+    return folder
+
+
+# --- commands -----------------------------------------------------------------------------------------------------------
+def check_command(words):
+    """Fail where a command line of the README names what does not exist."""
+    program, *rest = words
+    while "=" in program and rest:  # variables before a command
+        program, *rest = rest
+    if program == "learngene":
+        parse_learngene(rest)
+    elif program == "make":
+        check_make(rest)
+    elif program == "pip":
+        check_pip(rest)
+    elif program.startswith("python") and rest[:1] == ["-m"]:
+        assert importlib.util.find_spec(rest[1]) is not None, f"there is no module {rest[1]}"
+    elif program == "papermill":
+        check_papermill(rest)
+    else:
+        assert program in HARMLESS and (rest or [""])[0].endswith(HARMLESS[program]), f"no rule covers {words}"
+
+
+def parse_learngene(arguments):
+    try:
+        options = cli.parser().parse_args(arguments)
+    except SystemExit:
+        raise AssertionError(f"`learngene {' '.join(arguments)}` is refused by the command line") from None
+    if hasattr(options, "preset"):
+        return options, cli.configuration(options)
+    return options, None
+
+
+def check_make(rest):
+    targets = [word for word in rest if "=" not in word]
+    phony = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE).group(1).split()
+    assert targets and set(targets) <= set(phony), f"there is no target {targets}"
+    if shutil.which("make"):
+        done = subprocess.run(["make", "-n", *rest], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def check_pip(rest):
+    assert rest[0] == "install"
+    known = {Requirement(r).name for r in PROJECT["dependencies"]}
+    for word in rest[1:]:
+        if word.startswith("."):
+            extras = re.findall(r"[\w-]+", word[1:])
+            assert set(extras) <= set(PROJECT["optional-dependencies"]), f"there is no extra in {word}"
+        elif not word.startswith("-"):
+            assert Requirement(word).name in known, f"{word} is not among the project's packages"
+
+
+def check_papermill(rest):
+    assert (ROOT / rest[0]).is_file()
+    for name, value in zip(rest[rest.index("-p") + 1 :: 3], rest[rest.index("-p") + 2 :: 3], strict=True):
+        if name not in ("preset", "out"):
+            Config().replace(**{name: yaml.safe_load(value)})
+
+
+@pytest.mark.parametrize("words", SHELL, ids=text_of)
+def test_every_command_of_a_block_exists(words):
+    check_command(words)
+
+
+@pytest.mark.parametrize("words", MENTIONED, ids=text_of)
+def test_every_command_in_prose_exists(words):
+    check_command(words)
+
+
+RUN = [words for words in SHELL if words[0] == "learngene" and len(words) > 1 and words[1] in CHEAP]
+
+
+@pytest.mark.parametrize("words", RUN, ids=text_of)
+def test_cheap_commands_run_with_the_smoke_preset(words, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    arguments, dropped = [], {"--preset", "--data", "--data-path", "--out", "--set", "--seed"}
+    rest = iter(words[1:])
+    for word in rest:
+        if word in dropped:
+            next(rest)
+        else:
+            arguments.append("runs/lecture" if word == "RUN" else word)
+    if words[1] != "info":
+        arguments += ["--preset", "smoke"]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["learngene stduy", "learngene study --set shotz=3", "learngene atlas --preset paper --set minutes=x", "make studdy",
+     "pip install -e .[gpu]", "pip install tensorflow", "python -m learngene_core.nothing", "curl example", "source x"],
+)  # fmt: skip
+def test_a_wrong_command_would_be_noticed(line):
+    with pytest.raises((AssertionError, ValueError)):
+        check_command(line.split())
+
+
+# --- code ---------------------------------------------------------------------------------------------------------------
+def examples():
+    """Python blocks that are a file of `tests/examples`, which `test_examples` runs."""
+    named = [m["files"] for m in BLOCKS if m["files"].startswith("tests/examples/")]
+    return {(ROOT / name).read_text(encoding="utf-8").strip(): name for name in named}
+
+
+def test_every_fenced_block_is_covered():
+    for fence in FENCES:
+        assert fence.language in {"bash", "sh", "python", "", *QUOTED}, (
+            f"line {fence.line}: nothing covers {fence.language}"
+        )
+
+
+@pytest.mark.parametrize("fence", [f for f in FENCES if f.language == "python"], ids=lambda f: f"line {f.line}")
+def test_python_blocks_run_as_they_stand(fence, place, monkeypatch):
+    if fence.body.strip() in examples():
+        return  # run, and looked at more closely, by test_examples
+    monkeypatch.chdir(place)
+    exec(compile(fence.body, f"README.md, line {fence.line}", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("fence", [f for f in FENCES if not f.language], ids=lambda f: f"line {f.line}")
+def test_listed_files_are_made_by_the_package(fence):
+    names = re.findall(r"[\w*/-]+\.(?:csv|json|npz|safetensors|html|ipynb)", fence.body)
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "learngene_core").glob("*.py"))
+    written = set(re.findall(r"[\w*-]+\.(?:csv|json|npz|safetensors|html|ipynb)", source))
+    assert names, "a block without a language lists files of a run"
+    assert not [name for name in names if not fnmatch.filter(written, name.rpartition("/")[2])]
+
+
+@pytest.mark.parametrize("fence", [f for f in FENCES if f.language in QUOTED], ids=lambda f: f"line {f.line}")
+def test_quoted_blocks_are_what_they_seem(fence):
+    if fence.language == "text":
+        texts = [frontpage.rendered(m, ROOT) for m in BLOCKS if m["files"].endswith(".txt")]
+        assert f"```text\n{fence.body}```" in texts, f"line {fence.line}: output comes from a file that a command wrote"
+    elif fence.language == "bibtex":
+        title = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+        assert re.search(r"title *= *[{\"]+(.+?)[}\"]", fence.body).group(1) in json.dumps(title)
+    else:
+        given = yaml.safe_load(fence.body)
+        for part in (given.get("parameters", {}), given.get("product", {}), *given.get("cases", [])):
+            assert set(part) <= set(FIELDS), f"line {fence.line}: unknown parameters {set(part) - set(FIELDS)}"
+
+
+# --- links and pictures -------------------------------------------------------------------------------------------------
+def test_links_and_pictures_lead_somewhere():
+    headings = {readme.slug(h) for h in re.findall(r"^#+ +(.+)$", readme.FENCE.sub("", PAGE), re.MULTILINE)}
+    for match in readme.LINK.finditer(readme.FENCE.sub("", PAGE)):
+        target, _, anchor = match["target"].partition("#")
+        if "://" in target:
+            continue
+        assert not target or (ROOT / target).exists(), f"{match['target']} leads nowhere"
+        assert target or anchor in headings, f"there is no section #{anchor}"
+
+
+def test_pictures_are_whole_small_and_opaque():
+    pictures = [m["target"] for m in readme.LINK.finditer(PAGE) if m[0].startswith("!")]
+    assert pictures
+    for name in pictures:
+        with Image.open(ROOT / name) as picture:
+            picture.load()
+            assert picture.width <= 1700 and (ROOT / name).stat().st_size <= 700_000, name
+            corner = picture.convert("RGBA").getpixel((0, 0))
+        assert corner[3] == 255 and min(corner[:3]) >= 250, f"{name}: a white ground of its own, also on a dark page"
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------
+def test_blocks_are_what_their_files_say():
+    assert frontpage.filled(PAGE, ROOT) == PAGE, "run `python -m learngene_core.frontpage`"
+    assert PAGE.count("<!-- from ") == len(BLOCKS) == PAGE.count("<!-- end -->"), "every block begins and ends"
+
+
+@needs_blocks
+def test_every_table_of_numbers_is_made_from_a_file():
+    bare = readme.FENCE.sub("", frontpage.BLOCK.sub("", PAGE))
+    rows = [line for line in bare.splitlines() if line.startswith("|") and readme.numbers(readme.prose(line))]
+    assert not [row for row in rows if not all(n in allowed() for n in readme.numbers(readme.prose(row)))]
+
+
+def allowed():
+    """Numbers that stand in prose and in no file of results, with the reason why they are there."""
+    table = pd.read_csv(Path(__file__).with_name("readme_numbers.csv"), dtype=str)
+    assert table["reason"].str.len().gt(15).all() and not table["number"].duplicated().any()
+    return dict(zip(table["number"], table["reason"], strict=True))
+
+
+def sources(page, root):
+    """Numbers shown in all blocks but code, and the values of the tables behind them."""
+    blocks = list(frontpage.BLOCK.finditer(page))
+    shown = {n for m in blocks if not m["files"].endswith(".py") for n in readme.numbers(m["body"])}
+    paths = {path for m in blocks for path in frontpage.files_of(m, root).values() if path.suffix == ".csv"}
+    tables = [pd.read_csv(path).select_dtypes("number") for path in sorted(paths)]
+    return shown, [abs(v) for table in tables for v in table.to_numpy().ravel() if pd.notna(v)]
+
+
+def untraced(page, root, known):
+    """Numbers of the prose that stand in no block, in no file behind one (rounded as they are), and not among `known`."""
+    shown, values = sources(page, root)
+    found = []
+    for number in readme.numbers(readme.prose(frontpage.BLOCK.sub("", page))):
+        digits = len(number.partition(".")[2])
+        traced = digits and any(f"{value:.{digits}f}" == number for value in values)
+        if number not in shown and number not in known and not traced:
+            found.append(number)
+    return found
+
+
+@needs_blocks
+def test_every_number_in_prose_is_traced():
+    assert not (lost := untraced(PAGE, ROOT, allowed())), (
+        f"from no file, and without a reason in readme_numbers.csv: {lost}"
+    )
+    words = readme.numbers(readme.prose(PAGE))
+    assert not (stale := [n for n in allowed() if n not in words]), f"reasons for numbers that are gone: {stale}"
+
+
+def test_a_number_from_nowhere_would_be_noticed(tmp_path):
+    pd.DataFrame({"claim": ["H1"], "estimate": [1.2649]}).to_csv(tmp_path / "a.csv", index=False)
+    page = "<!-- from a.csv as plain -->\n<!-- end -->\nGains of +1.26 and 1.3 points, not 1.4; 12 % and `0.7`, [x](v1.9).\n"
+    page = frontpage.filled(page, tmp_path)
+    assert "| H1 | 1.2649 |" in page
+    assert untraced(page, tmp_path, {}) == ["1.4", "12"]
+    assert untraced(page, tmp_path, {"12": "why"}) == ["1.4"]
+
+
+def test_the_command_brings_a_page_up_to_date(tmp_path, capsys):
+    (tmp_path / "t.md").write_text("| a |\n|---|\n| 2.5 |\n", encoding="utf-8")
+    (tmp_path / "e.py").write_text("x = 1\n", encoding="utf-8")
+    page = tmp_path / "P.md"
+    page.write_text("A\n<!-- from t.md -->\nold\n<!-- end -->\nB\n<!-- from e.py -->\n<!-- end -->\n", encoding="utf-8")
+    assert frontpage.main([str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "old" not in text and "| 2.5 |\n<!-- end -->\nB" in text and "```python\nx = 1\n```" in text
+    assert frontpage.main([str(page)]) == 0 and "up to date" in capsys.readouterr().out
+    page.write_text("<!-- from gone.csv as claims -->\n<!-- end -->\n", encoding="utf-8")
+    assert frontpage.main([str(page)]) == 1 and "gone.csv, which does not exist" in capsys.readouterr().err
+
+
+def test_a_kind_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n", encoding="utf-8")
+    with pytest.raises(Exception, match="results, claims, released, openworld"):
+        frontpage.filled("<!-- from a.csv as nothing -->\n<!-- end -->", tmp_path)
+
+
+def test_the_tour_is_what_the_commands_say(smoke_copy):
+    text = refresh.tour(Run.open(Config.preset("smoke"), smoke_copy))
+    assert text.startswith(f"$ learngene info {refresh.HOME}\n{refresh.HOME}: preset smoke")
+    assert "\n$ learngene criteria\n" in text and "learngene: conv" in text and f"run folder: {refresh.HOME}" in text
+    assert str(smoke_copy) not in text
+    for command in refresh.TOUR:
+        check_command(command.split())
