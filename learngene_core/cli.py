@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, interrupt
+from .checking import number
 from .config import STAGES, Config
 from .files import OutOfTime, StudyError, say
 from .presets import PRESETS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .runs import Run
     from .study import Chain
 
+SWEEP = "run every point of a parameter grid, on this machine or a cluster, into one table"
 LATER = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, call again
 VERBS = {
     "study": "all notebooks in order, headless, with a report and a table at the end",
@@ -74,30 +76,42 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text)
-        sub.add_argument("--preset", default="lecture", metavar="NAME", help=f"{', '.join(PRESETS)} (default: lecture)")
-        sub.add_argument(
-            "--data", metavar="NAME", help="glyphs, cifar100, imagenet100, cub200 or folder (default: the preset's)"
-        )
-        sub.add_argument(
-            "--data-path",
-            metavar="FOLDER",
-            help="folder or zip archive that holds the images; with --data cifar100 also the word 'download', which fetches "
-            "CIFAR-100 (169 MB) once; glyphs need none",
-        )
-        sub.add_argument(
-            "--out", default="", metavar="FOLDER", help="run folder (default: runs/<preset>[-<data>][-s<seed>])"
-        )
-        sub.add_argument("--seed", type=int, metavar="N", help="master seed (default: 0)")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter, e.g. shots=[10,20]"
-        )
+        _add_options(sub, "lecture")
         sub.add_argument("--redo", action="append", default=[], choices=STAGES, help="compute this stage again")
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    sweep = verbs.add_parser("sweep", help=SWEEP, description=f"{SWEEP}; `learngene_core/grid.py` describes the file")
+    sweep.add_argument("grid", metavar="GRID", help="a grid file, or a ready grid: shots, criteria, growth")
+    where = sweep.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, default=0, metavar="N", help="processes on this machine (default: all)")
+    where.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a dask scheduler that runs already")
+    sweep.add_argument("--dry-run", action="store_true", help="say what it will cost, and stop")
+    _add_options(sweep, "")
     info = verbs.add_parser("info", help="what is in a run folder, and whether it is whole")
     info.add_argument("run", metavar="RUN")
     info.add_argument("--json", action="store_true", help="machine-readable")
     info.add_argument("--debug", action="store_true")
     return top
+
+
+def _add_options(sub: argparse.ArgumentParser, preset: str) -> None:
+    """The options that all verbs share. preset: the default ("": the grid's)."""
+    text = f"{', '.join(PRESETS)} (default: {preset or 'that of the grid'})"
+    sub.add_argument("--preset", default=preset, metavar="NAME", help=text)
+    sub.add_argument(
+        "--data", metavar="NAME", help="glyphs, cifar100, imagenet100, cub200 or folder (default: the preset's)"
+    )
+    sub.add_argument(
+        "--data-path",
+        metavar="FOLDER",
+        help="folder or zip archive that holds the images; with --data cifar100 also the word 'download', which fetches "
+        "CIFAR-100 (169 MB) once; glyphs need none",
+    )
+    folder = "run folder (default: runs/<preset>[-<data>][-s<seed>])" if preset else "(default: runs/sweep-<grid>)"
+    sub.add_argument("--out", default="", metavar="FOLDER", help=folder)
+    sub.add_argument("--seed", type=int, metavar="N", help="master seed (default: 0)")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any parameter, e.g. shots=[10,20]"
+    )
+    sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 OTHERWISE = {"preset_name": "--preset", "preset": "--preset", "out": "--out"}  # what --set must not say
@@ -108,6 +122,12 @@ def configuration(options: argparse.Namespace) -> Config:
 
     Raises ValueError for unknown names, bad values, and a name that is given two values.
     """
+    return Config.preset(options.preset, **changes_of(options))
+
+
+def changes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The parameters that the options name. Raises ValueError for one that is given two values, and for one with another
+    option."""
     import yaml
 
     given: list[tuple[str, Any]] = []
@@ -118,7 +138,7 @@ def configuration(options: argparse.Namespace) -> Config:
         if name in OTHERWISE:
             raise ValueError(f"--set {name} is not possible; use {OTHERWISE[name]}")
         try:
-            given.append((name, _number(yaml.safe_load(text)) if text else ""))
+            given.append((name, number(yaml.safe_load(text)) if text else ""))
         except yaml.YAMLError:
             raise ValueError(f"--set {name}: {text!r} is no value") from None
     given += [(n, v) for n in ("seed", "data", "data_path") if (v := getattr(options, n)) is not None]
@@ -126,17 +146,7 @@ def configuration(options: argparse.Namespace) -> Config:
     for name, value in given:
         if changes.setdefault(name, value) != value:
             raise ValueError(f"{name} is given twice, as {changes[name]!r} and as {value!r}; keep one of them")
-    return Config.preset(options.preset, **changes)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 5e-4 as a string; a person means a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return [_number(v) for v in value] if isinstance(value, list) else value
+    return changes
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -144,6 +154,12 @@ def _run(options: argparse.Namespace) -> int:
         from .info import report
 
         return report(options.run, as_json=options.json)
+    if options.verb == "sweep":
+        from .grid import load_grid
+        from .sweep import report
+
+        grid = load_grid(options.grid, options.preset, changes_of(options))
+        return report(grid, options.out, workers=options.workers, scheduler=options.scheduler, dry_run=options.dry_run)
     cfg = configuration(options)
     if options.verb == "study":
         return _study(cfg, options)
