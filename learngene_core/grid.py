@@ -87,7 +87,8 @@ def load_grid(source: str | Path, preset: str = "", changes: Mapping[str, Any] |
             raise ValueError(f"{name}: {parameter} is varied by the grid; it cannot be fixed as well")
     notebook, stage, table = _target(values, path)
     preset = preset or values.get("preset", "lecture")
-    _check_varied(preset, fixed, varied, stage, name)
+    criteria = [fixed.get("criterion"), *product.get("criterion", []), *(case.get("criterion") for case in cases)]
+    _check_varied(Config.preset(preset, **fixed), varied, stage, name, "recommended" in criteria)
     points = tuple(_points(preset, fixed, product, cases, varied, (notebook.stem, stage), name))
     return Grid(name, notebook, stage, table, varied, points)
 
@@ -181,16 +182,16 @@ def _notebook(value: Any, path: Path) -> Path:
 
 
 # points -------------------------------------------------------------------------------------------------------------
-def _check_varied(preset: str, fixed: dict[str, Any], varied: tuple[str, ...], stage: str, name: str) -> None:
-    """A parameter that no result hangs on would give the same rows under different names. (Where the atlas chooses the
-    learngene, its fields count too.)"""
-    readers = {s for f in FIELDS.values() for s in f.metadata["stage"].split()}
-    base = Config.preset(preset, **fixed)
-    known = {*fields(base, stage), *fields(base.replace(criterion="recommended", layers=()), stage), *WHERE, "defects"}
+def _check_varied(base: Config, varied: tuple[str, ...], stage: str, name: str, recommended: bool) -> None:
+    """A parameter that no result hangs on would give the same rows under different names. recommended: somewhere the atlas
+    chooses the learngene, so that its fields count too."""
+    known = {*fields(base, stage), *WHERE, "defects"}
+    if recommended:
+        known |= set(fields(base.replace(criterion="recommended", layers=()), stage))
     for parameter in varied:
         if parameter not in known:
             where = FIELDS[parameter].metadata["stage"]
-            told = f"stage {where.split()[0]} reads it" if where and readers else "it decides no result"
+            told = f"stage {where.split()[0]} reads it" if where else "it decides no result"
             raise ValueError(f"{name}: varying {parameter} changes nothing through stage {stage or 'any'}: {told}")
 
 

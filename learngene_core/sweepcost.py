@@ -39,7 +39,7 @@ def job_seconds(grid: Grid, shared: Sequence[Shared], costs: dict[str, dict[str,
         first = costs[min(some.points)]
         seconds[some.name] = KERNEL_SECONDS + sum(first.get(stage, 0.0) for stage in some.stages)
     for point in grid.points:
-        taken = {"division"} | {stage for some in shared if point.name in some.points for stage in some.stages}
+        taken = {stage for some in shared if point.name in some.points for stage in ("division", *some.stages)}
         own = (cost for stage, cost in costs[point.name].items() if stage not in taken)
         seconds[point.name] = KERNEL_SECONDS + sum(own)
     return seconds

@@ -53,7 +53,7 @@ def over_axis(accuracy: pd.DataFrame, gains: pd.DataFrame, axis: str, *, referen
             right.text(0.5, 0.6, "no pairs in these sources", transform=right.transAxes, ha="center", color="#666666")
     for ax in axes[-1]:
         ax.set_xlabel(AXIS_LABELS[axis])
-    _legend(axes, shown, lines=in_order(list(shown["line"]), {}))
+    _legend(axes, pd.concat([trained, still]), lines=in_order(list(shown["line"]), {}))
     return axes
 
 
@@ -69,14 +69,15 @@ def _draw(ax: Axes, part: pd.DataFrame, axis: str, places: dict[object, int], li
     hides another."""
     methods = in_order(list(part["method"]), METHOD_LABELS)
     series = [(m, line) for m in methods for line in lines if ((part["method"] == m) & (part["line"] == line)).any()]
-    for i, (method, line) in enumerate(series):
-        rows = part[(part["method"] == method) & (part["line"] == line) & part[axis].isin(list(places))]
-        shift = (i - (len(series) - 1) / 2) * min(0.1, 0.6 / max(1, len(series)))
-        x = np.array([places[value] for value in rows[axis]]) + shift
-        order = np.argsort(x)
+    own = {pair: part[(part["method"] == pair[0]) & (part["line"] == pair[1])].set_index(axis) for pair in series}
+    beside = {value: [pair for pair in series if value in own[pair].index] for value in places}
+    step = min(0.1, 0.6 / max(1, len(series)))
+    for method, line in series:
+        rows = own[method, line].loc[[value for value in places if value in own[method, line].index]]
+        x = [places[v] + (beside[v].index((method, line)) - (len(beside[v]) - 1) / 2) * step for v in rows.index]
         style = {"color": METHOD_COLOURS.get(method, "#333333"), "marker": MARKERS[lines.index(line) % len(MARKERS)]}
         joined = DASHES.get(method, "-") if axis != "inherited" else "none"
-        ax.plot(x[order], rows["estimate"].to_numpy()[order], linestyle=joined, linewidth=1.6, markersize=6, **style)
+        ax.plot(x, rows["estimate"], linestyle=joined, linewidth=1.6, markersize=6, **style)
         ax.vlines(x, rows["low"], rows["high"], color=style["color"], linewidth=1.8)
     ax.set_xticks(range(len(places)), list(places), rotation=25 if axis == "inherited" and len(places) > 4 else 0)
     ax.set_xlim(-0.5, len(places) - 0.5)
