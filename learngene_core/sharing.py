@@ -36,14 +36,27 @@ CHEAP = {"criteria"}  # seconds from the record: not worth a kernel that compute
 
 @dataclasses.dataclass
 class Shared:
-    """Stages computed once. name: of its folder; points: the names of those that use them; cfg: asks for all of them;
-    parents: names of the shared ones that it begins with."""
+    """Stages computed once. stages: name -> digest of what decides it; points: the names of those that use them; cfg: asks
+    for all of them; parents: names of the shared ones that it begins with."""
 
-    name: str
-    stages: list[str]
+    stages: dict[str, str]
     points: frozenset[str]
     cfg: Config
     parents: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Of its folder: its first stage, and whatever else it holds."""
+        (stage, digest), *rest = self.stages.items()
+        more = hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:6]
+        return f"{stage}-{digest}" + (f"-{more}" if rest else "")
+
+    def sources(self, folder: Path) -> list[Path]:
+        """The run folders below `folder` that it may take stages from: its parents, and what earlier grids have left there
+        that begins alike (on the same images)."""
+        (stage, digest), *_ = self.stages.items()
+        alike = (path for path in sorted(folder.glob(f"{stage}-{digest}*")) if path.is_dir() and path.name != self.name)
+        return [*(folder / parent for parent in self.parents), *alike]
 
 
 def plan(grid: Grid) -> list[Shared]:
@@ -54,7 +67,7 @@ def plan(grid: Grid) -> list[Shared]:
             if len(some) < 2:
                 continue
             names = frozenset(point.name for point in some)
-            by_points.setdefault(names, Shared(f"{stage}-{digest}", [], names, some[0].cfg)).stages.append(stage)
+            by_points.setdefault(names, Shared({}, names, some[0].cfg)).stages[stage] = digest
     found = sorted(by_points.values(), key=lambda shared: -len(shared.points))
     found = [shared for shared in found if not CHEAP.issuperset(shared.stages)]
     for shared in found:

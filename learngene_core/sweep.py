@@ -46,13 +46,14 @@ class Outcome:
 
 @dataclasses.dataclass
 class _Work:
-    """Everything that is still to be done: what is shared, and jobs by name (shared ones first), what each waits for,
-    expected seconds."""
+    """Everything that is still to be done: what is shared, and by name (shared ones first) jobs, the shared ones that each
+    waits for, expected seconds and bytes."""
 
     shared: list[Shared]
     jobs: dict[str, Job]
     before: dict[str, list[str]]
     seconds: dict[str, float]
+    bytes: dict[str, float]
 
 
 def run_sweep(
@@ -74,7 +75,7 @@ def run_sweep(
     gpus = () if scheduler else gpus_here(grid.points[0].cfg.device)
     workers = workers or default_workers(gpus)
     work = _work(grid, plan(grid) if share else [], folder, gpus)
-    _announce(grid, work, folder, workers)
+    _announce(grid, work, folder, 0 if scheduler else workers)
     if dry_run:
         return Outcome(folder, [p.name for p in grid.points if p.name not in work.jobs], {})
     with _alone(folder):
@@ -111,14 +112,14 @@ def _work(grid: Grid, shared: list[Shared], folder: Path, gpus: tuple[str, ...])
     before |= {some.name: some.parents for some in shared}
     first: dict[str, Job] = {}
     for some in (some for some in shared if not some.points.isdisjoint(jobs)):
-        own, code = Path(where[some.name]), notebooks.source_hash(notebook_of(some))
-        about = {"stage": some.stages[-1], "sources": tuple(where[other] for other in some.parents), "gpus": gpus}
-        first[some.name] = job_of(some.cfg, own, own.with_name(f"{own.name}.ipynb"), code, **about)
+        own, code = Path(where[some.name]), f"{notebooks.source_hash(notebook_of(some))} {some.name}"
+        about = {"sources": tuple(str(path) for path in some.sources(own.parent)), "gpus": gpus}
+        first[some.name] = job_of(some.cfg, own, own.with_name(f"{own.name}.ipynb"), code, "division", **about)
     first = {name: job for name, job in first.items() if not finished(job)}
-    seconds = job_seconds(grid, shared, stage_costs(grid)) if jobs else {}
+    seconds, size = job_seconds(grid, shared, stage_costs(grid)) if jobs else {}, job_bytes(grid, shared)
     jobs = {**first, **jobs}
     todo = [some for some in shared if some.name in first]
-    return _Work(todo, jobs, before, {name: seconds[name] for name in jobs})
+    return _Work(todo, jobs, before, {name: seconds[name] for name in jobs}, {name: size[name] for name in jobs})
 
 
 def _announce(grid: Grid, work: _Work, folder: Path, workers: int) -> None:
@@ -126,12 +127,13 @@ def _announce(grid: Grid, work: _Work, folder: Path, workers: int) -> None:
     say(f"{grid.name}: {len(grid.points)} points ({', '.join(grid.varied) or 'nothing varied'}), {points} to run")
     for some in work.shared:
         say(f"  once for {len(some.points)} points: {', '.join(some.stages)}")
-    if points:
-        wall, size = wall_seconds(work.seconds, work.before, workers), job_bytes(grid, work.shared)
-        say(
-            f"{len(work.jobs)} notebook runs, about {duration(wall)} on {workers} worker{'s' * (workers > 1)} of this machine "
-            f"({duration(sum(work.seconds.values()))} of work); about {size_text(sum(size[n] for n in work.jobs))} in {folder}"
-        )
+    if not points:
+        return
+    effort, wall = duration(sum(work.seconds.values())), duration(wall_seconds(work.seconds, work.before, workers))
+    time = f"about {wall} on {workers} worker{'s' * (workers > 1)} of this machine ({effort} of work)"
+    if not workers:
+        time = f"about {effort} of work for a worker like this machine's"
+    say(f"{len(work.jobs)} notebook runs, {time}, about {size_text(sum(work.bytes.values()))} in {folder}")
 
 
 def _compute(work: _Work, folder: Path, workers: int, scheduler: str, failed: dict[str, str]) -> None:

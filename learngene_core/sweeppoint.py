@@ -33,8 +33,8 @@ Job = dict[str, Any]
 def job_of(
     cfg: Config, folder: Path, notebook: Path, code: str, *, stage: str = "", table: str = "", **more: Any
 ) -> Job:
-    """The job that executes `notebook` for `cfg` in `folder`. code: the notebook's `source_hash`; stage: the last one it
-    needs ("": unknown); more: what is not as in a job that stands alone."""
+    """The job that executes `notebook` for `cfg` in `folder`. code: what stands for the notebook's code, its `source_hash`;
+    stage: the last one whose fields decide its results ("": all fields do); more: what is not as in a job that stands alone."""
     about = [code, fields(cfg, stage), STAGE_VERSION, __version__]
     return {
         "folder": str(folder),

@@ -220,6 +220,18 @@ cases: [{}, {layers: [conv1, conv2]}]
                 assert all(point.cfg.stage_hash(s) == some.cfg.stage_hash(s) for s in some.stages)
 
 
+def test_another_grid_in_the_same_folder_takes_over_the_ancestor_and_nothing_that_differs(written, tmp_path, smoke_run):
+    """What is shared has a folder of its own for other settings, and begins with the stages that are still the same."""
+    text = "preset: smoke\nparameters: {{threshold: {}}}\nproduct: {{shots: [5, 10]}}"
+    (first,), (second,) = (sharing.plan(load_grid(written(text.format(value)))) for value in (5e-10, 5e-4))
+    assert first.name != second.name and list(first.stages) == list(second.stages) == ["collective", "criteria"]
+    run = Run.open(first.cfg, tmp_path / "shared" / first.name)
+    sharing.fill(run, [smoke_run])
+    assert second.sources(tmp_path / "shared") == [run.path] and first.sources(tmp_path / "shared") == []
+    other = Run.open(second.cfg, tmp_path / "shared" / second.name)
+    assert sharing.fill(other, second.sources(tmp_path / "shared")) == ["division", "collective"]
+
+
 def test_points_on_other_images_never_share(written, tmp_path):
     """Paths stand in no hash; two folders of images do not give one ancestor all the same."""
     text = "preset: smoke\nproduct: {target_seed: [0, 1]}\ncases: [{data: folder, data_path: a}, {data: folder, data_path: b}]"
@@ -476,7 +488,7 @@ def test_what_is_shared_costs_once_and_nothing_is_forgotten(written):
     assert sweepcost.wall_seconds(together, before, 1) == pytest.approx(sum(together.values()))
     assert sweepcost.wall_seconds(together, before, 100) == pytest.approx(2 * kernel + 110)
     sizes = [sum(sweepcost.job_bytes(found, some).values()) for some in ([], planned)]
-    assert sizes[1] < 0.5 * sizes[0]
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 def test_a_dry_run_says_what_it_would_cost_and_touches_nothing(tmp_path, monkeypatch, capsys):

@@ -206,7 +206,9 @@ def test_a_cluster_that_is_there_does_the_same_also_when_a_worker_is_killed(tmp_
 
 
 def test_a_point_that_must_fail_leaves_the_others_and_is_listed(tmp_path):
-    text = "if seed == 7:\n    raise RuntimeError('seven is\\nimpossible')\n"
+    text = (
+        "import os\nif seed == 7 and not os.path.exists('mended'):\n    raise RuntimeError('seven is\\nimpossible')\n"
+    )
     own_notebook(tmp_path / "own.ipynb", text + "open(out + '/rows.csv', 'w').write(f'value\\n{seed}\\n')")
     product = {"seed": list(range(1, 13))}
     path = write_grid(tmp_path, notebook="own.ipynb", table="rows.csv", product=product)
@@ -223,9 +225,12 @@ def test_a_point_that_must_fail_leaves_the_others_and_is_listed(tmp_path):
     assert kept.cells[-1].outputs[-1].ename == "RuntimeError"
     entry = json.loads((out / "sweep.json").read_text())["points"][name]
     assert entry["state"] == "failed" and "impossible" in entry["error"]
-    # mended, only that point runs
-    own_cell = kept.cells[-1].source
-    assert "seven" in own_cell
+    # once it can be done, it alone runs
+    (tmp_path / "mended").touch()
+    with sweep(path, out, "--workers", 2) as process:
+        text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and ", 1 to run" in text and "12 of 12 points are finished" in text
+    assert sorted(pd.read_csv(out / "sweep.csv")["value"]) == product["seed"]
 
 
 def test_ctrl_c_ends_everything_with_one_line_and_keeps_what_is_finished(tmp_path):
