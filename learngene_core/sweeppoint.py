@@ -31,7 +31,7 @@ Job = dict[str, Any]
 
 
 def job_of(
-    cfg: Config, folder: Path, notebook: Path, code: str, *, stage: str = "", table: str = "", **more: Any
+    cfg: Config, folder: Path, notebook: Path, code: str, stage: str = "", *, table: str = "", **more: Any
 ) -> Job:
     """The job that executes `notebook` for `cfg` in `folder`. code: what stands for the notebook's code, its `source_hash`;
     stage: the last one whose fields decide its results ("": all fields do); more: what is not as in a job that stands alone."""
@@ -55,9 +55,10 @@ def finished(job: Job) -> bool:
         note = read_json(Path(job["folder"], DONE))
     except (OSError, StudyError):
         return False
+    if not isinstance(note, dict) or note.get("mark") != job["mark"]:
+        return False
     table = Path(job["folder"], job["table"])
-    whole = not job["table"] or (table.is_file() and file_hash(table) == note.get("sha256"))
-    return isinstance(note, dict) and note.get("mark") == job["mark"] and whole
+    return not job["table"] or (table.is_file() and file_hash(table) == note.get("sha256"))
 
 
 def run_job(job: Job, *before: dict[str, str]) -> dict[str, str]:

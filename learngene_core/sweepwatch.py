@@ -15,7 +15,7 @@ from .progress import LOG_SECONDS
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-LOOK = 0.3  # seconds between two looks
+LOOK = 0.5  # seconds between two looks
 
 
 def watch(client: Client, futures: Mapping[str, Future], seconds: Mapping[str, float]) -> Iterator[tuple[str, Any]]:

@@ -335,6 +335,31 @@ def test_a_notebook_that_fails_is_reported_and_kept_and_one_whose_kernel_died_is
     assert missing["state"] == "failed" and "has not written others.csv" in missing["error"]
 
 
+def test_every_worker_of_an_embedded_cluster_shows_its_kernels_one_gpu(tmp_path, monkeypatch):
+    import types
+
+    import distributed
+    import torch
+
+    from learngene_core import sweepcluster
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweepcluster.gpus_here("auto") == ("0", "1") and sweepcluster.gpus_here("cpu") == ()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    gpus = sweepcluster.gpus_here("cuda")
+    assert gpus == ("3", "5") and sweepcluster.default_workers(gpus) == 2
+    seen = []
+    monkeypatch.setattr(sweeppoint, "_execute", lambda job: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    own_notebook(tmp_path / "own.ipynb", "seed: int = 0")
+    for worker in range(3):
+        monkeypatch.setattr(distributed, "get_worker", lambda n=worker: types.SimpleNamespace(name=n))
+        job = sweeppoint.job_of(Config.preset("smoke"), tmp_path / str(worker), tmp_path / "own.ipynb", "", gpus=gpus)
+        sweeppoint.run_job(job)
+    assert seen == ["3", "5", "3"] and os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
 # the table ----------------------------------------------------------------------------------------------------------
 def finished_sweep(tmp_path, text, rows):
     """A sweep whose points were not computed but made up: rows(cfg) -> DataFrame."""
