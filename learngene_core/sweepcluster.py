@@ -38,6 +38,7 @@ from .sweeppoint import facts
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
+KERNEL_BYTES = 1_500_000_000  # of memory that a kernel takes, with torch and a small collective
 PATIENCE = 30.0  # seconds for a scheduler and its first worker to answer
 
 
@@ -143,7 +144,10 @@ def gpus_here(device: str) -> tuple[str, ...]:
 
 
 def default_workers(gpus: tuple[str, ...]) -> int:
-    """One worker per GPU, else one per processor."""
+    """One worker per GPU, else one per processor, as far as the memory suffices for their kernels."""
     if gpus:
         return len(gpus)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    import psutil
+
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(processors, psutil.virtual_memory().available // KERNEL_BYTES))

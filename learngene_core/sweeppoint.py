@@ -27,6 +27,7 @@ from .sharing import fill
 
 DONE = "point.json"  # in the folder of a finished job
 TASK = "LEARNGENE_SWEEP_TASK"  # in the environment of a kernel: the folder that it works in
+LAST_LINE = 500  # characters of an error that are kept
 Job = dict[str, Any]
 
 
@@ -62,7 +63,7 @@ def finished(job: Job) -> bool:
 
 
 def run_job(job: Job, *before: dict[str, str]) -> dict[str, str]:
-    """Do a job; returns its state ("finished" or "failed") and, where it failed, `error`: the last line.
+    """Do a job; returns its state ("finished" or "failed") and, where it failed, `error`: what its last line says.
 
     before: what the jobs that it builds upon have returned. A notebook that fails would fail again and is reported; whatever
     else happens (a kernel that died, a full disk) is raised: the cluster tries again.
@@ -80,7 +81,7 @@ def run_job(job: Job, *before: dict[str, str]) -> dict[str, str]:
         except notebooks.KernelDied:
             raise
         except (StudyError, ValueError) as error:
-            return {"state": "failed", "error": str(error).strip().splitlines()[-1]}
+            return {"state": "failed", "error": " ".join(str(error).split())[-LAST_LINE:]}
     return {"state": "finished"}
 
 

@@ -323,7 +323,7 @@ def test_a_job_is_done_once_for_its_parameters_its_code_and_its_table(job, monke
 def test_a_notebook_that_fails_is_reported_and_kept_and_one_whose_kernel_died_is_tried_again(job):
     told = sweeppoint.run_job(job(7))
     assert told["state"] == "failed" and "\n" not in told["error"]
-    assert "own.ipynb" in told["error"] or "is not possible" in told["error"]
+    assert "own.ipynb, cell" in told["error"] and "ValueError: seven is not possible" in told["error"]
     kept = notebooks.read(Path(job(7)["output"]))
     assert kept.cells[-1].outputs[-1].ename == "ValueError"
     assert not sweeppoint.finished(job(7))
