@@ -88,7 +88,8 @@ def load_grid(source: str | Path, preset: str = "", changes: Mapping[str, Any] |
     notebook, stage, table = _target(values, path)
     preset = preset or values.get("preset", "lecture")
     criteria = [fixed.get("criterion"), *product.get("criterion", []), *(case.get("criterion") for case in cases)]
-    _check_varied(Config.preset(preset, **fixed), varied, stage, name, "recommended" in criteria)
+    first = {**(cases[0] if cases else {}), **{n: given[0] for n, given in product.items()}}
+    _check_varied(Config.preset(preset, **{**fixed, **first}), varied, stage, name, "recommended" in criteria)
     points = tuple(_points(preset, fixed, product, cases, varied, (notebook.stem, stage), name))
     return Grid(name, notebook, stage, table, varied, points)
 

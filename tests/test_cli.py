@@ -26,7 +26,7 @@ from learngene_core.statistics import paired_table
 
 SMOKE = ("--preset", "smoke", "--set", "workers=1")
 COMMAND = Path(sys.executable).with_name("learngene")
-VERBS = [*cli.VERBS, "sweep", "info"]
+VERBS = [*cli.VERBS, "info"]
 
 
 @pytest.fixture(autouse=True)

@@ -551,13 +551,27 @@ def test_the_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, argument
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_help_names_every_option_and_ready_grid(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["sweep", "--help"])
+    out = capsys.readouterr().out
+    options = ["--workers", "--scheduler", "--dry-run", "--preset", "--data-path", "--out", "--seed", "--set"]
+    assert end.value.code == 0 and all(word in out for word in [*options, *ready()])
+
+
 def test_reading_and_drawing_sweeps_needs_no_torch():
     import subprocess
 
-    code = "import sys\nfrom learngene_core import grid, sharing, sweep, sweepfigures, sweeppoint, sweeptable\n"
+    code = "import sys\nfrom learngene_core import cli, grid, sharing, sweep, sweepfigures, sweeppoint, sweeptable\n"
     code += "grid.load_grid('shots')\nprint('torch' in sys.modules, 'distributed' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_fixed_values_need_only_be_possible_together_with_the_varied_ones(written):
+    """The smoke preset has four source tasks; growth from the sixth on is possible in every point all the same."""
+    text = "preset: smoke\nparameters: {growth_start: 6}\nproduct: {n_source_tasks: [6, 8]}"
+    assert [p.cfg.n_source_tasks for p in load_grid(written(text)).points] == [6, 8]
 
 
 def test_sources_are_a_list_of_paths(tmp_path):
