@@ -49,6 +49,8 @@ _EXPORTS = {
     "ablations": ("compute_controls",),
     "claims": ("load_claims",),
     "study": ("run_study",),
+    "grid": ("load_grid",),
+    "sweep": ("run_sweep",),
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
 _MODULES = (
@@ -83,6 +85,8 @@ _MODULES = (
     "theory",
     "theoryexplore",
     "theoryfigures",
+    "sweepfigures",
+    "sweeptable",
     "verdicts",
 )
 __all__ = [*_WHERE, *_EXPORTS, *_MODULES]

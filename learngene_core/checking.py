@@ -7,7 +7,7 @@ import difflib
 import math
 import reprlib
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .presets import DEFECT_NAMES
@@ -30,6 +30,8 @@ CHOICES = {
 }
 
 
+# what a parameter cell may hold beside fields: the preset, the run folder, and the folders that a report reads
+RUN_NAMES: dict[str, type] = {"preset": str, "out": str, "sources": list}
 ONCE = ("shots", "methods", "layers", "controls", "control_ewc", "control_l2", "ancestors", "defects")
 
 
@@ -94,5 +96,24 @@ def _is_text(value: str) -> bool:
     return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
+def check_run_names(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value of one of RUN_NAMES that has the wrong type; None stands for the default."""
+    for name, kind in RUN_NAMES.items():
+        value = values.get(name)
+        if value is not None and not (isinstance(value, kind) and all(isinstance(v, str) for v in value)):
+            raise ValueError(f"{name} takes {'a list of paths' if kind is list else 'str'}, not {value!r}")
+
+
 def _range(low: float, high: float) -> str:
     return f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+
+
+def number(value: Any, depth: int = 2) -> Any:
+    """YAML 1.1 reads 5e-4 as a string; a person means a number. Other values as they are, lists item by item (lists of lists are
+    as deep as parameters go; YAML can say a list that holds itself)."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return [number(v, depth - 1) for v in value] if isinstance(value, list) and depth else value

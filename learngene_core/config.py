@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .checking import checked, nearest
+from .checking import RUN_NAMES, check_run_names, checked, nearest
 from .presets import ALL_METHODS, DATA, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
 from .rules import check_together
 
@@ -207,7 +207,7 @@ class Config:
         Plain papermill only warns of a misspelt parameter and turns `-p flip false` into a (true) string; here both are
         refused, whoever started the notebook. A value of None means: as the preset has it.
 
-        Raises ValueError for a name that is neither a field nor `out`, and for a value of the wrong type.
+        Raises ValueError for a name that is neither a field nor one of RUN_NAMES, and for a value of the wrong type.
         """
         plain = {
             name: value
@@ -225,9 +225,7 @@ class Config:
                     f"unknown parameter {name!r}{nearest(name, [*FIELDS, *RUN_NAMES])}; "
                     f"in a live kernel, `del {name}` (or restart) after mending it"
                 )
-        for name in RUN_NAMES:
-            if not isinstance(plain.get(name) or "", str):
-                raise ValueError(f"{name} takes str, not {plain[name]!r}")
+        check_run_names(plain)
         changes = {name: value for name, value in plain.items() if name in FIELDS and value is not None}
         return cls.preset(plain.get("preset") or "lecture", **changes)
 
@@ -296,4 +294,3 @@ class Config:
 
 FIELDS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Config)}
 _TYPES = typing.get_type_hints(Config)
-RUN_NAMES = ("preset", "out")  # what a parameter cell may hold beside fields: the preset and the run folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 
@@ -115,6 +116,23 @@ def _all_arms(run: Run) -> float:
     return steps * _individual_step(run) / run.machine.workers
 
 
+def _remembered(step: Callable[..., float]) -> Callable[..., float]:
+    """Seconds of a step, measured once for equal shapes on one machine: a sweep asks for many runs."""
+    known: dict[tuple, float] = {}
+
+    @functools.wraps(step)
+    def measured(run: Run, *given: object) -> float:
+        cfg, here = run.cfg, run.machine
+        shapes = (cfg.start_widths, cfg.final_widths, cfg.hidden, cfg.image_size, cfg.source_way, cfg.n_way)
+        about = (*shapes, cfg.batch_size, cfg.individual_batch, here.device, here.threads, *given)
+        if about not in known:
+            known[about] = step(run, *given)
+        return known[about]
+
+    return measured
+
+
+@_remembered
 def collective_step(run: Run) -> float:
     """Seconds of one collective training step at widths halfway through the growth."""
     import torch
@@ -138,6 +156,7 @@ def _individual_step(run: Run) -> float:
     return sum(_stack_step(run, family, families.count(family)) for family in dict.fromkeys(families))
 
 
+@_remembered
 def _stack_step(run: Run, family: str, n: int) -> float:
     """Seconds of one step of a stack of n individuals."""
     from .network import ConvNet

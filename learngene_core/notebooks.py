@@ -16,9 +16,15 @@ from typing import Any
 
 from . import kernels
 from .alttexts import describe_pictures, with_alts
-from .config import FIELDS, RUN_NAMES, Config
+from .checking import RUN_NAMES, check_run_names
+from .config import FIELDS, Config
 from .files import StudyError, atomic
 from .kernels import KERNEL
+
+
+class KernelDied(StudyError):
+    """A kernel that ended, or was ended, before its notebook was through: nothing is known against the notebook itself."""
+
 
 IDLE_MINUTES = 30.0  # a kernel that uses no processor for so long has lost a message and is ended
 
@@ -53,7 +59,7 @@ def checked_parameters(path: Path, parameters: Mapping[str, Any]) -> dict[str, A
     """Parameters as plain values that a notebook may be given.
 
     Raises StudyError when the notebook has not exactly one `parameters` cell, and ValueError for a name that is no field
-    of `Config` (nor `preset` or `out`) and for a value of the wrong type.
+    of `Config` (nor one of `RUN_NAMES`) and for a value of the wrong type.
     """
     tagged = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1 or tagged[0].cell_type != "code":
@@ -62,11 +68,9 @@ def checked_parameters(path: Path, parameters: Mapping[str, Any]) -> dict[str, A
     for name in plain:
         if name not in FIELDS and name not in RUN_NAMES:
             Config().replace(**{name: None})  # raises, with the nearest name
-    for name in RUN_NAMES:
-        if not isinstance(plain.get(name, ""), str):
-            raise ValueError(f"{name} takes str, not {plain[name]!r}")
+    check_run_names(plain)
     changes = {k: v for k, v in plain.items() if k in FIELDS and v is not None}
-    Config.preset(plain.get("preset", "lecture"), **changes)
+    Config.preset(plain.get("preset") or "lecture", **changes)
     return plain
 
 
@@ -91,7 +95,8 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any], kernel: Any
 
     kernel: the manager of one that runs already (`kernels.Kernels.take`); by default one is started. It is ended.
 
-    Raises StudyError that names the notebook, the cell and the error, or says that the kernel did nothing for IDLE_MINUTES.
+    Raises StudyError that names the notebook, the cell and the error; KernelDied when the kernel died, or did nothing for
+    IDLE_MINUTES and was ended.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -119,8 +124,8 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any], kernel: Any
     except (CellTimeoutError, DeadKernelError) as error:
         if ended.is_set():
             text = f"its kernel did nothing for {IDLE_MINUTES:g} minutes and was ended; run it again"
-            raise StudyError(f"{path.name}: {text} (see {output})") from None
-        raise StudyError(f"{path.name}: {str(error).splitlines()[0]} (see {output})") from None
+            raise KernelDied(f"{path.name}: {text} (see {output})") from None
+        raise KernelDied(f"{path.name}: {str(error).splitlines()[0]} (see {output})") from None
 
 
 @contextlib.contextmanager

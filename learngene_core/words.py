@@ -7,6 +7,7 @@ import re
 import typing
 from typing import Any
 
+from .checking import number
 from .config import FIELDS, Config
 
 
@@ -26,7 +27,7 @@ def spoken(name: str, text: str) -> Any:
         return text
     if of is str:
         return value if isinstance(value, str) and text[:1] in "\"'" else text
-    return value if of == tuple[str, ...] else _number(value)
+    return value if of == tuple[str, ...] else number(value, 1)
 
 
 def quoted(name: str, value: Any) -> str:
@@ -47,13 +48,3 @@ def _quoted(text: str) -> str:
 
 def _holds(name: str) -> Any:
     return typing.get_type_hints(Config)[name] if name in FIELDS else None
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 5e-4 as a string; a person means a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return [v if isinstance(v, list) else _number(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,179 @@
+"""The tables of a sweep: every point's rows in one file, and what several sweeps and runs say together, across seeds."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from .config import FIELDS, Config
+from .files import StudyError, atomic, read_json
+from .grid import Grid, Point, plain
+from .statistics import hierarchical_interval
+
+LEVELS = ("collective", "target_seed", "target_task")  # nested units, from the top: ancestors, draws of tasks, tasks
+WHAT = ("family", "method")  # what is compared
+AXES = ("shots", "n_source_tasks", "inherited")  # what accuracy is drawn over
+CHOICE = ("criterion", "threshold", "sign", "n_blocks", "layers")  # how the learngene is chosen
+
+
+# writing --------------------------------------------------------------------------------------------------------------
+def write_table(grid: Grid, points: Sequence[Point], folder: Path) -> pd.DataFrame:
+    """Write `sweep.csv` (and `sweep.parquet` where pyarrow is installed) into `folder`; returns the table.
+
+    One row per row of the points' table, in the grid's order: point, the varied parameters, then the table's own columns. A
+    parameter whose name the table has too (a run with several `shots` has rows for each) becomes `set_<name>`.
+    """
+    parts = []
+    for point in points:
+        rows = read_csv(folder / point.name / grid.table)
+        about = {f"set_{n}" if n in rows else n: plain(value) for n, value in point.values.items()}
+        parts.append(pd.concat([pd.DataFrame({"point": point.name, **about}, index=rows.index), rows], axis=1))
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["point", *grid.varied])
+    with atomic(folder / "sweep.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    if importlib.util.find_spec("pyarrow"):
+        with atomic(folder / "sweep.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+    return table
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """The table in a file. Raises StudyError when it is missing or damaged."""
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise StudyError(f"{path} does not exist; run what makes it first") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is damaged: {error}") from None
+
+
+# reading --------------------------------------------------------------------------------------------------------------
+def read_sources(sources: Sequence[str | Path]) -> pd.DataFrame:
+    """The individuals of any number of sweeps and run folders, one row each.
+
+    Columns: those of results.csv; run (a number per run folder) and point (its name); collective (the ancestor's seed),
+    target_seed, n_source_tasks; and in words the other parameters that differ between the rows: choice (those of CHOICE)
+    and setting (all others). Raises StudyError for a folder that is neither a sweep nor a run, or has no individuals.
+    """
+    runs = [run for source in sources for run in _runs_of(Path(source).expanduser())]
+    if not runs:
+        raise StudyError("there is nothing to read: no source holds a finished point")
+    differ = _differing([cfg for _, cfg, _ in runs])
+    parts = []
+    for number, (name, cfg, rows) in enumerate(runs):
+        about = {"run": number, "point": name, "collective": cfg.seed, "target_seed": cfg.target_seed}
+        about["n_source_tasks"] = cfg.n_source_tasks
+        about["choice"] = _words(cfg, [n for n in differ if n in CHOICE])
+        about["setting"] = _words(cfg, [n for n in differ if n not in CHOICE])
+        parts.append(rows.assign(**about))
+    return pd.concat(parts, ignore_index=True)
+
+
+def overview(rows: pd.DataFrame) -> pd.DataFrame:
+    """What `read_sources` found, a row per setting and choice: runs, ancestors, draws of target tasks, shots, individuals."""
+    shots = (
+        rows.groupby(["setting", "choice"], sort=False)["shots"].unique().map(lambda s: "+".join(map(str, sorted(s))))
+    )
+    counts = rows.groupby(["setting", "choice"], sort=False).agg(
+        runs=("run", "nunique"),
+        ancestors=("collective", "nunique"),
+        target_draws=("target_seed", "nunique"),
+        individuals=("accuracy", "size"),
+    )
+    return counts.assign(shots=shots).reset_index()
+
+
+def save_report(tables: Mapping[str, Sequence[pd.DataFrame]], folder: Path) -> pd.DataFrame:
+    """Write tables of `across_seeds`, by the name of their value, into one `across_seeds.csv`; returns it.
+
+    Columns: value, axis, at (the value on the axis), then those of `across_seeds`.
+    """
+    parts = []
+    for value, some in tables.items():
+        for table in some:
+            axis = next(name for name in AXES if name in table)
+            parts.append(table.rename(columns={axis: "at"}).assign(value=value, axis=axis))
+    columns = ["value", "axis", "at", "line", *WHAT, "estimate", "low", "high", "n", "scope", "n_rows"]
+    joined = pd.concat(parts, ignore_index=True)[columns]
+    with atomic(folder / "across_seeds.csv") as temporary:
+        joined.to_csv(temporary, index=False, lineterminator="\n")
+    return joined
+
+
+def _words(cfg: Config, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {plain(getattr(cfg, name))}" for name in names)
+
+
+def _runs_of(folder: Path) -> list[tuple[str, Config, pd.DataFrame]]:
+    """Name, configuration and individuals of the runs in a folder: itself, or the points of a sweep."""
+    if (folder / "sweep.json").is_file():
+        points = read_json(folder / "sweep.json")["points"]
+        table = read_csv(folder / "sweep.csv")
+        rows = dict(list(table.groupby("point")))
+        found = [(name, _config(entry["parameters"]), rows[name]) for name, entry in points.items() if name in rows]
+    elif (folder / "config.json").is_file():
+        found = [(folder.name, Config.from_dict(read_json(folder / "config.json")), read_csv(folder / "results.csv"))]
+    else:
+        raise StudyError(f"{folder} is neither the folder of a sweep nor a run folder")
+    for name, _, rows in found:
+        if missing := {*WHAT, "target_task", "init", "shots", "accuracy", "inherited"} - set(rows.columns):
+            raise StudyError(f"{folder}: {name} has no individuals (columns {', '.join(sorted(missing))} are missing)")
+    return found
+
+
+def _config(parameters: dict[str, object]) -> Config:
+    given = dict(parameters)
+    return Config.preset(given.pop("preset"), **given)
+
+
+def _differing(configs: Sequence[Config]) -> list[str]:
+    """Names of the parameters that decide results and differ, but for those that the rows tell apart themselves."""
+    own = {"seed", "target_seed", "n_source_tasks", "shots", "methods"}
+    names = [n for n, f in FIELDS.items() if f.metadata["stage"] and n not in own]
+    return [n for n in names if len({str(getattr(cfg, n)) for cfg in configs}) > 1]
+
+
+# comparing ------------------------------------------------------------------------------------------------------------
+def paired_gains(rows: pd.DataFrame, reference: str = "scratch") -> pd.DataFrame:
+    """The rows that have a partner of method `reference`, with `gain`: accuracy minus that of the partner, in points.
+
+    Partners are of the same run, family, shots, target task and initial weights: same ancestor, images and batches.
+    """
+    keys = ["run", "family", "shots", "target_task", "init"]
+    base = rows.loc[rows["method"] == reference, [*keys, "accuracy"]].rename(columns={"accuracy": "reference"})
+    both = rows[rows["method"] != reference].merge(base, on=keys, how="inner", validate="many_to_one")
+    return both.assign(gain=both["accuracy"] - both["reference"])
+
+
+def across_seeds(rows: pd.DataFrame, axis: str, value: str) -> pd.DataFrame:
+    """Mean of `value` with its 95 % interval for every line (what differs beside the axis, in words), family, method and
+    value of `axis` (one of AXES).
+
+    The interval is over the topmost unit that was drawn more than once: ancestors, else draws of target tasks, else target
+    tasks (see `statistics.hierarchical_interval`). The same individual from two sources counts once. On the axis
+    `inherited`, a block is a block, however it was chosen.
+    Columns: line, family, method, `axis`; estimate, low, high in the unit of `value`; n (units), scope (what the interval
+    speaks for), n_rows. Raises ValueError for an unknown axis.
+    """
+    if axis not in AXES:
+        raise ValueError(f"unknown axis {axis!r}; there are {', '.join(AXES)}")
+    keys = ["line", *WHAT, axis]
+    rows = rows.assign(line=_lines(rows, axis)).drop_duplicates(["line", *WHAT, *AXES, *LEVELS, "init", value])
+    found = []
+    for names, part in rows.groupby(keys, sort=False):
+        interval = hierarchical_interval(part, LEVELS, value)
+        limits = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+        about = {"n": interval.n, "scope": interval.scope, "n_rows": len(part)}
+        found.append({**dict(zip(keys, names, strict=True)), **limits, **about})
+    return pd.DataFrame(found, columns=[*keys, "estimate", "low", "high", "n", "scope", "n_rows"])
+
+
+def _lines(rows: pd.DataFrame, axis: str) -> pd.Series:
+    """What must not be averaged, in words: settings, the other numbers, and (but on the axis of blocks) how to choose."""
+    columns = ["setting"] + ["choice"] * (axis != "inherited")
+    text = [rows[c] for c in columns if rows[c].nunique() > 1]
+    text += [c + " " + rows[c].astype(str) for c in ("shots", "n_source_tasks") if c != axis and rows[c].nunique() > 1]
+    return text[0].str.cat(text[1:], sep=", ") if text else pd.Series("", index=rows.index)
