@@ -108,9 +108,8 @@ def learning_curves(history: pd.DataFrame) -> np.ndarray:
     for ax, column in zip(axes, ("loss", "accuracy"), strict=True):
         for i, (low, high) in enumerate(spans.to_numpy()):
             ax.axvspan(low - 0.5, high + 0.5, color=FAINT if i % 2 == 0 else "white", zorder=0, linewidth=0)
-            ax.plot(
-                x[x.between(low, high)], train.loc[x.between(low, high), column], color=COLLECTIVE, marker=".", ms=5
-            )
+            inside = x.between(low, high)
+            ax.plot(x[inside], train.loc[inside, column], color=COLLECTIVE, marker=".", ms=5)
         tidy(ax)
     axes[0].set(ylabel="training loss\n(cross-entropy, nats)", ylim=(0, None))
     axes[1].set(ylabel="accuracy (%)", xlabel="epoch, counted over all tasks", ylim=(-4, 104))
@@ -136,19 +135,9 @@ def accuracy_matrix(matrix: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     n = len(matrix)
     ax = new_axes(ax, 8.4, 6) if n > 6 else new_axes(ax, 7, 4.6)
-    sns.heatmap(
-        matrix,
-        ax=ax,
-        mask=matrix.isna().to_numpy(),
-        vmin=0,
-        vmax=100,
-        cmap=SEQUENTIAL,
-        annot=n <= 15,
-        fmt=".0f",
-        annot_kws={"fontsize": 12 if n <= 10 else 9},
-        linewidths=1 if n <= 20 else 0,
-        cbar_kws={"label": "held-out accuracy (%)"},
-    )
+    numbers = {"annot": n <= 15, "fmt": ".0f", "annot_kws": {"fontsize": 12 if n <= 10 else 9}}
+    look = {"vmin": 0, "vmax": 100, "cmap": SEQUENTIAL, "linewidths": 1 if n <= 20 else 0, **numbers}
+    sns.heatmap(matrix, ax=ax, mask=matrix.isna().to_numpy(), cbar_kws={"label": "held-out accuracy (%)"}, **look)
     ax.set_xticks(np.arange(matrix.shape[1]) + 0.5, thin(list(matrix.columns)))
     ax.set_yticks(np.arange(n) + 0.5, thin(list(matrix.index)), rotation=0)
     ax.set(xlabel="tested on the classes of task", ylabel="after training task")

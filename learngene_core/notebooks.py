@@ -212,13 +212,8 @@ def write_report(paths: Sequence[Path], title: str, summary: str, target: Path) 
         for cell in clean(read(path)).cells:
             cell.pop("id", None)
             joined.cells.append(nbformat.from_dict({**cell, "id": f"c{len(joined.cells)}"}))
-    options = Traits()
-    options.HTMLExporter.exclude_input = True
-    options.HTMLExporter.exclude_output_prompt = True
-    options.HTMLExporter.exclude_input_prompt = True
-    options.HTMLExporter.embed_images = True
-    options.HTMLExporter.mathjax_url = ""
-    options.HTMLExporter.require_js_url = ""
+    page = {"exclude_input": True, "exclude_output_prompt": True, "exclude_input_prompt": True, "embed_images": True}
+    options = Traits({"HTMLExporter": {**page, "mathjax_url": "", "require_js_url": ""}})
     body, _ = HTMLExporter(template_name="lab", config=options).from_notebook_node(joined)
     with atomic(target) as temporary:
         temporary.write_text(with_alts(body, joined.cells), encoding="utf-8")

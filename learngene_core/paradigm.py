@@ -71,13 +71,18 @@ def paradigm(
     _individual(ax, individual, under, level, scale, inherited, shots)
     ax.set(xlim=(LEFT, right + RIGHT), ylim=(level - TALL / 2 - 1.15, 0.62), aspect="equal")
     ax.set_axis_off()
+    _key(ax, shapes)
+    if own:
+        ax.figure.set_size_inches(WIDE * np.ptp(ax.get_xlim()), WIDE * np.ptp(ax.get_ylim()))
+    return ax
+
+
+def _key(ax: Axes, shapes: Sequence[Shape]) -> None:
+    """What the colours mean, in a line below the drawing."""
     key = [(part, words) for part, words in KEY if part != "grown" or _grew(shapes)]
     handles = [Patch(facecolor=PART_COLOURS[k], edgecolor=GREY if k == "fresh" else "none", label=v) for k, v in key]
     ax.legend(handles=handles, loc="lower left", ncols=len(key), bbox_to_anchor=(0.0, 0.0), fontsize=10, handlelength=1.1,
               columnspacing=1.6, borderaxespad=0, labelcolor=MUTED)  # fmt: skip
-    if own:
-        ax.figure.set_size_inches(WIDE * np.ptp(ax.get_xlim()), WIDE * np.ptp(ax.get_ylim()))
-    return ax
 
 
 def _grew(shapes: Sequence[Shape]) -> bool:

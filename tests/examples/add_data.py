@@ -18,9 +18,9 @@ def digits() -> lg.ImageSet:
 
 
 images = digits()
-few = {"n_source_tasks": 2, "source_way": 3, "n_target_tasks": 3, "n_way": 2}  # ten classes do not give more
-cfg = lg.Config.preset("smoke", data="folder", split="seed", **few)
-division = lg.divide(images, cfg)
+names = images.class_names  # six to learn from, two that stay unknown, two for the target tasks
+division = lg.Division(base=names[:6], open_world=names[6:8], novel=names[8:])
+cfg = lg.Config.preset("smoke", n_source_tasks=2, source_way=3, n_target_tasks=3, n_way=2)
 source, target = lg.source_tasks(images, division, cfg), lg.target_tasks(images, division, cfg)
 ancestor = lg.train_collective(images, division, source, cfg)
 gene = lg.cut_learngene(ancestor, cfg)
