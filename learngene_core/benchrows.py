@@ -29,6 +29,7 @@ from .presets import PAPER_POOLS
 from .record import Record
 from .steps import Way
 from .streams import generator
+from .sweepbench import sweep_rows
 from .timing import Pair, compare, pairs
 from .training import Recipe, fit, task_loss
 
@@ -46,12 +47,18 @@ def all_rows(cfg: Config, home: Path) -> dict[str, Callable[[], Rows]]:
         "individuals": lambda: individual_rows(cfg),
         "reading": lambda: reading_rows(home),
         "chain": lambda: chain_rows(home),
+        "sweep": lambda: sweep_rows(_made(home / "sweep")),
     }
     if Machine.resolve(cfg).device.startswith("cuda"):
         from .gpubench import gpu_rows
 
         rows["gpu"] = lambda: gpu_rows(cfg)
     return rows
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 # the collective's training ------------------------------------------------------------------------------------------------
