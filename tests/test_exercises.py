@@ -85,6 +85,12 @@ WRONG = {
                                "regret = some['gain'].max()"],
     "06-exercise-5-solution": ["rho = -rho", "rho = np.corrcoef(depth, blocks['gain'])[0, 1]", "rho = 100 * rho",
                                "rho = np.corrcoef(stats.rankdata(blocks['last']), stats.rankdata(blocks['gain']))[0, 1]"],
+    "07-exercise-3-solution": ["term = [squared[:t].mean() / (2 * sigma * t * np.sqrt(m)) for t in ts]",
+                               "term = [squared[:t].sum() / (2 * sigma * np.sqrt(m)) for t in ts]", "term = term[:2]",
+                               "term = [squared[:t].sum() / (2 * sigma * t * m) for t in ts]", "term = 3 * [term[2]]"],
+    "07-exercise-4-solution": ["limit = budget + 1", "limit = 100 * limit", "limit = np.exp(-budget)",
+                               "limit = 1 - np.exp(-(nats + np.log(2 * np.sqrt(m) / 0.05)) / m)",
+                               "limit = 1 - np.exp(-(nats + np.log(13) + np.log(2 * m / 0.05)) / m)"],
 }  # fmt: skip
 
 
