@@ -36,6 +36,8 @@ class Penalty:
         self.weight = [strength * fisher[n].detach() for n in names]
         if isinstance(size := getattr(model, "size", None), int):
             self.networks = (size,)
+        held = [w.ne(0).reshape(*self.networks, -1).any(-1) for w in self.weight]
+        self.held = torch.stack(held).any(0)  # () or (m,): which networks are held at all
 
     @torch.no_grad()
     def add_gradient(self) -> Tensor:

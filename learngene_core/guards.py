@@ -69,7 +69,7 @@ def check_pull(penalty: Any, rows: Sequence[dict[str, Any]], steps: int, where: 
     if type(penalty) is not Penalty or penalty.form != "penalty" or len(rows) * steps < 2:
         return
     value = torch.as_tensor(rows[-1]["penalty"])  # (), or (m,) for a stack, of which only some networks are held
-    if not value.is_meta and not value.any():
+    if not value.is_meta and bool((value[penalty.held.to(value.device)] == 0).any()):
         raise StudyError(
             f"the EWC penalty of {where} is exactly zero after {len(rows) * steps} steps: it holds nothing, because the "
             "weights do not move or its strength vanishes; raise the learning rate or the strength, or leave EWC out"

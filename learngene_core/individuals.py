@@ -171,6 +171,7 @@ class Reconstruction:
         left: what every arm has become on the task before; updated. None: nobody asks for it.
         """
         pieces: list[dict] = [{"rows": [], "curves": []} for _ in draws]
+        after: dict = {}
         query_images = torch.cat([self._query(task, init) for task, init in draws])
         query_labels = torch.cat([labels_of(task.query) for task, _ in draws]).to(self.device)
         for shots in self.cfg.shots:
@@ -183,7 +184,9 @@ class Reconstruction:
                     piece["rows"].append(row_of(arm, where, accuracy[i], gene, history, i))
                     piece["curves"] += curve_of(arm, where, history, i)
                     if left is not None:
-                        left[shots, arm] = stack.network(i)
+                        after[shots, arm] = stack.network(i)
+        if left is not None:
+            left.update(after)  # only now: whoever trains this bundle again starts from the task before
         return pieces
 
     def _query(self, task: TargetTask, init: int) -> Tensor:

@@ -12,6 +12,7 @@ from .config import Config
 from .division import SourceTask
 from .gradients import Recorder, block_weights
 from .network import ConvNet
+from .steps import logits_of
 from .streams import generator
 from .training import Loss, task_loss
 
@@ -24,13 +25,14 @@ def untrained_record(
     prepare: Callable[[np.ndarray], Tensor],
     outputs: Callable[[SourceTask], Tensor | None],
     loss: Callable[[Loss, Tensor | None], Loss] = lambda loss, classes: loss,
+    autocast: bool = False,
 ) -> tuple[list[dict], np.ndarray, np.ndarray]:
     """The gradient record of `cfg.null_networks` untrained networks: rows, counts (n, t, l, 2, b), zeros (n, t, l).
 
     No step is taken. Each task shows its images (`prepare(indices)`: normalised, on the device) with labels drawn anew
     among its outputs (`outputs(task)`; None: the whole head), under the collective's loss (`loss(task_loss, classes)`). So
     whatever these gradients show follows from depth, width, loss and images, and from nothing learned. In the rows `epoch` is
-    the number of the untrained network.
+    the number of the untrained network. autocast: as the collective was trained, or the two could not be compared.
     """
     all_rows, counts, zeros = [], [], []
     for network in range(1, cfg.null_networks + 1):
@@ -47,6 +49,7 @@ def untrained_record(
                 outputs(task),
                 generator(cfg.seed, "null labels", network, task.number),
                 loss,
+                autocast,
             )
             rows, c, z = recorder.take()
             all_rows += [{"task": task.number, "epoch": network, **row} for row in rows]
@@ -65,6 +68,7 @@ def _look(
     classes: Tensor | None,
     g: torch.Generator,
     loss: Callable[[Loss, Tensor | None], Loss],
+    autocast: bool,
 ) -> None:
     among = torch.arange(model.n_classes) if classes is None else classes.cpu()
     for _ in range(cfg.null_steps):
@@ -72,5 +76,5 @@ def _look(
         images = prepare(picked)
         labels = among[torch.randint(len(among), (len(picked),), generator=g)].to(images.device)
         model.zero_grad(set_to_none=True)
-        loss(task_loss(classes), classes)(model(images), labels)[0].backward()
+        loss(task_loss(classes), classes)(logits_of(model, images, autocast), labels)[0].backward()
         recorder()

@@ -117,7 +117,7 @@ class Step:
     def __call__(self, batch: Batch, looking: bool) -> tuple[Tensor, ...]:
         """Take the step; loss, share of hits and, with a penalty, its value, each () or (m,), on the device."""
         x = normalise(augment(self.images[batch.pick], batch.shift, batch.flip), self.recipe.mean, self.recipe.std)
-        logits = self._in_half(x) if self.autocast else self.model(x)
+        logits = logits_of(self.model, x, self.autocast)
         value, hit = self.loss(logits, self.labels[batch.pick])
         self.optimiser.zero_grad(set_to_none=True)
         value.sum().backward()
@@ -131,11 +131,14 @@ class Step:
             self.penalty.pull(self.optimiser.param_groups[0]["lr"])
         return found
 
-    def _in_half(self, x: Tensor) -> Tensor:
-        with torch.autocast(
-            x.device.type, torch.bfloat16, cache_enabled=False
-        ):  # a cache would outlive a captured step
-            return self.model(x).float()
+
+def logits_of(model: nn.Module, x: Tensor, autocast: bool) -> Tensor:
+    """Logits of normalised images in 32 bits, the forward pass in bfloat16 if so asked."""
+    if not autocast:
+        return model(x)
+    half = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)  # a cache would outlive a captured step
+    with half:
+        return model(x).float()
 
 
 class Graph:

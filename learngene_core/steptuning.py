@@ -14,20 +14,22 @@ import torch
 
 from .config import Config
 from .files import say
+from .gradients import Recorder, block_weights
 from .machine import Machine
 from .network import ConvNet
 from .presets import PAPER_POOLS
 from .runs import Run
-from .steps import Captured, Step, Way, draw_epoch, set_rate
+from .steps import WARM, Captured, Step, Way, draw_epoch, set_rate
 from .streams import generator
 from .timing import compare
 from .training import recipe_of, task_loss
 
-FASTER = 1.03  # what an option must gain; less is noise
+FASTER = 1.03  # what an option must gain, in the median; and no round may speak against it
 ROUNDS, STEPS = 7, 12  # pairs that are timed, and steps of each
-FIRST = 4  # steps whose losses must agree; later ones drift apart from rounding alone
-TOLERANCE = {"autocast": 0.1}  # relative difference of the losses of the first steps; bfloat16 has 8 bits
-CLOSE = 1e-3  # of all other options, which change rounding only
+FIRST = WARM + 5  # steps that are compared: captured ones among them
+SLOW = 1e-4  # rate of these steps: a larger one lets rounding alone drive them apart
+TOLERANCE = {"autocast": 0.2}  # largest relative difference of weight changes and gradient norms; bfloat16 has 8 bits
+CLOSE = 0.01  # of all other options, which change rounding only
 
 
 def tune_run(run: Run) -> None:
@@ -78,18 +80,23 @@ def faster(cfg: Config, machine: Machine, other: Machine) -> tuple[float, str]:
     )
     try:
         now, new = Stepper(cfg, machine), Stepper(cfg, other)
-        losses = [torch.tensor(stepper.losses(FIRST)) for stepper in (now, new)]
-        apart = float(((losses[0] - losses[1]) / losses[0]).abs().max())
+        apart = difference(now.trained(FIRST), new.trained(FIRST))
         pair = compare(lambda: now.losses(STEPS), lambda: new.losses(STEPS), ROUNDS)
     except (RuntimeError, ValueError) as error:
         return 0.0, f"it does not work here ({str(error).splitlines()[0]})"
     if not apart <= TOLERANCE.get(changed, CLOSE):
-        return pair.ratio, f"its losses differ by {100 * apart:.2g} %, so it is not kept"
-    return pair.ratio, ""
+        return pair.ratio, f"it trains otherwise (by {100 * apart:.2g} %), so it is not kept"
+    return pair.ratio, "" if pair.low > 1 or pair.ratio < FASTER else "one round was slower, so it is not kept"
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Largest relative difference, in norm, of what two ways of training did to any weight, and of their gradient records."""
+    return max(float((one[n] - other[n]).norm() / one[n].norm().clamp_min(1e-12)) for n in one)
 
 
 class Stepper:
-    """Training steps of a configuration's collective at its final widths, on noise, executed as a machine has it."""
+    """Training steps of a configuration's collective at its final widths, on noise and with the record, executed as a machine
+    has it."""
 
     def __init__(self, cfg: Config, machine: Machine):
         torch.set_num_threads(machine.threads)
@@ -113,8 +120,9 @@ class Stepper:
         self.recipe, self.n = recipe_of(cfg, 1, middle, middle), n
         way = Way(machine.autocast, machine.fused, machine.capture)
         self.optimiser = self.recipe.optimiser(net, way)
-        set_rate(self.optimiser, 0.01)
-        step = Step(net, images, labels, task_loss(), self.recipe, self.optimiser, autocast=way.autocast)
+        set_rate(self.optimiser, SLOW)
+        self.net, self.recorder = net, Recorder(block_weights(net))
+        step = Step(net, images, labels, task_loss(), self.recipe, self.optimiser, self.recorder, autocast=way.autocast)
         self.step = Captured(step) if way.capture else step
         self.draw = draw
 
@@ -123,7 +131,15 @@ class Stepper:
         found: list[torch.Tensor] = []
         while len(found) < n:
             for batch in draw_epoch(self.n, self.recipe, self.draw, self.device):
-                found.append(self.step(batch, False)[0])
+                found.append(self.step(batch, self.recorder.due())[0])
                 if len(found) == n:
                     break
         return torch.stack(found).tolist()
+
+    def trained(self, n: int) -> dict[str, torch.Tensor]:
+        """What n steps have done: change of every convolution and linear weight, and the gradient norms of every block."""
+        before = {name: p.detach().clone() for name, p in self.net.named_parameters() if p.ndim > 1}
+        self.losses(n)
+        after = dict(self.net.named_parameters())
+        changed = {name: (after[name].detach() - old).cpu() for name, old in before.items()}
+        return {**changed, "record": torch.tensor([row["norm"] for row in self.recorder.take()[0]])}

@@ -269,9 +269,8 @@ class Walk:
         """Fisher over all tasks' classes, the null, and the whole record."""
         parts = [self._fisher(task, max(1, self.cfg.fisher_images // len(self.src))) for task in self.src]
         fisher = {n: torch.stack([p[n] for p in parts]).mean(0).cpu() for n in parts[0]}
-        null = untrained_record(
-            model.shape, self.src[:8], self.cfg, outputs=self._classes, prepare=self._prepared, loss=self.how.loss
-        )
+        how = {"outputs": self._classes, "prepare": self._prepared, "loss": self.how.loss}
+        null = untrained_record(model.shape, self.src[:8], self.cfg, **how, autocast=self.machine.autocast)
         record = Record.of_epochs(model.block_names, self.entries, *null)
         history = pd.DataFrame(
             self.history,

@@ -167,16 +167,18 @@ def test_a_step_is_measured_and_one_that_trains_otherwise_is_noticed(monkeypatch
     cfg = toy_config()
     now = Machine.resolve(cfg)
     speedup, trouble = steptuning.faster(cfg, now, dataclasses.replace(now, fused=True))
-    assert 0.1 < speedup < 10 and trouble == ""
+    assert 0.1 < speedup < 10 and trouble in ("", "one round was slower, so it is not kept")
 
     class Wrong(steptuning.Stepper):
+        """The other way forgets its momentum, which the losses of the first steps hardly show."""
+
         def __init__(self, cfg, machine):
             super().__init__(cfg, machine)
             if machine.fused:
-                self.step.model.blocks["conv1"].conv.weight.data.mul_(-1)
+                self.optimiser.param_groups[0]["momentum"] = 0.0
 
     monkeypatch.setattr(steptuning, "Stepper", Wrong)
-    assert "losses differ" in steptuning.faster(cfg, now, dataclasses.replace(now, fused=True))[1]
+    assert "trains otherwise" in steptuning.faster(cfg, now, dataclasses.replace(now, fused=True))[1]
     monkeypatch.setattr(steptuning, "Captured", lambda step: (_ for _ in ()).throw(RuntimeError("no graph\nhere")))
     assert steptuning.faster(cfg, now, dataclasses.replace(now, capture=True)) == (
         0.0,
