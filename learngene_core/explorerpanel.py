@@ -174,6 +174,7 @@ def numbers_table(view: RunView, options: Options, choice: Choice) -> str:
         text = _gain_text(row["gain"], row["gain_low"], row["gain_high"])
         rows.append(("real gain", "gain", f"<b>{text}</b>, n = {row['n_tasks']:.0f} target tasks"))
         rows.append(("real rank", "real", _ranks_text(choice.real, len(choice.layers))))
+        rows.append(("", "caution", "who chooses by looking at these gains has to measure on others: --set target_seed=1"))
     elif view.atlas is not None:
         rows.append(("real gain", "gain", "not computed for this block (atlas_blocks=full computes all)"))
     inherited = f"{choice.parameters:,} parameters ({choice.parameters_share:.1f} % of all blocks'), "
