@@ -27,7 +27,6 @@ from .machine import Machine
 from .network import ConvNet
 from .presets import PAPER_POOLS
 from .record import Record
-from .steps import Way
 from .streams import generator
 from .sweepbench import sweep_rows
 from .timing import Pair, compare, pairs
@@ -88,7 +87,7 @@ class Epochs:
     """One network, trained an epoch at a time in several ways on the same images; `divisor` makes it smaller for tests."""
 
     def __init__(self, cfg: Config, machine: Machine, n: int, divisor: int):
-        self.device, self.way = torch.device(machine.device), Way()
+        self.device = torch.device(machine.device)
         imgs = load_images(cfg.data, cfg.data_path, image_size=cfg.image_size)
         pick = torch.randperm(len(imgs), generator=generator(cfg.seed, "bench"))[:n]
         self.images, self.labels = imgs.images[pick].to(self.device), (torch.arange(n) % 64).to(self.device)

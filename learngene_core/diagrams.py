@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from .style import GREY, INK, PALE, PART_COLOURS, legend_below, new_axes
+from .style import ACCENT, GREY, INK, PALE, PART_COLOURS, legend_below, new_axes
 
 Shape = Mapping[str, Any]
 """`ConvNet.shape`: names, widths, pools (1-based numbers of blocks), n_classes, image_size, hidden."""
@@ -126,7 +126,7 @@ def marked_network(shape: Shape, chosen: Sequence[str] = (), *, ax: Axes | None 
     for name, at in zip(shape["names"], x, strict=True):
         share = 100 * shape_parameters(shape, [name]) / whole
         _note(ax, at, -0.5 * tallest, f"{share:.1f} %" if share < 10 else f"{share:.0f} %", side=-1)
-    ax.text(x[0] - 1.2, -0.56 * tallest, "parameters", ha="right", va="top", fontsize=9, color="#333333")
+    ax.text(x[0] - 1.2, -0.56 * tallest, "parameters", ha="right", va="top", fontsize=9, color=INK)
     ax.set(xlim=(-2.6, x[-1] + 2.1), ylim=(-0.92 * tallest, 1.2 * tallest), xticks=[], yticks=[])
     _bare(ax)
     mark_blocks(ax, shape, chosen)
@@ -147,7 +147,7 @@ def mark_blocks(ax: Axes, shape: Shape, chosen: Sequence[str]) -> list[Artist]:
     tallest = max(shape["widths"])
     look = {
         "fill": False,
-        "edgecolor": "#DE8F05",
+        "edgecolor": ACCENT,
         "linewidth": 2.5,
         "zorder": 4,
         "joinstyle": "round",

@@ -15,9 +15,8 @@ from .choosing import Choice, Options, Rank, criteria_of, make_choice
 from .keeping import command_line, save_learngene
 from .layerpictures import AtlasPicture, HeatPicture, NetworkPicture, accuracy_picture, profile_picture
 from .runview import RunView
-from .style import block_text
+from .style import INK, MUTED, REFUTED, block_text
 
-INK, PALE = "#333333", "#6B6B6B"
 FONT = "font-family:Verdana,sans-serif;line-height:1.45"
 COPY = "navigator.clipboard.writeText(this.dataset.line).then(()=>{this.textContent='copied'})"
 
@@ -147,7 +146,7 @@ class Panel:
         words = "repeats this choice"
         if "--redo" in line and self.home == self.view.path.parent:
             words += "; copy the run folder to that name first, and nothing is trained again"
-        code = f"<code class='lg-line'>{text}</code> <span style='color:{PALE}'>{words}</span>"
+        code = f"<code class='lg-line'>{text}</code> <span style='color:{MUTED}'>{words}</span>"
         return f"<div style='{FONT};color:{INK}'>{button} {code}</div>"
 
 
@@ -159,7 +158,7 @@ def _line(words: str, code: str = "") -> str:
 def numbers_table(view: RunView, options: Options, choice: Choice) -> str:
     """What is known of a choice, as a small HTML table; every value has a class `lg-...` of its own."""
     if choice.block is None:
-        return f"<div class='lg-why' style='{FONT};color:#B04A5A'>no choice: {html.escape(choice.why)}</div>"
+        return f"<div class='lg-why' style='{FONT};color:{REFUTED}'>no choice: {html.escape(choice.why)}</div>"
     by = "picked by hand" if options.by_hand else f"chosen by {options.criterion}"
     rows = [(by, "block", f"<b>{block_text(choice.layers)}</b>{_nulls_text(choice.nulls)}")]
     if choice.predicted is not None:
@@ -174,14 +173,16 @@ def numbers_table(view: RunView, options: Options, choice: Choice) -> str:
         text = _gain_text(row["gain"], row["gain_low"], row["gain_high"])
         rows.append(("real gain", "gain", f"<b>{text}</b>, n = {row['n_tasks']:.0f} target tasks"))
         rows.append(("real rank", "real", _ranks_text(choice.real, len(choice.layers))))
-        rows.append(("", "caution", "who chooses by looking at these gains has to measure on others: --set target_seed=1"))
+        rows.append(
+            ("", "caution", "who chooses by looking at these gains has to measure on others: --set target_seed=1")
+        )
     elif view.atlas is not None:
         rows.append(("real gain", "gain", "not computed for this block (atlas_blocks=full computes all)"))
     inherited = f"{choice.parameters:,} parameters ({choice.parameters_share:.1f} % of all blocks'), "
     inherited += f"{choice.flops / 1e6:,.2f} MFLOP an image ({choice.flops_share:.1f} % of the network's)"
     rows.append(("inherited", "inherited", inherited))
     cells = "".join(
-        f"<tr><td style='color:{PALE};padding-right:14px;white-space:nowrap'>{html.escape(name)}</td>"
+        f"<tr><td style='color:{MUTED};padding-right:14px;white-space:nowrap'>{html.escape(name)}</td>"
         f"<td class='lg-{key}' style='color:{INK}'>{value}</td></tr>"
         for name, key, value in rows
     )

@@ -116,7 +116,7 @@ class Reconstruction:
         self.machine.use()
 
     def _bundles(self, names: list[str]) -> list[list[str]]:
-        """Names of pieces that are trained together, always the same ones: what is left of a bundle is made with all of it."""
+        """Names of pieces that are trained together, the same ones at every call: what is left of a bundle is made whole."""
         size = max(1, self.machine.stack // self._most_arms()) if self.machine.bundles and self.arms else 1
         return [names[i : i + size] for i in range(0, len(names), size)]
 
@@ -144,10 +144,13 @@ class Reconstruction:
 
         Raises StudyError when not one network fits.
         """
+        most = max(1, self.machine.stack // self._most_arms())  # it may have become smaller since the bundles were made
+        if len(draws) > most:
+            return [p for i in range(0, len(draws), most) for p in self._fitting(draws[i : i + most], left)]
         try:
             return self._bundle(draws, left)
         except torch.OutOfMemoryError:
-            if self.machine.stack == 1:
+            if len(draws) == 1 and self.machine.stack == 1:
                 raise StudyError(
                     f"one individual does not fit into the memory of device {self.machine.device!r}; lower individual_batch"
                 ) from None
@@ -159,8 +162,7 @@ class Reconstruction:
         )
         if self.run is not None:
             self.run.keep_machine(self.machine)
-        half = max(1, self.machine.stack // self._most_arms())
-        return [p for i in range(0, len(draws), half) for p in self._fitting(draws[i : i + half], left)]
+        return self._fitting(draws, left)
 
     def _most_arms(self) -> int:
         return max(map(len, self._stacks()))
@@ -197,7 +199,8 @@ class Reconstruction:
         return self.imgs.images[torch.from_numpy(indices).flatten()].to(self.device)
 
     def _stacks(self) -> list[list[Arm]]:
-        """Arms that train together: one family, one rate. Composed by the configuration, never by the machine's mood."""
+        """Arms that train together: one family, one rate. Composed by the configuration and machine.json, never by the mood of
+        the moment."""
         groups: dict[tuple, list[Arm]] = {}
         for arm in self.arms:
             # at most one kind of pull in a stack: the penalty's value is then that arm's alone

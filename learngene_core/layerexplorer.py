@@ -26,7 +26,7 @@ from .explorerserver import RUNS
 from .files import StudyError
 from .runs import Run
 from .runview import RunView, fingerprint
-from .style import use_style
+from .style import INK, MUTED, REFUTED, use_style
 from .watching import Watch
 
 SECONDS = 3.0  # between two looks at a run that still trains
@@ -75,7 +75,7 @@ def shown(method: Callable) -> Callable:
         except Exception as error:
             known = isinstance(error, StudyError | ValueError | OSError)
             words = " ".join(f"{'' if known else f'{type(error).__name__}: '}{error}".split())
-            self.error.value = f"<div class='lg-error' style='{FONT};color:#B04A5A'>{html.escape(words)}</div>"
+            self.error.value = f"<div class='lg-error' style='{FONT};color:{REFUTED}'>{html.escape(words)}</div>"
             self._failed = name
             return None
         if name != "_tick" or self._failed == name:
@@ -174,7 +174,7 @@ class LayerExplorer:
         unfinished = [not panel.view.final or panel.view.atlas is None for panel in self.panels]
         told = [str(s) for s, less in zip(states, unfinished, strict=True) if less or s.running]
         self.status.value = (
-            f"<span class='lg-status' style='{FONT};color:#6B6B6B'>{html.escape('; '.join(told))}</span>"
+            f"<span class='lg-status' style='{FONT};color:{MUTED}'>{html.escape('; '.join(told))}</span>"
         )
         return any(state.running for state in states)
 
@@ -208,7 +208,7 @@ class LayerExplorer:
     def _head(self) -> list[widgets.Widget]:
         """Title and state of the runs, then the controls in three rows: the record, the choice, the block."""
         c, flow = self.controls, {"flex_flow": "row wrap", "align_items": "center"}
-        title = widgets.HTML(f"{STYLE}<span style='{FONT};font-size:17px;color:#333333'><b>Layer explorer</b></span>")
+        title = widgets.HTML(f"{STYLE}<span style='{FONT};font-size:17px;color:{INK}'><b>Layer explorer</b></span>")
         rows = [
             ["record", c["threshold"], c["sign"], "show", c["normalisation"], "epochs", c["aggregation"]],
             ["choice", c["criterion"], c["length"], c["budget"], "map", c["gains"]],

@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class KernelDied(StudyError):
     """A kernel that ended, or was ended, before its notebook was through: nothing is known against the notebook itself."""
 
 
+START_SECONDS = 300  # for a kernel to answer: it imports much, perhaps from a cold disk
 IDLE_MINUTES = 30.0  # a kernel that uses no processor for so long has lost a message and is ended
 
 
@@ -98,45 +100,38 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any], kernel: Any
     Raises StudyError that names the notebook, the cell and the error; KernelDied when the kernel died, or did nothing for
     IDLE_MINUTES and was ended.
     """
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
-    parameters = checked_parameters(path, parameters)
-    output.parent.mkdir(parents=True, exist_ok=True)
     # papermill warns of every parameter that the cell does not name; they are checked fields
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    with contextlib.ExitStack() as stack:
+        if kernel is not None:
+            stack.callback(kernels.end, kernel)
+        parameters = checked_parameters(path, parameters)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(kernels.quiet_kernels())
+        if kernel is None:
+            stack.callback(kernels.end, kernel := kernels.start())
+        _run(path, output, parameters, kernel)
+
+
+def _run(path: Path, output: Path, parameters: dict[str, Any], kernel: Any) -> None:
+    import papermill
+    import psutil
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    options = {"kernel_name": KERNEL, "language": "python", "progress_bar": False, "log_output": False}
+    options |= {"cwd": str(Path.cwd()), "km": kernel, "start_timeout": START_SECONDS}
+    ended = threading.Event()
     try:
-        with _used_up(kernel) as kernel, kernels.ended_when_idle(kernel, IDLE_MINUTES) as ended:
-            papermill.execute_notebook(
-                path,
-                output,
-                parameters,
-                kernel_name=KERNEL,
-                language="python",
-                progress_bar=False,
-                log_output=False,
-                cwd=str(Path.cwd()),
-                km=kernel,
-            )
+        with kernels.ended_when_idle(kernel, IDLE_MINUTES) as ended:
+            papermill.execute_notebook(path, output, parameters, **options)
     except papermill.PapermillExecutionError as error:
         kind = "" if error.ename == "StudyError" else f"{error.ename}: "
         raise StudyError(f"{path.name}, cell {error.cell_index + 1}: {kind}{error.evalue} (see {output})") from None
-    except (CellTimeoutError, DeadKernelError) as error:
+    except (CellTimeoutError, DeadKernelError, RuntimeError, psutil.NoSuchProcess) as error:  # RuntimeError: no answer
+        text = str(error).splitlines()[0]
         if ended.is_set():
             text = f"its kernel did nothing for {IDLE_MINUTES:g} minutes and was ended; run it again"
-            raise KernelDied(f"{path.name}: {text} (see {output})") from None
-        raise KernelDied(f"{path.name}: {str(error).splitlines()[0]} (see {output})") from None
-
-
-@contextlib.contextmanager
-def _used_up(kernel: Any) -> Iterator[Any]:
-    """A kernel, or a new one, that is ended with the block."""
-    with kernels.quiet_kernels():
-        kernel = kernel or kernels.start()
-        try:
-            yield kernel
-        finally:
-            kernels.end(kernel)
+        raise KernelDied(f"{path.name}: {text} (see {output})") from None
 
 
 def parts(text: str) -> list[str]:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from .comparisons import DASHES, NO_TRAINING
-from .style import FAMILY_LABELS, METHOD_COLOURS, METHOD_LABELS, in_order, legend_below, tidy
+from .style import FAMILY_LABELS, INK, METHOD_COLOURS, METHOD_LABELS, MUTED, in_order, legend_below, tidy
 
 AXIS_LABELS = {
     "shots": "support images per class (shots)",
@@ -44,13 +44,13 @@ def over_axis(accuracy: pd.DataFrame, gains: pd.DataFrame, axis: str, *, referen
         places, lines = _places(part[axis]), in_order(list(shown["line"]), {})
         _draw(left, pd.concat([part, still[still[axis].isin(list(places))]]), axis, places, lines)
         _draw(right, pairs, axis, places, lines)
-        right.axhline(0, color="#333333", linewidth=1.2, zorder=1)
+        right.axhline(0, color=INK, linewidth=1.2, zorder=1)
         left.set_title(f"{FAMILY_LABELS.get(family, family)}: accuracy ({_units(part)})")
         right.set_title(f"gain over {METHOD_LABELS.get(reference, reference)}, same tasks")
         left.set_ylabel("accuracy (%)")
         right.set_ylabel("paired gain\n(percentage points)")
         if pairs.empty:
-            right.text(0.5, 0.6, "no pairs in these sources", transform=right.transAxes, ha="center", color="#666666")
+            right.text(0.5, 0.6, "no pairs in these sources", transform=right.transAxes, ha="center", color=MUTED)
     for ax in axes[-1]:
         ax.set_xlabel(AXIS_LABELS[axis])
     _legend(axes, pd.concat([trained, still]), lines=in_order(list(shown["line"]), {}))
@@ -75,7 +75,7 @@ def _draw(ax: Axes, part: pd.DataFrame, axis: str, places: dict[object, int], li
     for method, line in series:
         rows = own[method, line].loc[[value for value in places if value in own[method, line].index]]
         x = [places[v] + (beside[v].index((method, line)) - (len(beside[v]) - 1) / 2) * step for v in rows.index]
-        style = {"color": METHOD_COLOURS.get(method, "#333333"), "marker": MARKERS[lines.index(line) % len(MARKERS)]}
+        style = {"color": METHOD_COLOURS.get(method, INK), "marker": MARKERS[lines.index(line) % len(MARKERS)]}
         joined = DASHES.get(method, "-") if axis != "inherited" else "none"
         ax.plot(x, rows["estimate"], linestyle=joined, linewidth=1.6, markersize=6, **style)
         ax.vlines(x, rows["low"], rows["high"], color=style["color"], linewidth=1.8)
@@ -96,12 +96,12 @@ def _legend(axes: np.ndarray, shown: pd.DataFrame, lines: Sequence[str]) -> None
     """Methods under the left panel, settings (where there are several) under the right one."""
     left, right = axes[-1]
     for method in in_order(list(shown["method"]), METHOD_LABELS):
-        style = {"color": METHOD_COLOURS.get(method, "#333333"), "linestyle": DASHES.get(method, "-")}
+        style = {"color": METHOD_COLOURS.get(method, INK), "linestyle": DASHES.get(method, "-")}
         left.plot([], [], label=METHOD_LABELS.get(method, method), **style)
     legend_below(left, 2, points=64)
     if len(lines) > 1:
         for i, line in enumerate(lines):
-            right.plot([], [], color="#666666", linestyle="none", marker=MARKERS[i % len(MARKERS)], label=line)
+            right.plot([], [], color=MUTED, linestyle="none", marker=MARKERS[i % len(MARKERS)], label=line)
         legend_below(right, 1, points=64)
 
 

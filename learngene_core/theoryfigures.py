@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from .style import DIVERGING, METHOD_COLOURS, legend_below, new_axes, tidy
+from .style import DIVERGING, GREY, INK, METHOD_COLOURS, PALE, legend_below, new_axes, tidy
 
 SPACE_COLOURS: dict[str, str] = {
     "full": METHOD_COLOURS["scratch"],
@@ -94,7 +94,7 @@ def norm_figure(table: pd.DataFrame) -> np.ndarray:
     for ax, inside in zip(axes, (True, False), strict=True):
         part = table[table["m_inside"] == inside]
         limit = part.drop_duplicates("m").sort_values("m")
-        ax.plot(limit["m"], limit["limit"], color="#333333", linestyle=":", label="limit for any m examples", zorder=4)
+        ax.plot(limit["m"], limit["limit"], color=INK, linestyle=":", label="limit for any m examples", zorder=4)
         for features, colour in FEATURE_COLOURS.items():
             rows = part[part["features"] == features].sort_values("m")
             ax.plot(rows["m"], rows["squared_norm"], color=colour, marker="o", label=FEATURE_LABELS[features])
@@ -122,7 +122,7 @@ def term_figure(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.plot(rows["t"], rows["term"], color=colour, marker="o", label=SPACE_LABELS[space])
         ax.fill_between(rows["t"], rows["term_low"], rows["term_high"], color=colour, alpha=0.18, linewidth=0)
         ax.plot(rows["t"], rows["advertised"], color=colour, linestyle=":", linewidth=1.8)
-    ax.plot([], [], color="#333333", linestyle=":", label="falling as 1/t, as the last line has it")
+    ax.plot([], [], color=INK, linestyle=":", label="falling as 1/t, as the last line has it")
     _log_ticks(ax, "x", sorted(table["t"].unique()))
     ax.set(xlabel="source tasks t", ylabel="average squared norm of the heads", ylim=(0, None))
     tidy(ax, grid="y")
@@ -140,7 +140,7 @@ def bound_curves(summary: pd.DataFrame, *, ax: Axes | None = None, title: str = 
         ax.plot(summary["m"], summary[name], color=colour, marker=marker, markersize=6, label=label)
         limits = summary[f"{name}_low"], summary[f"{name}_high"]
         ax.fill_between(summary["m"], *limits, color=colour, alpha=0.15, linewidth=0)
-    ax.axhline(summary["chance"].iloc[0], color="#999999", linestyle=":", label="chance")
+    ax.axhline(summary["chance"].iloc[0], color=GREY, linestyle=":", label="chance")
     _log_ticks(ax, "x", list(summary["m"]))
     ax.set(xlabel="support images m", ylabel="error (%)", ylim=(0, 102), title=title)
     tidy(ax, grid="y")
@@ -171,10 +171,10 @@ def bound_tasks(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     rows = table.sort_values(["gibbs_error", "target_task"])
     x = np.arange(1, len(rows) + 1)
     ax = new_axes(ax, 8, 4.6)
-    ax.vlines(x, rows["gibbs_error"], rows["bound"], color="#C9C9C9", linewidth=2)
+    ax.vlines(x, rows["gibbs_error"], rows["bound"], color=PALE, linewidth=2)
     for name, (label, colour, marker) in BOUND_LINES.items():
         ax.scatter(x, rows[name], color=colour, marker=marker, s=38, label=label, zorder=3)
-    ax.axhline(rows["chance"].iloc[0], color="#999999", linestyle=":", label="chance")
+    ax.axhline(rows["chance"].iloc[0], color=GREY, linestyle=":", label="chance")
     ax.set_xticks(x, [str(n) if len(x) <= 30 else "" for n in rows["target_task"]], fontsize=10)
     ax.set(xlabel="target task", ylabel="error (%)", ylim=(0, 102))
     tidy(ax, grid="y")

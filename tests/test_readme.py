@@ -23,7 +23,8 @@ import yaml
 from packaging.requirements import Requirement
 from PIL import Image
 
-from learngene_core import cli, frontpage, refresh
+from learngene_core import cli, frontpage, notebooks, refresh
+from learngene_core import options as options_module
 from learngene_core.config import FIELDS, Config
 from learngene_core.runs import Run
 
@@ -81,11 +82,14 @@ def check_command(words):
 
 def parse_learngene(arguments):
     try:
-        options = cli.parser().parse_args(arguments)
+        options = options_module.parser().parse_args(arguments)
     except SystemExit:
         raise AssertionError(f"`learngene {' '.join(arguments)}` is refused by the command line") from None
+    if options.verb == "sweep":  # the grid is a file of the reader's; what stands beside it is checked
+        Config().replace(**options_module.changes_of(options))
+        return options, None
     if hasattr(options, "preset"):
-        return options, cli.configuration(options)
+        return options, options_module.configuration(options)
     return options, None
 
 
@@ -111,6 +115,9 @@ def check_pip(rest):
 
 def check_papermill(rest):
     assert (ROOT / rest[0]).is_file()
+    if "-y" in rest:
+        notebooks.checked_parameters(ROOT / rest[0], yaml.safe_load(rest[rest.index("-y") + 1]))
+        return
     for name, value in zip(rest[rest.index("-p") + 1 :: 3], rest[rest.index("-p") + 2 :: 3], strict=True):
         if name not in ("preset", "out"):
             Config().replace(**{name: yaml.safe_load(value)})
@@ -183,6 +190,8 @@ def test_listed_files_are_made_by_the_package(fence):
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "learngene_core").glob("*.py"))
     written = set(re.findall(r"[\w*-]+\.(?:csv|json|npz|safetensors|html|ipynb)", source))
     assert names, "a block without a language lists files of a run"
+    pages = (ROOT / "notebooks").glob("*.ipynb")  # the last cell of a notebook saves its tables
+    written |= {name for page in pages for name in re.findall(r"[\w-]+\.csv", page.read_text(encoding="utf-8"))}
     assert not [name for name in names if not fnmatch.filter(written, name.rpartition("/")[2])]
 
 
@@ -261,6 +270,11 @@ def untraced(page, root, known):
         if number not in shown and number not in known and not traced:
             found.append(number)
     return found
+
+
+@needs_blocks
+def test_nothing_is_left_to_be_filled_in():
+    assert not re.search(r"@@\w+@@|TODO|FIXME", PAGE)
 
 
 @needs_blocks
