@@ -10,7 +10,7 @@ import pandas as pd
 
 from .config import FIELDS, Config
 from .files import StudyError, atomic, read_json
-from .grid import Grid, Point, plain
+from .grid import WHERE, Grid, Point, plain
 from .statistics import hierarchical_interval
 
 LEVELS = ("collective", "target_seed", "target_task")  # nested units, from the top: ancestors, draws of tasks, tasks
@@ -130,9 +130,12 @@ def _config(parameters: dict[str, object]) -> Config:
 
 
 def _differing(configs: Sequence[Config]) -> list[str]:
-    """Names of the parameters that decide results and differ, but for those that the rows tell apart themselves."""
+    """Names of the parameters that decide results and differ, but for those that the rows tell apart themselves.
+
+    Those of WHERE are among them: other images are another data set, whatever else is equal.
+    """
     own = {"seed", "target_seed", "n_source_tasks", "shots", "methods"}
-    names = [n for n, f in FIELDS.items() if f.metadata["stage"] and n not in own]
+    names = [n for n, f in FIELDS.items() if (f.metadata["stage"] or n in WHERE) and n not in own]
     return [n for n in names if len({str(getattr(cfg, n)) for cfg in configs}) > 1]
 
 

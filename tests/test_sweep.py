@@ -320,6 +320,35 @@ def test_a_job_is_done_once_for_its_parameters_its_code_and_its_table(job, monke
     assert sweeppoint.TASK not in os.environ
 
 
+def test_a_point_of_other_images_is_not_finished(tmp_path):
+    """Where the images lie, whether damaged ones count, and what the split file says: no stage hash knows of them."""
+    split, images = tmp_path / "split.json", tmp_path / "images"
+    split.write_text('{"a": 1}')
+    base = Config.preset("smoke", data="folder", data_path=str(images), split=str(split))
+
+    def job(**changes):
+        about = {"stage": "reconstruct"} if changes.pop("staged", True) else {}
+        return sweeppoint.job_of(base.replace(**changes), tmp_path / "point", tmp_path / "n.ipynb", "code", **about)
+
+    for staged in (True, False):
+        split.write_text('{"a": 1}')
+        (tmp_path / "point").mkdir(exist_ok=True)
+        write_json(tmp_path / "point" / sweeppoint.DONE, {"mark": job(staged=staged)["mark"], "sha256": ""})
+        assert sweeppoint.finished(job(staged=staged))
+        assert not sweeppoint.finished(job(staged=staged, data_path=str(tmp_path / "others")))
+        assert not sweeppoint.finished(job(staged=staged, skip_corrupt=True))
+        assert not sweeppoint.finished(job(staged=staged, split="seed"))
+        split.write_text('{"a": 2}')
+        assert not sweeppoint.finished(job(staged=staged))
+        split.unlink()
+        assert not sweeppoint.finished(job(staged=staged))
+    # another way to write the same place is the same place; so is a copy of the split file
+    split.write_text('{"a": 1}')
+    (tmp_path / "copy.json").write_text('{"a": 1}')
+    same = base.replace(data_path=str(images / ".." / "images"), split=str(tmp_path / "copy.json"))
+    assert sweeppoint.images_of(same) == sweeppoint.images_of(base)
+
+
 def test_a_notebook_that_fails_is_reported_and_kept_and_one_whose_kernel_died_is_tried_again(job):
     told = sweeppoint.run_job(job(7))
     assert told["state"] == "failed" and "\n" not in told["error"]
@@ -450,6 +479,21 @@ def test_settings_are_never_averaged_and_one_individual_counts_once(tmp_path):
             sweeptable.across_seeds(sweeptable.paired_gains(twice), axis, "gain"),
             sweeptable.across_seeds(sweeptable.paired_gains(rows), axis, "gain"),
         )
+
+
+def test_other_images_are_another_setting_and_are_never_pooled(tmp_path):
+    folders = []
+    for name, more in {"a": "", "b": "", "c": ", skip_corrupt: true"}.items():
+        where = tmp_path / f"sweep-{name}"
+        where.mkdir()
+        path = tmp_path / ("b" if name == "c" else name)
+        text = f"preset: smoke\nparameters: {{data: folder, data_path: {path}{more}}}\nproduct: {{seed: [0, 1]}}"
+        folders.append(finished_sweep(where, text, individuals)[1])
+    rows = sweeptable.read_sources(folders)
+    assert rows.groupby("setting")["run"].nunique().tolist() == [2, 2, 2]
+    table = sweeptable.across_seeds(rows, "shots", "accuracy")
+    assert table["line"].nunique() == 3 and set(table["n"]) == {2}
+    assert {f"data_path {tmp_path / n}" for n in "ab"} == {line.split(", ")[0] for line in table["line"]}
 
 
 def test_sweeps_and_runs_are_read_together(tmp_path, smoke_run):
