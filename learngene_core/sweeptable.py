@@ -164,7 +164,7 @@ def across_seeds(rows: pd.DataFrame, axis: str, value: str) -> pd.DataFrame:
     if axis not in AXES:
         raise ValueError(f"unknown axis {axis!r}; there are {', '.join(AXES)}")
     keys = ["line", *WHAT, axis]
-    rows = rows.assign(line=_lines(rows, axis)).drop_duplicates(["line", *WHAT, *AXES, *LEVELS, "init", value])
+    rows = rows.assign(line=lines(rows, axis)).drop_duplicates(["line", *WHAT, *AXES, *LEVELS, "init", value])
     found = []
     for names, part in rows.groupby(keys, sort=False):
         interval = hierarchical_interval(part, LEVELS, value)
@@ -174,9 +174,10 @@ def across_seeds(rows: pd.DataFrame, axis: str, value: str) -> pd.DataFrame:
     return pd.DataFrame(found, columns=[*keys, "estimate", "low", "high", "n", "scope", "n_rows"])
 
 
-def _lines(rows: pd.DataFrame, axis: str) -> pd.Series:
-    """What must not be averaged, in words: settings, the other numbers, and (but on the axis of blocks) how to choose."""
-    columns = ["setting"] + ["choice"] * (axis != "inherited")
+def lines(rows: pd.DataFrame, axis: str) -> pd.Series:
+    """What must not be averaged on an axis, in words, for each row: settings, the other numbers, and (but on the axis of
+    blocks) how to choose."""
+    columns = [c for c in ("setting", "choice") if c != axis and (c, axis) != ("choice", "inherited")]
     text = [rows[c] for c in columns if rows[c].nunique() > 1]
     text += [c + " " + rows[c].astype(str) for c in ("shots", "n_source_tasks") if c != axis and rows[c].nunique() > 1]
     return text[0].str.cat(text[1:], sep=", ") if text else pd.Series("", index=rows.index)

@@ -14,13 +14,25 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from learngene_core import cli, grid, notebooks, sharing, sweep, sweepcost, sweepfigures, sweeppoint, sweeptable
+from learngene_core import (
+    cli,
+    grid,
+    notebooks,
+    sharing,
+    statistics,
+    sweep,
+    sweepcost,
+    sweepfigures,
+    sweeppoint,
+    sweeptable,
+)
 from learngene_core.config import Config
 from learngene_core.files import StudyError, write_json
 from learngene_core.grid import load_grid
 from learngene_core.gridfile import ready
 from learngene_core.info import inspect
 from learngene_core.runs import Run
+from learngene_core.sweepcontrasts import ALONG, contrasts
 
 matplotlib.use("Agg")
 
@@ -455,6 +467,50 @@ def test_intervals_are_over_ancestors_and_pairs_within_a_run(tmp_path):
     wide = sweeptable.across_seeds(rows, "shots", "accuracy").set_index(["method", "shots"]).loc[("first", 5)]
     narrow = table.loc[("first", 5)]
     assert wide["high"] - wide["low"] > 4 * (narrow["high"] - narrow["low"])
+
+
+def test_contrasts_are_differences_within_a_seed(tmp_path):
+    """By hand: gain at ten shots minus gain at five, seed by seed, then t over the seeds."""
+    _, folder, _ = finished_sweep(tmp_path, "preset: smoke\nproduct: {seed: [0, 1, 2, 3], shots: [5, 10]}", individuals)
+    rows = sweeptable.read_sources([folder])
+    gains = sweeptable.paired_gains(rows)
+    table = contrasts(rows.sample(frac=1, random_state=0), "shots").set_index("method")
+    assert set(table.index) == {"learngene", "first"}
+    for method, row in table.iterrows():
+        own = gains[gains["method"] == method].groupby(["collective", "shots"])["gain"].mean().unstack()
+        wanted = statistics.mean_interval(own[10] - own[5])
+        np.testing.assert_allclose([row.difference, row.low, row.high], [wanted.estimate, wanted.low, wanted.high])
+        assert (row["first"], row["place"], row["n_seeds"], row["value"], row["note"]) == (5, 10, 4, "gain", "")
+    # what all that is of a seed have in common does not widen it
+    moved = rows.assign(accuracy=rows["accuracy"] + 100 * rows["collective"])
+    np.testing.assert_allclose(contrasts(moved, "shots")["low"], contrasts(rows, "shots")["low"])
+    # a source given twice says nothing new
+    pd.testing.assert_frame_equal(contrasts(sweeptable.read_sources([folder] * 2), "shots"), contrasts(rows, "shots"))
+
+
+def test_contrasts_of_methods_and_settings_and_what_they_cannot_say(tmp_path):
+    text = "preset: smoke\nproduct: {seed: [0, 1], growth: [zero-out, none]}\ncases: [{threshold: 5e-4}, {threshold: 5e-10}]"
+    _, folder, _ = finished_sweep(tmp_path, text, individuals)
+    rows = sweeptable.read_sources([folder])
+    by_setting, by_choice = contrasts(rows, "setting"), contrasts(rows, "choice")
+    assert set(by_setting["first"]) == {"growth zero-out"} and set(by_setting["place"]) == {"growth none"}
+    assert set(by_setting["line"]) == {"threshold 0.0005", "threshold 5e-10"} and len(by_setting) == 4
+    assert set(by_choice["line"]) == {"growth zero-out", "growth none"} and set(by_choice["n_seeds"]) == {2}
+    methods = contrasts(rows, "method")
+    assert set(methods["place"]) == {"first"} and set(methods["first"]) == {"learngene"} and "method" not in methods
+    one = contrasts(rows[rows["collective"] == 0], "setting")
+    assert one[["low", "high"]].isna().all(axis=None) and set(one["note"]) == {"one seed: no interval can be had"}
+    # seeds that have one of the places only do not count; places without a common seed have no difference
+    some = rows[(rows["collective"] == 0) | (rows["setting"] == "growth none")]
+    assert set(contrasts(some, "setting")["n_seeds"]) == {1}
+    apart = rows[(rows["collective"] == 0) == (rows["setting"] == "growth none")]
+    assert contrasts(apart, "setting").empty
+    without = contrasts(rows[rows["method"] != "scratch"], "setting")
+    assert set(without["value"]) == {"accuracy"} and len(without) == 4
+    for axis in ALONG:
+        assert list(contrasts(rows[:0], axis).columns)[-7:] == list(by_setting.columns)[-7:]
+    with pytest.raises(ValueError, match="unknown axis 'depth'"):
+        contrasts(rows, "depth")
 
 
 def test_settings_are_never_averaged_and_one_individual_counts_once(tmp_path):
