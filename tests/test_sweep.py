@@ -444,7 +444,7 @@ def test_the_table_has_every_row_with_its_point_and_parameters(tmp_path):
     assert list(dict.fromkeys(read["point"])) == [p.name for p in found.points]
 
 
-def test_intervals_are_over_ancestors_and_pairs_within_a_run(tmp_path):
+def test_intervals_are_over_seeds_and_pairs_within_a_run(tmp_path):
     """By hand: means over tasks and weights within each seed, then t over the seeds."""
     _, folder, _ = finished_sweep(tmp_path, "preset: smoke\nproduct: {seed: [0, 1, 2, 3], shots: [5, 10]}", individuals)
     rows = sweeptable.read_sources([folder])
@@ -462,11 +462,39 @@ def test_intervals_are_over_ancestors_and_pairs_within_a_run(tmp_path):
             row[["estimate", "low", "high"]].astype(float),
             [np.mean(by_seed), np.mean(by_seed) - half, np.mean(by_seed) + half],
         )
-        assert row["n"] == 4 and "new ancestors" in row["scope"] and row["n_rows"] == 4 * 6
+        assert row["n"] == 4 and row["scope"] == sweeptable.OVER_SEEDS["drawn"] and row["n_rows"] == 4 * 6
     # accuracies differ between seeds by 5 points each; pairs do not know it
     wide = sweeptable.across_seeds(rows, "shots", "accuracy").set_index(["method", "shots"]).loc[("first", 5)]
     narrow = table.loc[("first", 5)]
     assert wide["high"] - wide["low"] > 4 * (narrow["high"] - narrow["low"])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind"),
+    [
+        ("", "drawn"),
+        ("data: cifar100, data_path: x, ", "fixed"),
+        ("data: cifar100, data_path: x, split: seed, ", "drawn"),
+        ("data: folder, data_path: x, split: mine.json, ", "fixed"),
+        ("data: folder, data_path: x, ", ""),
+    ],
+)
+def test_scopes_say_what_a_seed_draws_anew(tmp_path, parameters, kind):
+    text = f"preset: smoke\nparameters: {{{parameters}n_inits: 2}}\nproduct: {{seed: [0, 1]}}"
+    _, folder, _ = finished_sweep(tmp_path, text, individuals)
+    rows = sweeptable.read_sources([folder])
+    table = sweeptable.across_seeds(rows, "shots", "accuracy")
+    assert set(table["scope"]) == {sweeptable.OVER_SEEDS[kind]}
+    axes = sweepfigures.over_axis(table, table[:0], "shots")
+    assert "n = 2, over seeds" in axes[0, 0].get_title()
+    assert sweeptable.OVER_SEEDS[kind] in axes[0, 0].figure.get_suptitle()
+    one = sweeptable.interval_over(rows[rows["collective"] == 0], "accuracy")
+    assert one.scope == "these novel classes and this ancestor (one seed, one target_seed)"
+    axes = sweepfigures.over_axis(
+        sweeptable.across_seeds(rows[rows["run"] == 0], "shots", "accuracy"), table[:0], "shots"
+    )
+    assert axes[0, 0].figure.get_suptitle() == ""
+    matplotlib.pyplot.close("all")
 
 
 def test_contrasts_are_differences_within_a_seed(tmp_path):
