@@ -26,21 +26,22 @@ def contrasts(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
     rows: individuals as `sweeptable.read_sources` gives them. What differs is the paired gain over scratch, or the accuracy in
     families without scratch. A seed counts where it has both places, by the target tasks that both have; tasks, and draws of
     tasks, are averaged within it. Numbers stand in order, blocks in that of the layers, all else as it appears in the rows.
-    Columns: line (what is equal at both places, in words), family, method (but on the axis `method`); value ("gain" or
+    Columns: line (what is equal at both places, in words), family, method ("" on the axis `method`); value ("gain" or
     "accuracy"), first (the place compared with), place, difference, low, high (points), n_seeds, note (why limits are missing).
     Raises ValueError for an unknown axis.
     """
     if axis not in ALONG:
         raise ValueError(f"unknown axis {axis!r}; there are {', '.join(ALONG)}")
     keys = ["line", *(name for name in WHAT if name != axis)]
+    columns = ["line", *WHAT, "value", "first", *COLUMNS, "note"]
     found = []
     for value, table in _values(rows).items():
         table = table.assign(line=lines(table, axis)) if len(table) else table.assign(line="")
         table = table.drop_duplicates(["line", *WHAT, axis, *LEVELS, "init", value])
         for names, part in table.groupby(keys, sort=False):
-            about = {**dict(zip(keys, names, strict=True)), "value": value}
+            about = {"method": "", **dict(zip(keys, names, strict=True)), "value": value}
             found += [{**about, **row} for row in _to_first(part, axis, value)]
-    return pd.DataFrame(found, columns=[*keys, "value", "first", *COLUMNS, "note"])
+    return pd.DataFrame(found, columns=columns).astype({**dict.fromkeys(COLUMNS[1:4], float), "n_seeds": int})
 
 
 def _values(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
