@@ -646,6 +646,30 @@ def test_what_is_shared_costs_once_and_nothing_is_forgotten(written):
     assert sizes[1] < 0.6 * sizes[0]
 
 
+def test_the_speed_rows_compare_the_same_points_with_and_without_sharing(tmp_path, monkeypatch):
+    from learngene_core import sweepbench
+
+    calls, clock = [], iter([0, 30, 100, 200, 300, 360] * 2)
+
+    def run(grid, out, **how):
+        calls.append((how["workers"], how["share"], grid, out))
+        return sweep.Outcome(out, [p.name for p in grid.points][: 12 - failing], dict.fromkeys(range(failing), "error"))
+
+    monkeypatch.setattr(sweepbench, "run_sweep", run)
+    monkeypatch.setattr(sweepbench.time, "perf_counter", lambda: next(clock))
+    failing = 0
+    rows = sweepbench.sweep_rows(tmp_path)
+    assert [call[:2] for call in calls] == [(1, True), (1, False), (2, False)]
+    assert len({id(call[2]) for call in calls}) == 1 and len({call[3] for call in calls}) == 3
+    assert [(pair.ratio, bar) for pair, bar, *_ in rows.values()] == [(0.3, 0.4), (0.6, 1 / 1.5)]
+    found = calls[0][2]
+    (only,) = sharing.plan(found)  # one ancestor for all
+    assert len(found.points) == len(only.points) == 12
+    failing = 1
+    with pytest.raises(StudyError, match="1 of 12 points failed"):
+        sweepbench.sweep_rows(tmp_path)
+
+
 def test_a_dry_run_says_what_it_would_cost_and_touches_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["sweep", "shots", "--preset", "smoke", "--set", "device=cpu", "--dry-run", "--workers", "2"]) == 0
