@@ -85,6 +85,7 @@ _MODULES = (
     "theory",
     "theoryexplore",
     "theoryfigures",
+    "sweepcontrasts",
     "sweepfigures",
     "sweeptable",
     "verdicts",

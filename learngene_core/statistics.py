@@ -15,9 +15,10 @@ from scipy import stats
 
 Columns = Sequence[str]  # names of columns
 FEWEST_BOOTSTRAP_UNITS = 10  # with fewer a percentile bootstrap covers 87-91 % (simulated)
-SCOPES = {
+SCOPES = {  # of nested units; "collective": ancestors of one division (over seeds of a sweep: `sweeptable.OVER_SEEDS`)
     "split": "new class splits",
     "collective": "new ancestors",
+    "target_seed": "new draws of target tasks",
     "target_task": "these novel classes and this ancestor",
 }
 

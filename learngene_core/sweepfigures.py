@@ -53,6 +53,8 @@ def over_axis(accuracy: pd.DataFrame, gains: pd.DataFrame, axis: str, *, referen
             right.text(0.5, 0.6, "no pairs in these sources", transform=right.transAxes, ha="center", color=MUTED)
     for ax in axes[-1]:
         ax.set_xlabel(AXIS_LABELS[axis])
+    if scope := _scope(trained):
+        figure.suptitle(f"95 % intervals {scope}", fontsize="medium")
     _legend(axes, pd.concat([trained, still]), lines=in_order(list(shown["line"]), {}))
     return axes
 
@@ -85,11 +87,16 @@ def _draw(ax: Axes, part: pd.DataFrame, axis: str, places: dict[object, int], li
 
 
 def _units(part: pd.DataFrame) -> str:
-    """What stands behind the intervals of a panel: "n = 3, new ancestors"."""
+    """What stands behind the intervals of a panel: "n = 3, over seeds"; `_scope` says the rest."""
     fewest, most = int(part["n"].min()), int(part["n"].max())
     count = str(fewest) if fewest == most else f"{fewest} to {most}"
-    scopes = {scope.split(" (")[0] for scope in part["scope"]}
+    scopes = {scope.split(" (")[0].split(":")[0] for scope in part["scope"]}
     return f"n = {count}, {scopes.pop()}" if len(scopes) == 1 else f"n = {count}"
+
+
+def _scope(shown: pd.DataFrame) -> str:
+    """What intervals over seeds speak for: "over seeds: ancestor, division and tasks are drawn anew"; else nothing."""
+    return "; ".join(dict.fromkeys(scope for scope in shown["scope"] if scope.startswith("over seeds:")))
 
 
 def _legend(axes: np.ndarray, shown: pd.DataFrame, lines: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ def job_of(
 ) -> Job:
     """The job that executes `notebook` for `cfg` in `folder`. code: what stands for the notebook's code, its `source_hash`;
     stage: the last one whose fields decide its results ("": all fields do); more: what is not as in a job that stands alone."""
-    about = [code, fields(cfg, stage), STAGE_VERSION, __version__]
+    about = [code, fields(cfg, stage), images_of(cfg), STAGE_VERSION, __version__]
     return {
         "folder": str(folder),
         "notebook": str(notebook),
@@ -50,8 +50,20 @@ def job_of(
     }
 
 
+def images_of(cfg: Config) -> dict[str, Any]:
+    """Which images a configuration reads, beyond the fields that stage hashes cover (`grid.WHERE`): where they lie, whether
+    damaged ones are left out, and what stands in its split file ("missing": nobody can read it)."""
+    about: dict[str, Any] = {"skip_corrupt": cfg.skip_corrupt, "data_path": cfg.data_path, "split": cfg.split}
+    if cfg.data_path not in ("", "download"):
+        about["data_path"] = str(Path(cfg.data_path).expanduser().resolve())
+    if cfg.split not in ("", "seed"):
+        split = Path(cfg.split).expanduser()
+        about["split"] = file_hash(split) if split.is_file() else "missing"
+    return about
+
+
 def finished(job: Job) -> bool:
-    """Whether a job was done, with these parameters and this code, and its table is still what it was."""
+    """Whether a job was done, with these parameters, images and this code, and its table is still what it was."""
     try:
         note = read_json(Path(job["folder"], DONE))
     except (OSError, StudyError):

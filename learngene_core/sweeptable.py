@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from .config import FIELDS, Config
 from .files import StudyError, atomic, read_json
-from .grid import Grid, Point, plain
-from .statistics import hierarchical_interval
+from .grid import WHERE, Grid, Point, plain
+from .manifests import FOLDER as MANIFESTS
+from .statistics import Interval, hierarchical_interval
 
-LEVELS = ("collective", "target_seed", "target_task")  # nested units, from the top: ancestors, draws of tasks, tasks
+LEVELS = ("collective", "target_seed", "target_task")  # nested units, from the top: seeds, draws of tasks, tasks
+# what an interval over seeds speaks for: a seed draws more than the ancestor anew
+OVER_SEEDS = {
+    "drawn": "over seeds: ancestor, division and tasks are drawn anew",
+    "fixed": "over seeds: ancestor and tasks are drawn anew, the division is fixed",
+    "": "over seeds: ancestor, tasks and (unless the images bring one) division are drawn anew",
+}
 WHAT = ("family", "method")  # what is compared
 AXES = ("shots", "n_source_tasks", "inherited")  # what accuracy is drawn over
 CHOICE = ("criterion", "threshold", "sign", "n_blocks", "layers")  # how the learngene is chosen
@@ -54,8 +62,9 @@ def read_csv(path: Path) -> pd.DataFrame:
 def read_sources(sources: Sequence[str | Path]) -> pd.DataFrame:
     """The individuals of any number of sweeps and run folders, one row each.
 
-    Columns: those of results.csv; run (a number per run folder) and point (its name); collective (the ancestor's seed),
-    target_seed, n_source_tasks; and in words the other parameters that differ between the rows: choice (those of CHOICE)
+    Columns: those of results.csv; run (a number per run folder) and point (its name); collective (the seed: of the ancestor,
+    of target tasks and of a division that is drawn), target_seed, n_source_tasks; division ("drawn" with the seed, "fixed", or
+    "": it hangs on the images); and in words the other parameters that differ between the rows: choice (those of CHOICE)
     and setting (all others). Raises StudyError for a folder that is neither a sweep nor a run, or has no individuals.
     """
     runs = [run for source in sources for run in _runs_of(Path(source).expanduser())]
@@ -65,7 +74,7 @@ def read_sources(sources: Sequence[str | Path]) -> pd.DataFrame:
     parts = []
     for number, (name, cfg, rows) in enumerate(runs):
         about = {"run": number, "point": name, "collective": cfg.seed, "target_seed": cfg.target_seed}
-        about["n_source_tasks"] = cfg.n_source_tasks
+        about |= {"n_source_tasks": cfg.n_source_tasks, "division": _division(cfg)}
         about["choice"] = _words(cfg, [n for n in differ if n in CHOICE])
         about["setting"] = _words(cfg, [n for n in differ if n not in CHOICE])
         parts.append(rows.assign(**about))
@@ -73,13 +82,13 @@ def read_sources(sources: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def overview(rows: pd.DataFrame) -> pd.DataFrame:
-    """What `read_sources` found, a row per setting and choice: runs, ancestors, draws of target tasks, shots, individuals."""
+    """What `read_sources` found, a row per setting and choice: runs, seeds, draws of target tasks, shots, individuals."""
     shots = (
         rows.groupby(["setting", "choice"], sort=False)["shots"].unique().map(lambda s: "+".join(map(str, sorted(s))))
     )
     counts = rows.groupby(["setting", "choice"], sort=False).agg(
         runs=("run", "nunique"),
-        ancestors=("collective", "nunique"),
+        seeds=("collective", "nunique"),
         target_draws=("target_seed", "nunique"),
         individuals=("accuracy", "size"),
     )
@@ -101,6 +110,15 @@ def save_report(tables: Mapping[str, Sequence[pd.DataFrame]], folder: Path) -> p
     with atomic(folder / "across_seeds.csv") as temporary:
         joined.to_csv(temporary, index=False, lineterminator="\n")
     return joined
+
+
+def _division(cfg: Config) -> str:
+    """Whether the class division is "drawn" with the seed or "fixed"; "": that hangs on the images in a folder."""
+    if cfg.split == "seed":
+        return "drawn"
+    if cfg.split or (MANIFESTS / f"{cfg.data}.json").is_file():
+        return "fixed"
+    return "" if cfg.data == "folder" else "drawn"
 
 
 def _words(cfg: Config, names: Sequence[str]) -> str:
@@ -130,9 +148,12 @@ def _config(parameters: dict[str, object]) -> Config:
 
 
 def _differing(configs: Sequence[Config]) -> list[str]:
-    """Names of the parameters that decide results and differ, but for those that the rows tell apart themselves."""
+    """Names of the parameters that decide results and differ, but for those that the rows tell apart themselves.
+
+    Those of WHERE are among them: other images are another data set, whatever else is equal.
+    """
     own = {"seed", "target_seed", "n_source_tasks", "shots", "methods"}
-    names = [n for n, f in FIELDS.items() if f.metadata["stage"] and n not in own]
+    names = [n for n, f in FIELDS.items() if (f.metadata["stage"] or n in WHERE) and n not in own]
     return [n for n in names if len({str(getattr(cfg, n)) for cfg in configs}) > 1]
 
 
@@ -152,28 +173,39 @@ def across_seeds(rows: pd.DataFrame, axis: str, value: str) -> pd.DataFrame:
     """Mean of `value` with its 95 % interval for every line (what differs beside the axis, in words), family, method and
     value of `axis` (one of AXES).
 
-    The interval is over the topmost unit that was drawn more than once: ancestors, else draws of target tasks, else target
-    tasks (see `statistics.hierarchical_interval`). The same individual from two sources counts once. On the axis
-    `inherited`, a block is a block, however it was chosen.
+    The interval is over the topmost unit that was drawn more than once (see `interval_over`). The same individual from two
+    sources counts once. On the axis `inherited`, a block is a block, however it was chosen.
     Columns: line, family, method, `axis`; estimate, low, high in the unit of `value`; n (units), scope (what the interval
     speaks for), n_rows. Raises ValueError for an unknown axis.
     """
     if axis not in AXES:
         raise ValueError(f"unknown axis {axis!r}; there are {', '.join(AXES)}")
     keys = ["line", *WHAT, axis]
-    rows = rows.assign(line=_lines(rows, axis)).drop_duplicates(["line", *WHAT, *AXES, *LEVELS, "init", value])
+    rows = rows.assign(line=lines(rows, axis)).drop_duplicates(["line", *WHAT, *AXES, *LEVELS, "init", value])
     found = []
     for names, part in rows.groupby(keys, sort=False):
-        interval = hierarchical_interval(part, LEVELS, value)
+        interval = interval_over(part, value)
         limits = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
         about = {"n": interval.n, "scope": interval.scope, "n_rows": len(part)}
         found.append({**dict(zip(keys, names, strict=True)), **limits, **about})
     return pd.DataFrame(found, columns=[*keys, "estimate", "low", "high", "n", "scope", "n_rows"])
 
 
-def _lines(rows: pd.DataFrame, axis: str) -> pd.Series:
-    """What must not be averaged, in words: settings, the other numbers, and (but on the axis of blocks) how to choose."""
-    columns = ["setting"] + ["choice"] * (axis != "inherited")
+def interval_over(rows: pd.DataFrame, value: str) -> Interval:
+    """Mean of `value` with its 95 % interval over the topmost unit that was drawn more than once: seeds, else draws of target
+    tasks, else target tasks (see `statistics.hierarchical_interval`). Its scope says what a seed has drawn anew (OVER_SEEDS).
+    """
+    interval = hierarchical_interval(rows, LEVELS, value)
+    if rows["collective"].nunique() > 1:
+        kinds = set(rows["division"])
+        return replace(interval, scope=OVER_SEEDS[kinds.pop() if len(kinds) == 1 else ""])
+    return replace(interval, scope=interval.scope.replace("one collective", "one seed"))
+
+
+def lines(rows: pd.DataFrame, axis: str) -> pd.Series:
+    """What must not be averaged on an axis, in words, for each row: settings, the other numbers, and (but on the axis of
+    blocks) how to choose."""
+    columns = [c for c in ("setting", "choice") if c != axis and (c, axis) != ("choice", "inherited")]
     text = [rows[c] for c in columns if rows[c].nunique() > 1]
     text += [c + " " + rows[c].astype(str) for c in ("shots", "n_source_tasks") if c != axis and rows[c].nunique() > 1]
     return text[0].str.cat(text[1:], sep=", ") if text else pd.Series("", index=rows.index)

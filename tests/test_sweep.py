@@ -14,13 +14,25 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from learngene_core import cli, grid, notebooks, sharing, sweep, sweepcost, sweepfigures, sweeppoint, sweeptable
+from learngene_core import (
+    cli,
+    grid,
+    notebooks,
+    sharing,
+    statistics,
+    sweep,
+    sweepcost,
+    sweepfigures,
+    sweeppoint,
+    sweeptable,
+)
 from learngene_core.config import Config
 from learngene_core.files import StudyError, write_json
 from learngene_core.grid import load_grid
 from learngene_core.gridfile import ready
 from learngene_core.info import inspect
 from learngene_core.runs import Run
+from learngene_core.sweepcontrasts import ALONG, contrasts
 
 matplotlib.use("Agg")
 
@@ -320,6 +332,35 @@ def test_a_job_is_done_once_for_its_parameters_its_code_and_its_table(job, monke
     assert sweeppoint.TASK not in os.environ
 
 
+def test_a_point_of_other_images_is_not_finished(tmp_path):
+    """Where the images lie, whether damaged ones count, and what the split file says: no stage hash knows of them."""
+    split, images = tmp_path / "split.json", tmp_path / "images"
+    split.write_text('{"a": 1}')
+    base = Config.preset("smoke", data="folder", data_path=str(images), split=str(split))
+
+    def job(**changes):
+        about = {"stage": "reconstruct"} if changes.pop("staged", True) else {}
+        return sweeppoint.job_of(base.replace(**changes), tmp_path / "point", tmp_path / "n.ipynb", "code", **about)
+
+    for staged in (True, False):
+        split.write_text('{"a": 1}')
+        (tmp_path / "point").mkdir(exist_ok=True)
+        write_json(tmp_path / "point" / sweeppoint.DONE, {"mark": job(staged=staged)["mark"], "sha256": ""})
+        assert sweeppoint.finished(job(staged=staged))
+        assert not sweeppoint.finished(job(staged=staged, data_path=str(tmp_path / "others")))
+        assert not sweeppoint.finished(job(staged=staged, skip_corrupt=True))
+        assert not sweeppoint.finished(job(staged=staged, split="seed"))
+        split.write_text('{"a": 2}')
+        assert not sweeppoint.finished(job(staged=staged))
+        split.unlink()
+        assert not sweeppoint.finished(job(staged=staged))
+    # another way to write the same place is the same place; so is a copy of the split file
+    split.write_text('{"a": 1}')
+    (tmp_path / "copy.json").write_text('{"a": 1}')
+    same = base.replace(data_path=str(images / ".." / "images"), split=str(tmp_path / "copy.json"))
+    assert sweeppoint.images_of(same) == sweeppoint.images_of(base)
+
+
 def test_a_notebook_that_fails_is_reported_and_kept_and_one_whose_kernel_died_is_tried_again(job):
     told = sweeppoint.run_job(job(7))
     assert told["state"] == "failed" and "\n" not in told["error"]
@@ -403,7 +444,7 @@ def test_the_table_has_every_row_with_its_point_and_parameters(tmp_path):
     assert list(dict.fromkeys(read["point"])) == [p.name for p in found.points]
 
 
-def test_intervals_are_over_ancestors_and_pairs_within_a_run(tmp_path):
+def test_intervals_are_over_seeds_and_pairs_within_a_run(tmp_path):
     """By hand: means over tasks and weights within each seed, then t over the seeds."""
     _, folder, _ = finished_sweep(tmp_path, "preset: smoke\nproduct: {seed: [0, 1, 2, 3], shots: [5, 10]}", individuals)
     rows = sweeptable.read_sources([folder])
@@ -421,11 +462,85 @@ def test_intervals_are_over_ancestors_and_pairs_within_a_run(tmp_path):
             row[["estimate", "low", "high"]].astype(float),
             [np.mean(by_seed), np.mean(by_seed) - half, np.mean(by_seed) + half],
         )
-        assert row["n"] == 4 and "new ancestors" in row["scope"] and row["n_rows"] == 4 * 6
+        assert row["n"] == 4 and row["scope"] == sweeptable.OVER_SEEDS["drawn"] and row["n_rows"] == 4 * 6
     # accuracies differ between seeds by 5 points each; pairs do not know it
     wide = sweeptable.across_seeds(rows, "shots", "accuracy").set_index(["method", "shots"]).loc[("first", 5)]
     narrow = table.loc[("first", 5)]
     assert wide["high"] - wide["low"] > 4 * (narrow["high"] - narrow["low"])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind"),
+    [
+        ("", "drawn"),
+        ("data: cifar100, data_path: x, ", "fixed"),
+        ("data: cifar100, data_path: x, split: seed, ", "drawn"),
+        ("data: folder, data_path: x, split: mine.json, ", "fixed"),
+        ("data: folder, data_path: x, ", ""),
+    ],
+)
+def test_scopes_say_what_a_seed_draws_anew(tmp_path, parameters, kind):
+    text = f"preset: smoke\nparameters: {{{parameters}n_inits: 2}}\nproduct: {{seed: [0, 1]}}"
+    _, folder, _ = finished_sweep(tmp_path, text, individuals)
+    rows = sweeptable.read_sources([folder])
+    table = sweeptable.across_seeds(rows, "shots", "accuracy")
+    assert set(table["scope"]) == {sweeptable.OVER_SEEDS[kind]}
+    axes = sweepfigures.over_axis(table, table[:0], "shots")
+    assert "n = 2, over seeds" in axes[0, 0].get_title()
+    assert sweeptable.OVER_SEEDS[kind] in axes[0, 0].figure.get_suptitle()
+    one = sweeptable.interval_over(rows[rows["collective"] == 0], "accuracy")
+    assert one.scope == "these novel classes and this ancestor (one seed, one target_seed)"
+    axes = sweepfigures.over_axis(
+        sweeptable.across_seeds(rows[rows["run"] == 0], "shots", "accuracy"), table[:0], "shots"
+    )
+    assert axes[0, 0].figure.get_suptitle() == ""
+    matplotlib.pyplot.close("all")
+
+
+def test_contrasts_are_differences_within_a_seed(tmp_path):
+    """By hand: gain at ten shots minus gain at five, seed by seed, then t over the seeds."""
+    _, folder, _ = finished_sweep(tmp_path, "preset: smoke\nproduct: {seed: [0, 1, 2, 3], shots: [5, 10]}", individuals)
+    rows = sweeptable.read_sources([folder])
+    gains = sweeptable.paired_gains(rows)
+    table = contrasts(rows.sample(frac=1, random_state=0), "shots").set_index("method")
+    assert set(table.index) == {"learngene", "first"}
+    for method, row in table.iterrows():
+        own = gains[gains["method"] == method].groupby(["collective", "shots"])["gain"].mean().unstack()
+        wanted = statistics.mean_interval(own[10] - own[5])
+        np.testing.assert_allclose([row.difference, row.low, row.high], [wanted.estimate, wanted.low, wanted.high])
+        assert (row["first"], row["place"], row["n_seeds"], row["value"], row["note"]) == (5, 10, 4, "gain", "")
+    # what all that is of a seed have in common does not widen it
+    moved = rows.assign(accuracy=rows["accuracy"] + 100 * rows["collective"])
+    np.testing.assert_allclose(contrasts(moved, "shots")["low"], contrasts(rows, "shots")["low"])
+    # a source given twice says nothing new
+    pd.testing.assert_frame_equal(contrasts(sweeptable.read_sources([folder] * 2), "shots"), contrasts(rows, "shots"))
+
+
+def test_contrasts_of_methods_and_settings_and_what_they_cannot_say(tmp_path):
+    text = "preset: smoke\nproduct: {seed: [0, 1], growth: [zero-out, none]}\ncases: [{threshold: 5e-4}, {threshold: 5e-10}]"
+    _, folder, _ = finished_sweep(tmp_path, text, individuals)
+    rows = sweeptable.read_sources([folder])
+    by_setting, by_choice = contrasts(rows, "setting"), contrasts(rows, "choice")
+    assert set(by_setting["first"]) == {"growth zero-out"} and set(by_setting["place"]) == {"growth none"}
+    assert set(by_setting["line"]) == {"threshold 0.0005", "threshold 5e-10"} and len(by_setting) == 4
+    assert set(by_choice["line"]) == {"growth zero-out", "growth none"} and set(by_choice["n_seeds"]) == {2}
+    methods = contrasts(rows, "method")
+    assert (
+        set(methods["place"]) == {"first"} and set(methods["first"]) == {"learngene"} and set(methods["method"]) == {""}
+    )
+    one = contrasts(rows[rows["collective"] == 0], "setting")
+    assert one[["low", "high"]].isna().all(axis=None) and set(one["note"]) == {"one seed: no interval can be had"}
+    # seeds that have one of the places only do not count; places without a common seed have no difference
+    some = rows[(rows["collective"] == 0) | (rows["setting"] == "growth none")]
+    assert set(contrasts(some, "setting")["n_seeds"]) == {1}
+    apart = rows[(rows["collective"] == 0) == (rows["setting"] == "growth none")]
+    assert contrasts(apart, "setting").empty
+    without = contrasts(rows[rows["method"] != "scratch"], "setting")
+    assert set(without["value"]) == {"accuracy"} and len(without) == 4
+    for axis in ALONG:
+        assert list(contrasts(rows[:0], axis).columns) == list(by_setting.columns)
+    with pytest.raises(ValueError, match="unknown axis 'depth'"):
+        contrasts(rows, "depth")
 
 
 def test_settings_are_never_averaged_and_one_individual_counts_once(tmp_path):
@@ -450,6 +565,21 @@ def test_settings_are_never_averaged_and_one_individual_counts_once(tmp_path):
             sweeptable.across_seeds(sweeptable.paired_gains(twice), axis, "gain"),
             sweeptable.across_seeds(sweeptable.paired_gains(rows), axis, "gain"),
         )
+
+
+def test_other_images_are_another_setting_and_are_never_pooled(tmp_path):
+    folders = []
+    for name, more in {"a": "", "b": "", "c": ", skip_corrupt: true"}.items():
+        where = tmp_path / f"sweep-{name}"
+        where.mkdir()
+        path = tmp_path / ("b" if name == "c" else name)
+        text = f"preset: smoke\nparameters: {{data: folder, data_path: {path}{more}}}\nproduct: {{seed: [0, 1]}}"
+        folders.append(finished_sweep(where, text, individuals)[1])
+    rows = sweeptable.read_sources(folders)
+    assert rows.groupby("setting")["run"].nunique().tolist() == [2, 2, 2]
+    table = sweeptable.across_seeds(rows, "shots", "accuracy")
+    assert table["line"].nunique() == 3 and set(table["n"]) == {2}
+    assert {f"data_path {tmp_path / n}" for n in "ab"} == {line.split(", ")[0] for line in table["line"]}
 
 
 def test_sweeps_and_runs_are_read_together(tmp_path, smoke_run):
@@ -514,6 +644,30 @@ def test_what_is_shared_costs_once_and_nothing_is_forgotten(written):
     assert sweepcost.wall_seconds(together, before, 100) == pytest.approx(2 * kernel + 110)
     sizes = [sum(sweepcost.job_bytes(found, some).values()) for some in ([], planned)]
     assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_the_speed_rows_compare_the_same_points_with_and_without_sharing(tmp_path, monkeypatch):
+    from learngene_core import sweepbench
+
+    calls, clock = [], iter([0, 30, 100, 200, 300, 360] * 2)
+
+    def run(grid, out, **how):
+        calls.append((how["workers"], how["share"], grid, out))
+        return sweep.Outcome(out, [p.name for p in grid.points][: 12 - failing], dict.fromkeys(range(failing), "error"))
+
+    monkeypatch.setattr(sweepbench, "run_sweep", run)
+    monkeypatch.setattr(sweepbench.time, "perf_counter", lambda: next(clock))
+    failing = 0
+    rows = sweepbench.sweep_rows(tmp_path)
+    assert [call[:2] for call in calls] == [(1, True), (1, False), (2, False)]
+    assert len({id(call[2]) for call in calls}) == 1 and len({call[3] for call in calls}) == 3
+    assert [(pair.ratio, bar) for pair, bar, *_ in rows.values()] == [(0.3, 0.4), (0.6, 1 / 1.5)]
+    found = calls[0][2]
+    (only,) = sharing.plan(found)  # one ancestor for all
+    assert len(found.points) == len(only.points) == 12
+    failing = 1
+    with pytest.raises(StudyError, match="1 of 12 points failed"):
+        sweepbench.sweep_rows(tmp_path)
 
 
 def test_a_dry_run_says_what_it_would_cost_and_touches_nothing(tmp_path, monkeypatch, capsys):
