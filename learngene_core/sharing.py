@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import STAGES, Config
-from .files import atomic, write_json
+from .files import UNFINISHED, atomic, write_json
 from .grid import WHERE, Grid, Point
 from .runs import Run
 
@@ -92,7 +92,7 @@ def _groups(grid: Grid, stage: str) -> dict[str, list[Point]]:
     groups: dict[str, list[Point]] = {}
     for point in grid.points:
         if stage in needed(point.cfg, grid.stage):
-            beside = [getattr(point.cfg, name) for name in (*WHERE, "device", "threads")]
+            beside = [getattr(point.cfg, name) for name in (*WHERE, "device", "threads", "deterministic")]
             about = json.dumps([point.cfg.stage_hash(stage), beside])
             groups.setdefault(hashlib.sha256(about.encode()).hexdigest()[:12], []).append(point)
     return groups
@@ -127,17 +127,17 @@ def fill(run: Run, sources: Iterable[Path]) -> list[str]:
         if not new:
             continue
         with run.lock():
-            for name in _files(source, new.values()):
+            for name in _files(source, new.values(), machine=not manifest):
                 _link(source / name, run.path / name)
             write_json(run.path / "manifest.json", {**manifest, **new})
         taken += new
     return taken
 
 
-def _files(source: Path, entries: Iterable[dict[str, Any]]) -> Sequence[str]:
-    """The files of stages, and the machine that they were made on: it is resolved once and reused."""
+def _files(source: Path, entries: Iterable[dict[str, Any]], machine: bool) -> Sequence[str]:
+    """The files of stages, and for a run that has none of its own the machine that they were made on: it is resolved once."""
     names = [name for entry in entries for name in entry["files"]]
-    return [*names, "machine.json"] if (source / "machine.json").exists() else names
+    return [*names, "machine.json"] if machine and (source / "machine.json").exists() else names
 
 
 def _link(source: Path, target: Path) -> None:
@@ -145,7 +145,7 @@ def _link(source: Path, target: Path) -> None:
     if target.exists() and os.path.samefile(source, target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)

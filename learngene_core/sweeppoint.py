@@ -36,7 +36,7 @@ def job_of(
 ) -> Job:
     """The job that executes `notebook` for `cfg` in `folder`. code: what stands for the notebook's code, its `source_hash`;
     stage: the last one whose fields decide its results ("": all fields do); more: what is not as in a job that stands alone."""
-    about = [code, fields(cfg, stage), images_of(cfg), STAGE_VERSION, __version__]
+    about = [code, fields(cfg, stage), images_of(cfg), cfg.deterministic, STAGE_VERSION, __version__]
     return {
         "folder": str(folder),
         "notebook": str(notebook),

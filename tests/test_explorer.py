@@ -241,6 +241,7 @@ print("torch" in sys.modules, statistics.median(times))
 """
 
 
+@pytest.mark.slow
 def test_a_redraw_takes_less_than_a_third_of_a_second_and_no_torch():
     done = subprocess.run([sys.executable, "-c", REDRAW, str(DEMO)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """Spare kernels: ready, empty but for modules, replaced when they died, and none left behind."""
 
+import contextlib
 import os
 import time
 
@@ -13,7 +14,12 @@ from learngene_core.files import HEADLESS
 
 
 def kernels_below():
-    return [p for p in psutil.Process().children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may end this moment
+            if "ipykernel" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def run_in(manager, code, tmp_path):

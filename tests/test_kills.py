@@ -33,7 +33,7 @@ WITHIN = "going on behind epoch"  # what a run says that takes up such a state
 SMALL = {
     "source_images": 12, "held_out_images": 8, "n_source_tasks": 6, "source_way": 3, "growth_start": 1, "support_pool": 12,
     "query_images": 8, "epochs": 4, "first_task_epochs": 4, "batch_size": 12, "fisher_images": 12, "null_networks": 2,
-    "null_steps": 1, "n_target_tasks": 4, "n_way": 2, "shots": "[4]", "individual_epochs": 10, "individual_batch": 4,
+    "null_steps": 1, "n_target_tasks": 4, "n_way": 2, "shots": "[4]", "individual_epochs": 40, "individual_batch": 4,
     "criterion": "recommended", "atlas_shots": 4, "atlas_length": 6, "atlas_epochs": 2, "atlas_tasks": 2,
     "atlas_pseudo_tasks": 2, "workers": 1, "device": "cpu",
 }  # fmt: skip
@@ -159,18 +159,24 @@ def test_twenty_kills_at_random_moments_change_nothing(reference, tmp_path):
 def test_a_truncated_newest_file_changes_nothing(reference, tmp_path):
     """Whatever was written last is cut in half after the kill; the run goes on from what is whole, and says so."""
     files, seconds = reference
-    out = tmp_path / "run"
-    assert killed(out, "collective", 0.8 * seconds["collective"]) == "collective"
+    for share in (0.8, 0.6, 0.4, 0.2):  # a machine may be faster now than it was for the reference
+        out = tmp_path / f"run{share}"
+        if killed(out, "collective", share * seconds["collective"]) == "collective":
+            break
+    else:
+        pytest.fail("the stage was over before every kill")
     listed = {s["file"] for states in out.glob("collective/task_*/epochs.json") for s in read_json(states)}
     saved = [p for p in out.glob("collective/task_*/*") if not p.name.endswith(UNFINISHED)]
-    saved = [p for p in saved if not p.name.startswith("epoch_") or p.name in listed]  # what counts already
+    whole = {p.parent for p in out.glob("collective/task_*/about.json")}
+    # what counts already: files of finished tasks, and states that are listed
+    saved = [p for p in saved if p.name in listed or (p.name == "epochs.json") or p.parent in whole]
     newest = max(saved, key=lambda p: p.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     said = finished(out)
     assert newest.name in said and newest.parent.name in said, said
     assert results(out) == files
     out = tmp_path / "pieces"
-    shutil.copytree(tmp_path / "run", out)
+    shutil.copytree(tmp_path / f"run{share}", out)
     redone = start(out, "--redo", "atlas")
     begun = "atlas"  # of the pieces, not those of the run before
     wait_until(lambda: at_work(out, redone, begun) and begun not in read_json(out / "manifest.json"), redone)
@@ -214,10 +220,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(reference, tmp_path, small_di
     else:
         out, ballast = small_disk / "run", small_disk / "ballast"
         process = start(out)
-        while not at_work(out, process, stage):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        time.sleep(0.2)
+        wait_until(lambda: at_work(out, process, stage), process)
+        time.sleep(0.1)
         with open(ballast, "wb", buffering=0) as file:  # from here on there is no room
             try:
                 while True:
@@ -345,7 +349,7 @@ def test_ctrl_c_ends_a_long_verb_cleanly_and_the_same_command_goes_on(reference,
             return False
 
     wait_until(works, process)
-    time.sleep(0.3)
+    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     status, _, err = ended(process, 40)
     assert (status, err.splitlines()[-1:]) == (130, [interrupt.TEXT]), err

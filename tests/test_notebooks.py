@@ -140,8 +140,8 @@ def test_a_failing_cell_is_named_in_one_line_and_its_copy_is_kept(tmp_path):
 
 def test_a_kernel_that_does_nothing_is_ended_and_one_that_computes_is_not(tmp_path, monkeypatch):
     """A lost message would leave client and kernel waiting for each other for ever."""
-    monkeypatch.setattr(notebooks, "IDLE_MINUTES", 2 / 60)
-    work = "import time\nend = time.time() + 4\nwhile time.time() < end:\n    pass"
+    monkeypatch.setattr(notebooks, "IDLE_MINUTES", 5 / 60)
+    work = "import time\nend = time.time() + 8\nwhile time.time() < end:\n    pass"
     path = small(tmp_path, "seed: int = 0", work, "print('computed')", "time.sleep(300)")
     with pytest.raises(StudyError, match=r"small\.ipynb: its kernel did nothing for .* minutes and was ended"):
         notebooks.execute(path, tmp_path / "out.ipynb", {"seed": 1})

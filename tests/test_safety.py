@@ -276,7 +276,7 @@ def test_a_hostile_header_is_refused_in_one_line_and_at_once(tmp_path, data):
     begun = time.monotonic()
     with pytest.raises(ValueError) as refusal:
         checked_header(path)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     assert len(str(refusal.value)) < 300 and "\n" not in str(refusal.value)
 
 

@@ -18,7 +18,7 @@ import test_figures as tables
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.text import Text
 
-from learngene_core import figures, openexplore, openfigures, style
+from learngene_core import figures, openexplore, openfigures, style, theory, theoryfigures
 from learngene_core.alttexts import descriptions
 from learngene_core.presets import METHODS
 
@@ -82,13 +82,37 @@ OPEN = {
     "gallery": lambda: openfigures.gallery({"some": PIXELS[:3], "none": PIXELS[:0]}),
     "draw_threshold": lambda: openexplore.draw_threshold(seen_images(), PIXELS),
 }
-EVERY = {**tables.make_all(), **atlas_tables.ALL, **OPEN, "paradigm": paradigm}
+
+
+def bounds_over_m():
+    """Means of a bound and the two errors at two m, as `prefixbounds.bound_summary` gives them."""
+    rows = pd.DataFrame({"m": [50, 250], "chance": 80.0})
+    return rows.assign(**{f"{n}{end}": 50.0 for n in theoryfigures.BOUND_LINES for end in ("", "_low", "_high")})
+
+
+def bounds_by_task():
+    rows = pd.DataFrame({"m": 50, "chance": 80.0, "target_task": [1, 2]})
+    return theoryfigures.bound_tasks(rows.assign(**dict.fromkeys(theoryfigures.BOUND_LINES, 40.0)))
+
+
+RISKS = theory.risk_table(theory.simulate(d=12, k=2, ms=(4, 9), ts=(1, 4), n_repetitions=3))
+THEORY = {
+    "risk_curves": lambda: theoryfigures.risk_curves(RISKS),
+    "gain_map": lambda: theoryfigures.gain_map(RISKS),
+    "norm_figure": lambda: theoryfigures.norm_figure(theory.norm_terms(c=4.0, seed=0)),
+    "term_figure": lambda: theoryfigures.term_figure(theory.term_over_tasks(seed=0)),
+    "bound_curves": lambda: theoryfigures.bound_curves(bounds_over_m()),
+    "bound_pair": lambda: theoryfigures.bound_pair(bounds_over_m(), bounds_over_m()),
+    "bound_tasks": bounds_by_task,
+    "marked_network": lambda: figures.marked_network(tables.COLLECTIVE[-1], tables.COLLECTIVE[-1]["names"][-2:]),
+}
+EVERY = {**tables.make_all(), **atlas_tables.ALL, **OPEN, **THEORY, "paradigm": paradigm}
 ATLAS = {  # functions that the tables of the atlas are drawn with, by what they are called there
     "map of 13": "atlas_map", "margins": "margins gain_by_position gain_by_parameters", "score": "score_against_gain",
     "selection": "selection_figure", "panels": "score_panels", "controls": "controls_figure", "claims": "claims_figure",
     "released": "released_figure", "choice": "draw_choice",
 }  # fmt: skip
-PARTS = {"columns", "montage", "new_axes", "so_far"}  # return arrays or axes, and are no figures
+PARTS = {"columns", "montage", "new_axes", "so_far", "square"}  # return arrays or axes, and are no figures
 
 
 def figure_of(axes):
