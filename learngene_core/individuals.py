@@ -165,7 +165,7 @@ class Reconstruction:
         return self._fitting(draws, left)
 
     def _most_arms(self) -> int:
-        return max(map(len, self._stacks()))
+        return max(map(len, self._stacks()), default=1)
 
     def _bundle(self, draws: Sequence[Draw], left: dict | None = None) -> list[dict]:
         """All arms of each of these target tasks and sets of initial weights, for every number of shots.

@@ -18,7 +18,7 @@ import test_figures as tables
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.text import Text
 
-from learngene_core import figures, openexplore, openfigures, style, theory, theoryfigures
+from learngene_core import diagrams, figures, openexplore, openfigures, style, theory, theoryfigures
 from learngene_core.alttexts import descriptions
 from learngene_core.presets import METHODS
 
@@ -104,7 +104,7 @@ THEORY = {
     "bound_curves": lambda: theoryfigures.bound_curves(bounds_over_m()),
     "bound_pair": lambda: theoryfigures.bound_pair(bounds_over_m(), bounds_over_m()),
     "bound_tasks": bounds_by_task,
-    "marked_network": lambda: figures.marked_network(tables.COLLECTIVE[-1], tables.COLLECTIVE[-1]["names"][-2:]),
+    "marked_network": lambda: diagrams.marked_network(tables.COLLECTIVE[-1], tables.COLLECTIVE[-1]["names"][-2:]),
 }
 EVERY = {**tables.make_all(), **atlas_tables.ALL, **OPEN, **THEORY, "paradigm": paradigm}
 ATLAS = {  # functions that the tables of the atlas are drawn with, by what they are called there
