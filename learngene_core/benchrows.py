@@ -61,7 +61,7 @@ def _made(folder: Path) -> Path:
 
 
 # the collective's training ------------------------------------------------------------------------------------------------
-def epoch_rows(cfg: Config, *, n: int = IMAGES, rounds: int = 5, divisor: int = 1) -> Rows:
+def epoch_rows(cfg: Config, *, n: int = IMAGES, rounds: int = 3, divisor: int = 1) -> Rows:
     """An epoch of the paper's base network: ours, with the record, with EWC; against a bare loop over images in memory."""
     machine = Machine.resolve(cfg.replace(threads=cfg.threads if divisor > 1 else 0))
     machine.use()
