@@ -139,7 +139,7 @@ class Epochs:
 
 
 # individuals --------------------------------------------------------------------------------------------------------------
-def individual_rows(cfg: Config, *, n_tasks: int = 4, rounds: int = 3, preset: str = "lecture") -> Rows:
+def individual_rows(cfg: Config, *, n_tasks: int = 4, rounds: int = 2, preset: str = "lecture") -> Rows:
     """The individuals of the lecture preset: two one-thread workers against one, stacks against one network after another."""
     own = Config.preset(preset, n_target_tasks=n_tasks, n_inits=1, device=cfg.device)
     work, tasks = untrained_reconstruction(own)
