@@ -90,7 +90,7 @@ def compute_controls(
     if run.done("controls"):
         say("controls: found in the run folder, loaded")
         return run.read_table("controls.csv")
-    tasks = atlas_tasks(imgs, div, cfg.replace(atlas_pseudo_tasks=0))["novel"]
+    tasks = atlas_tasks(imgs, div, cfg)["novel"]
     others = train_ancestors(cfg.ancestors, cfg, run)
     with run.computing("controls", ["controls.csv"]):
         table = _rows(gene, col, others, imgs, tasks, cfg, run)

@@ -192,6 +192,13 @@ def test_controls_are_paired_with_scratch_and_cover_both_blocks(world, tmp_path)
         assert np.abs(there - wide.loc[block]["inherit"]).max() <= 2 * 100 / 16  # other stacks: two images at the most
 
 
+def test_controls_of_a_recommended_block_need_no_other_configuration(world, tmp_path):
+    cfg = world.cfg.replace(criterion="recommended", layers=(), controls=("norm_only",), control_ewc=(), control_l2=())
+    run = Run.open(cfg, tmp_path / "run")
+    table = ablations.compute_controls(world.gene, world.col, world.images, world.div, cfg, run)
+    assert set(table["target_task"]) == {1, 2} and "norm_only" in set(table["method"])
+
+
 def test_frozen_parameters_do_not_move_and_fresh_ones_do(world, monkeypatch):
     kept, fit = {}, individuals.fit
 
