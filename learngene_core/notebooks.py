@@ -20,6 +20,7 @@ from .alttexts import describe_pictures, with_alts
 from .checking import RUN_NAMES, check_run_names
 from .config import FIELDS, Config
 from .files import StudyError, atomic
+from .formulas import Formulas
 from .kernels import KERNEL
 
 
@@ -207,8 +208,9 @@ def write_report(paths: Sequence[Path], title: str, summary: str, target: Path) 
         for cell in clean(read(path)).cells:
             cell.pop("id", None)
             joined.cells.append(nbformat.from_dict({**cell, "id": f"c{len(joined.cells)}"}))
+    formulas = Formulas(joined.cells)
     page = {"exclude_input": True, "exclude_output_prompt": True, "exclude_input_prompt": True, "embed_images": True}
     options = Traits({"HTMLExporter": {**page, "mathjax_url": "", "require_js_url": ""}})
     body, _ = HTMLExporter(template_name="lab", config=options).from_notebook_node(joined)
     with atomic(target) as temporary:
-        temporary.write_text(with_alts(body, joined.cells), encoding="utf-8")
+        temporary.write_text(formulas.drawn(with_alts(body, joined.cells)), encoding="utf-8")

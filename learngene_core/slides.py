@@ -16,6 +16,7 @@ from typing import Any
 
 from . import notebooks
 from .files import atomic, say
+from .formulas import Formulas
 
 REVEAL = "https://unpkg.com/reveal.js@4.6.1"  # has dist/reveal.js and dist/theme/*.css, as a copy must
 LEFT_OUT = {"parameters", "solution", "check"}
@@ -28,6 +29,7 @@ _TEMPLATE = """
 {%- block html_head_js_jquery -%}{%- endblock -%}
 {%- block html_head_js_requirejs -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_css -%}
 <style type="text/css">
 .reveal .slides { text-align: left; }
@@ -90,12 +92,12 @@ def write_slides(target: Path, *, reveal_prefix: str = REVEAL) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for path in notebooks.numbered():
-        page, _ = exporter.from_notebook_node(
-            as_slides(notebooks.read(path)), {"metadata": {"name": path.stem, "path": str(path.parent)}}
-        )
+        shown = as_slides(notebooks.read(path))
+        formulas = Formulas(shown.cells)
+        page, _ = exporter.from_notebook_node(shown, {"metadata": {"name": path.stem, "path": str(path.parent)}})
         written.append(target / f"{path.stem}.slides.html")
         with atomic(written[-1]) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+            temporary.write_text(formulas.drawn(page), encoding="utf-8")
     return written
 
 
