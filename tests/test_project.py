@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -247,3 +249,32 @@ def test_the_reproduction_table_of_the_readme_is_what_the_runs_gave():
     for rows in found.values():
         assert rows["claim"].tolist() == [claim.id for claim in load_claims()]
         assert rows["statement"].tolist() == [claim.statement for claim in load_claims()]
+
+
+def test_a_wheel_holds_all_that_the_package_reads(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    package = tmp_path / "site" / "learngene_core"
+    there = {str(p.relative_to(package)) for p in package.rglob("*") if p.is_file()}
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    ours = [p.removeprefix("learngene_core/") for p in tracked if p.startswith(("learngene_core/", "notebooks/"))]
+    assert len(ours) > 100 and not set(ours) - there
+    code = (
+        "import learngene_core as lg; from learngene_core import explorerserver, grid, notebooks\n"
+        "print(lg.__file__, len(notebooks.numbered()), (explorerserver.DEMO / 'manifest.json').exists(), "
+        "len(grid.load_grid('shots').points) > 1)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    assert said == [str(package / "__init__.py"), "8", "True", "True"]
