@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from .config import Config
 from .files import StudyError, atomic, say
-from .timing import Pair, memory_peak
+from .machine import Machine
+from .timing import Rows, memory_peak
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +31,6 @@ def run_bench(cfg: Config, out: Path, rows: Sequence[str] = ()) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from .benchrows import all_rows
-
     with tempfile.TemporaryDirectory(prefix="learngene-bench-") as home:
         known = all_rows(cfg, Path(home))
         unknown = [name for name in rows if not any(k.startswith(name) for k in known)]
@@ -47,8 +46,24 @@ def run_bench(cfg: Config, out: Path, rows: Sequence[str] = ()) -> pd.DataFrame:
     return table
 
 
-def measured(name: str, row: Callable[[], Mapping[str, tuple[Pair, float | None, str, str]]]) -> list[dict]:
-    """The table's rows that one function of `benchrows` gives: name -> (pair, bar, what is ours, what is bare)."""
+def all_rows(cfg: Config, home: Path) -> dict[str, Callable[[], Rows]]:
+    """Every row's function by the name its rows begin with; `cfg` gives images, device and threads, `home` a place for files."""
+    from . import benchrows, gpubench, sweepbench
+
+    rows: dict[str, Callable[[], Rows]] = {
+        "epoch": lambda: benchrows.epoch_rows(cfg),
+        "individuals": lambda: benchrows.individual_rows(cfg),
+        "reading": lambda: benchrows.reading_rows(home),
+        "chain": lambda: benchrows.chain_rows(home),
+        "sweep": lambda: sweepbench.sweep_rows(home / "sweep"),
+    }
+    if Machine.resolve(cfg).device.startswith("cuda"):
+        rows["gpu"] = lambda: gpubench.gpu_rows(cfg)
+    return rows
+
+
+def measured(name: str, row: Callable[[], Rows]) -> list[dict]:
+    """The table's rows that one function of `all_rows` gives."""
     with memory_peak() as peak:
         rows = [
             {

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,36 +28,11 @@ from .network import ConvNet
 from .presets import PAPER_POOLS
 from .record import Record
 from .streams import generator
-from .sweepbench import sweep_rows
-from .timing import Pair, compare, pairs
+from .timing import Pair, Rows, compare, pairs
 from .training import Recipe, fit, task_loss
-
-Rows = Mapping[str, tuple[Pair, float | None, str, str]]
-"""Name of a row -> seconds, the most that the ratio may be, what is ours, what is bare."""
 
 IMAGES, BATCH = 3000, 64  # of an epoch, as one source task of the released scripts
 DECODED = 1500  # image files of the reading rows
-
-
-def all_rows(cfg: Config, home: Path) -> dict[str, Callable[[], Rows]]:
-    """Every row's function by the name its rows begin with; `cfg` gives images, device and threads, `home` a place for files."""
-    rows: dict[str, Callable[[], Rows]] = {
-        "epoch": lambda: epoch_rows(cfg),
-        "individuals": lambda: individual_rows(cfg),
-        "reading": lambda: reading_rows(home),
-        "chain": lambda: chain_rows(home),
-        "sweep": lambda: sweep_rows(_made(home / "sweep")),
-    }
-    if Machine.resolve(cfg).device.startswith("cuda"):
-        from .gpubench import gpu_rows
-
-        rows["gpu"] = lambda: gpu_rows(cfg)
-    return rows
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 # the collective's training ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import determinism, interrupt
+from . import interrupt
 from .config import Config
 from .files import OutOfTime, StudyError, say
 from .options import changes_of, configuration, parser
@@ -110,6 +110,7 @@ def _study(cfg: Config, options: argparse.Namespace) -> int:
 
 def _announced(run: Run, stage: str, stack: contextlib.ExitStack) -> Chain:
     """The chain of a run; what `stage` will cost is said, and its bar begins, once nothing cheap is left to be refused."""
+    from .cost import say_determinism
     from .progress import shown
     from .study import Chain
 
@@ -117,7 +118,7 @@ def _announced(run: Run, stage: str, stack: contextlib.ExitStack) -> Chain:
         @functools.cached_property
         def collective(self):  # whatever trains asks for it first, when it has checked what it can
             self.source  # noqa: B018 (too few classes are said before)
-            determinism.announce(run)
+            say_determinism(run)
             stack.enter_context(shown(run, stage))
             return super().collective
 

@@ -6,7 +6,9 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 
+from . import determinism
 from .config import STAGES, Config
+from .files import say
 from .runs import Run
 
 KERNEL_SECONDS = 9.0  # of every notebook: a kernel, its imports and its figures; measured on two cores
@@ -171,6 +173,24 @@ def _stack_step(run: Run, family: str, n: int) -> float:
     made = {**shape, "n_classes": cfg.n_way, "image_size": cfg.image_size}
     stack = Stack([ConvNet(**made, generator=generator(0, "cost")) for _ in range(n)]).to(run.machine.device)
     return _step(run, stack, cfg.individual_batch, lambda out, y: stack_loss(out, y)[0].sum())
+
+
+def say_determinism(run: Run) -> None:
+    """Say what the deterministic operations of a run cost here: the time of a training step beside that of the usual one."""
+    machine = run.machine
+    if not machine.deterministic:
+        return
+    if machine.device == "cpu":
+        say("deterministic: a CPU run is equal to the bit anyway; it costs nothing")
+        return
+    machine.use()
+    with determinism.as_usual():
+        usual = collective_step(run)
+    here = collective_step(run)
+    say(
+        f"deterministic: equal results on every call on {machine.device}; a training step takes {here / usual:.2f} times as "
+        f"long ({1000 * here:.1f} ms for {1000 * usual:.1f} ms)"
+    )
 
 
 def _step(run: Run, model, batch_size: int, loss: Callable, budget: float = 0.5) -> float:

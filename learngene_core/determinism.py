@@ -1,4 +1,4 @@
-"""Equal bits on every call on a GPU, where `deterministic` is asked for, and what that costs.
+"""Equal bits on every call on a GPU, where `deterministic` is asked for (what that costs: `cost.say_determinism`).
 
 On one CPU machine runs are equal to the bit anyway, and nothing changes. A GPU adds in another order each time unless its
 libraries are told not to; they then take slower paths, and an operation that has none stops with an error that names it.
@@ -9,12 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-from .files import say
-
-if TYPE_CHECKING:
-    from .runs import Run
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # read by cuBLAS when it is first used
 FIXED = ":4096:8"  # eight buffers of 4 MiB: one of the two settings that cuBLAS documents as deterministic
@@ -37,7 +31,7 @@ def apply(device: str) -> None:
 
 
 @contextlib.contextmanager
-def _as_usual() -> Iterator[None]:
+def as_usual() -> Iterator[None]:
     """Operations as torch chooses them, for a measurement."""
     import torch
 
@@ -47,23 +41,3 @@ def _as_usual() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def announce(run: Run) -> None:
-    """Say what the deterministic operations of a run cost here: the time of a training step beside that of the usual one."""
-    machine = run.machine
-    if not machine.deterministic:
-        return
-    if machine.device == "cpu":
-        say("deterministic: a CPU run is equal to the bit anyway; it costs nothing")
-        return
-    from .cost import collective_step
-
-    machine.use()
-    with _as_usual():
-        usual = collective_step(run)
-    here = collective_step(run)
-    say(
-        f"deterministic: equal results on every call on {machine.device}; a training step takes {here / usual:.2f} times as "
-        f"long ({1000 * here:.1f} ms for {1000 * usual:.1f} ms)"
-    )

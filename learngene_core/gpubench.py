@@ -7,14 +7,14 @@ import time
 
 import torch
 
-from .benchrows import Rows, untrained_reconstruction
+from .benchrows import untrained_reconstruction
 from .config import Config
 from .files import say
 from .machine import Machine
 from .network import ConvNet, flop_count
 from .presets import PAPER_POOLS
 from .steptuning import Stepper, tuned
-from .timing import Pair, compare
+from .timing import Pair, Rows, compare
 
 STEPS, ROUNDS, TASKS = 60, 5, 64
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import determinism, notebooks
+from . import notebooks
 from .config import STAGES, Config
 from .files import StudyError, read_json, say, write_json
 from .kernels import Kernels
@@ -261,10 +261,10 @@ def _whole(run: Run) -> bool:
 
 
 def _run_notebooks(run: Run, paths: list[Path]) -> None:
-    from .cost import KERNEL_SECONDS, duration, stage_seconds
+    from .cost import KERNEL_SECONDS, duration, say_determinism, stage_seconds
     from .progress import bar
 
-    determinism.announce(run)
+    say_determinism(run)
     expected = stage_seconds(run)
     total = sum(expected.values()) + KERNEL_SECONDS * len(paths)
     say(f"study: {len(paths)} notebooks into {run.path}; about {duration(total)} on this machine")

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .files import StudyError, write_json
 from .grid import Grid, load_grid
 from .sweep import run_sweep
-from .timing import Pair
-
-if TYPE_CHECKING:
-    from .benchrows import Rows
+from .timing import Pair, Rows
 
 PRODUCT = {"target_seed": [0, 1, 2], "shots": [3, 5, 10, 15]}  # twelve points, one ancestor
 # the ancestor dominates a point, as it does in any preset but smoke: some 15 s of a thread, the individuals about one
@@ -29,12 +25,13 @@ PARAMETERS = {
 def sweep_rows(folder: Path, preset: str = "smoke") -> Rows:
     """Twelve points that share an ancestor, beside the same points without sharing; and those on two workers beside one.
 
-    folder: an empty one for what is computed. Three sweeps, each run once and counted with the start of its cluster, one
+    folder: an empty or a new one for what is computed. Three sweeps, each run once and counted with the start of its cluster, one
     thread per worker. The row of sharing has one worker on both sides, so that it tells of sharing alone. The row of two
     workers has no sharing on both sides, so that it tells of workers alone: points that share wait for their ancestor, which
     no second worker makes faster. At most 0.4 asked of the first, 1 / 1.5 of the second. Raises StudyError when a point
     failed: then the times would compare nothing.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     grid = _grid(folder, preset)
     shared = _seconds(grid, folder / "shared", workers=1, share=True)
     alone = _seconds(grid, folder / "alone", workers=1, share=False)

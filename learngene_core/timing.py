@@ -23,6 +23,10 @@ class Pair:
     rounds: int
 
 
+Rows = Mapping[str, tuple[Pair, float | None, str, str]]
+"""Rows of a speed table: name -> seconds, the most that the ratio may be, what is ours, what is bare."""
+
+
 def compare(first: Callable[[], object], second: Callable[[], object], rounds: int) -> Pair:
     """Time two ways of doing the same, `rounds` times in turn, the order changing; each must wait for its device itself.
 

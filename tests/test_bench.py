@@ -69,7 +69,7 @@ def test_the_table_holds_what_was_measured_row_by_row(tmp_path, monkeypatch, cap
         "b": lambda: {"b": (bad, None, "ours", "bare")},
         "c": broken,
     }
-    monkeypatch.setattr(benchrows, "all_rows", lambda cfg, home: rows)
+    monkeypatch.setattr(bench, "all_rows", lambda cfg, home: rows)
     with pytest.raises(RuntimeError):
         bench.run_bench(Config(), tmp_path)
     table = pd.read_csv(tmp_path / "bench.csv", keep_default_na=False)

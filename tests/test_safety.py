@@ -21,7 +21,7 @@ import torch
 from conftest import snapshot
 from safetensors.torch import save_file
 
-from learngene_core import cli, criteria, determinism, files, guards, info, notebooks, savepoints, study, training
+from learngene_core import cli, cost, criteria, determinism, files, guards, info, notebooks, savepoints, study, training
 from learngene_core.config import Config
 from learngene_core.files import UNFINISHED, StudyError, atomic, sweep_unfinished, write_json
 from learngene_core.headers import checked_header
@@ -656,16 +656,16 @@ def test_the_cost_of_determinism_is_measured_and_said(monkeypatch, capsys):
     machine = types.SimpleNamespace(
         deterministic=True, device="cuda", use=lambda: uses.append(1) or torch.use_deterministic_algorithms(True)
     )
-    determinism.announce(types.SimpleNamespace(machine=machine))
+    cost.say_determinism(types.SimpleNamespace(machine=machine))
     assert capsys.readouterr().out == (
         "deterministic: equal results on every call on cuda; a training step takes 1.50 times as long (3.0 ms for 2.0 ms)\n"
     )
     assert modes == [False, True] and torch.are_deterministic_algorithms_enabled()
     machine.device = "cpu"
-    determinism.announce(types.SimpleNamespace(machine=machine))
+    cost.say_determinism(types.SimpleNamespace(machine=machine))
     assert "costs nothing" in capsys.readouterr().out
     machine.deterministic = False
-    determinism.announce(types.SimpleNamespace(machine=machine))
+    cost.say_determinism(types.SimpleNamespace(machine=machine))
     assert capsys.readouterr().out == ""
 
 
