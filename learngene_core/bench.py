@@ -25,6 +25,8 @@ COLUMNS = ["row", "ours_s", "bare_s", "ratio", "bar", "low", "high", "rounds", "
 def run_bench(cfg: Config, out: Path, rows: Sequence[str] = ()) -> pd.DataFrame:
     """Measure `rows` (names or beginnings of names; all by default), write `bench.csv` and `bench.md` into `out`.
 
+    Returns what was measured; where only some rows are asked for, the files keep the others that stand there.
+
     Columns: row; ours_s, bare_s: median seconds; ratio: median over rounds of ours / bare, low and high its extremes; bar: what
     the ratio may be at most (empty: none is set); peak_mb: most memory while the row was measured, with what was loaded before
     it; holds: yes, no, or empty without a bar. Raises StudyError for an unknown row.
@@ -41,7 +43,9 @@ def run_bench(cfg: Config, out: Path, rows: Sequence[str] = ()) -> pd.DataFrame:
         for name in wanted:
             found += measured(name, known[name])
             table = pd.DataFrame(found)[COLUMNS]
-            _write(table, out)  # row by row: a bench that is stopped has a table
+            _write(
+                _beside(table, out, list(known)) if rows else table, out
+            )  # row by row: one that is stopped has a table
     say(f"bench: {out / 'bench.csv'}, {out / 'bench.md'}")
     return table
 
@@ -110,6 +114,20 @@ def markdown(table: pd.DataFrame) -> str:
             f"| {r.ours_s:.2f} | {r.bare_s:.2f} | {r.peak_mb:.0f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _beside(table: pd.DataFrame, out: Path, known: list[str]) -> pd.DataFrame:
+    """These rows, and those of the table in `out` that were not measured again, in the order of `known`."""
+    import pandas as pd
+
+    try:
+        there = pd.read_csv(out / "bench.csv").reindex(columns=COLUMNS)
+    except (OSError, ValueError):
+        return table
+    there["holds"] = there["holds"].fillna("")
+    both = pd.concat([there[~there["row"].isin(table["row"])], table], ignore_index=True)
+    places = [next((i for i, name in enumerate(known) if row.startswith(name)), len(known)) for row in both["row"]]
+    return both.assign(place=places).sort_values("place", kind="stable")[COLUMNS].reset_index(drop=True)
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:

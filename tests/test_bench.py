@@ -78,7 +78,11 @@ def test_the_table_holds_what_was_measured_row_by_row(tmp_path, monkeypatch, cap
     text = (tmp_path / "bench.md").read_text(encoding="utf-8")
     assert "1.10 (missed)" in text and text.count("missed") == 1 and text.count("\n") == 5
     assert "at most 1.10 allowed: no" in capsys.readouterr().out
+    rows["a"] = lambda: {"a, first": (bad, 1.1, "ours", "bare"), "a, second": (bad, 1.1, "ours", "bare")}
     assert bench.run_bench(Config(), tmp_path, ["a"])["row"].tolist() == ["a, first", "a, second"]
+    table = pd.read_csv(tmp_path / "bench.csv", keep_default_na=False)
+    assert table["row"].tolist() == ["a, first", "a, second", "b"], "what was not measured again stays, in order"
+    assert table["holds"].tolist() == ["no", "no", ""] and table["ratio"].tolist() == [1.5] * 3
     with pytest.raises(StudyError, match="no row 'd'.*a, b, c"):
         bench.run_bench(Config(), tmp_path, ["d"])
 

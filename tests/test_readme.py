@@ -26,6 +26,7 @@ from PIL import Image
 from learngene_core import cli, frontpage, notebooks, refresh
 from learngene_core import options as options_module
 from learngene_core.config import FIELDS, Config
+from learngene_core.files import StudyError
 from learngene_core.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -321,3 +322,18 @@ def test_the_tour_is_what_the_commands_say(smoke_copy):
     assert str(smoke_copy) not in text
     for command in refresh.TOUR:
         check_command(command.split())
+
+
+def test_what_the_front_page_shows_of_a_run_is_kept(judged_run, smoke_run, tmp_path):
+    run = Run.open(Config.preset("smoke"), judged_run)
+    refresh.keep_cifar(run, None, tmp_path)
+    assert (tmp_path / "cifar-results.csv").read_bytes() == (judged_run / "results.csv").read_bytes()
+    names = {"results": "results", "openworld": "openworld", "choices": "plain", "timings": "plain"}
+    page = "\n".join(f"<!-- from cifar-{name}.csv as {kind} -->\n<!-- end -->" for name, kind in names.items())
+    text = frontpage.filled(page, tmp_path)
+    heads = run.read_table("openworld_heads.csv")
+    best = heads[heads["task"] == heads["task"].max()]["auroc"].max()
+    assert f"| {best:.1f} (" in text and re.search(r"\| released \| 0\.0005 \| conv\d+ to conv\d+ \| \d of \d \|", text)
+    assert all((tmp_path / f"cifar-{name}.png").stat().st_size > 5_000 for name in ("comparison", "criterion"))
+    with pytest.raises(StudyError, match="no finished openworld; run `learngene openworld`"):
+        refresh.keep_cifar(Run.open(Config.preset("smoke"), smoke_run), None, tmp_path)
