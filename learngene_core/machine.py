@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .steps import Way
 
 
+WORKERS = "LEARNGENE_WORKERS"  # variable: individuals side by side where the configuration leaves it open (sweeps: 1)
 CPU_STACK = 6  # networks; on a CPU larger stacks fall out of the cache
 LARGEST_STACK = 128  # networks; larger ones gain nothing more where launching no longer limits
 GPU_TRAININGS = 4  # collectives side by side: one alone leaves a GPU mostly idle
@@ -57,7 +58,10 @@ class Machine:
         if not cls.available(device):
             raise StudyError(f"device {device!r} is not available here; use --set device=auto")
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = cfg.workers or (min(2, processors) if device == "cpu" else 1)
+        told = os.environ.get(WORKERS, "")
+        workers = (
+            cfg.workers or (int(told) if told.isdecimal() else 0) or (min(2, processors) if device == "cpu" else 1)
+        )
         return cls(
             device=device,
             threads=cfg.threads or processors,

@@ -22,6 +22,7 @@ from . import __version__, notebooks
 from .config import STAGE_VERSION, Config
 from .files import StudyError, file_hash, read_json, say, write_json
 from .grid import fields
+from .machine import WORKERS
 from .runs import Run
 from .sharing import fill
 
@@ -120,12 +121,14 @@ def _alone(folder: Path) -> Iterator[None]:
 
     with filelock.FileLock(folder / ".task"):
         _end_orphans(folder)
-        os.environ[TASK] = str(folder)
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        # a worker has one processor, its neighbours have the others
+        told = {TASK: str(folder)} | {n: "1" for n in ("OMP_NUM_THREADS", WORKERS) if n not in os.environ}
+        os.environ.update(told)
         try:
             yield
         finally:
-            os.environ.pop(TASK)
+            for name in told:
+                os.environ.pop(name)
 
 
 def _end_orphans(folder: Path) -> None:

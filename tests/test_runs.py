@@ -483,10 +483,15 @@ def test_machine_of_another_device_is_refused(tmp_path):
         Machine.resolve(SMOKE.replace(device="tpu"))
 
 
-def test_zero_threads_and_workers_mean_what_there_is():
+def test_zero_threads_and_workers_mean_what_there_is(monkeypatch):
+    monkeypatch.delenv("LEARNGENE_WORKERS", raising=False)
     machine = Machine.resolve(SMOKE.replace(device="cpu", threads=0, workers=0))
     assert machine.threads == machine.processors >= 1
     assert machine.workers == min(2, machine.processors)
+    for told, workers in (("1", 1), ("5", 5), ("0", machine.workers), ("many", machine.workers), ("", machine.workers)):
+        monkeypatch.setenv("LEARNGENE_WORKERS", told)
+        assert Machine.resolve(SMOKE.replace(device="cpu")).workers == workers
+        assert Machine.resolve(SMOKE.replace(device="cpu", workers=3)).workers == 3
 
 
 # lock ---------------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from learngene_core.files import StudyError, write_json
 from learngene_core.grid import load_grid
 from learngene_core.gridfile import ready
 from learngene_core.info import inspect
+from learngene_core.machine import Machine
 from learngene_core.runs import Run
 from learngene_core.sweepcontrasts import ALONG, contrasts
 
@@ -330,6 +331,21 @@ def test_a_job_is_done_once_for_its_parameters_its_code_and_its_table(job, monke
         (folder / sweeppoint.DONE).write_text(damaged)
         assert not sweeppoint.finished(job())
     assert sweeppoint.TASK not in os.environ
+
+
+def test_a_worker_has_one_processor_and_leaves_the_environment_as_it_was(job, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.delenv("LEARNGENE_WORKERS", raising=False)
+    before, seen, execute = dict(os.environ), {}, notebooks.execute
+
+    def watching(*given):
+        seen.update(os.environ, at_once=Machine.resolve(Config.preset("smoke", device="cpu")).workers)
+        execute(*given)
+
+    monkeypatch.setattr(notebooks, "execute", watching)
+    assert sweeppoint.run_job(job()) == {"state": "finished"}
+    assert seen["at_once"] == 1 and seen["OMP_NUM_THREADS"] == "4", "what somebody has set stays"
+    assert dict(os.environ) == before
 
 
 def test_a_point_of_other_images_is_not_finished(tmp_path):
