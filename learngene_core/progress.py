@@ -73,15 +73,16 @@ def _position(
     path = run.path / "progress.json"
     now = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     finished = run.manifest
-    for stage, seconds in expected.items():
-        if stage not in finished:
-            if stage != now.get("stage"):
-                return at, at + seconds, stage
-            old, share = before.get(stage, 0.0), now["done"] / max(now["total"], 1e-9)
-            share = min(1.0, max(0.0, share - old) / max(1 - old, 1e-9))
-            return at + seconds * share, at + seconds, f"{stage} {now['text']}".strip()
-        at += seconds
-    return at, at, ""
+    at += sum(seconds for stage, seconds in expected.items() if stage in finished)
+    missing = [stage for stage in expected if stage not in finished]
+    if not missing:
+        return at, at, ""
+    stage = now.get("stage")
+    if stage not in missing:
+        return at, at + expected[missing[0]], missing[0]
+    seconds, old, share = expected[stage], before.get(stage, 0.0), now["done"] / max(now["total"], 1e-9)
+    share = min(1.0, max(0.0, share - old) / max(1 - old, 1e-9))
+    return at + seconds * share, at + seconds, f"{stage} {now['text']}".strip()
 
 
 class _Clock:

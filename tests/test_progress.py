@@ -118,6 +118,22 @@ def test_position_by_hand(run):
     assert progress._position(run, expected, {}, 18.0) == (108.0, 108.0, "")
 
 
+def test_a_stage_is_counted_also_where_one_before_it_in_the_list_comes_later(run):
+    expected = {"measures": 5.0, "atlas": 50.0, "controls": 20.0}  # the notebook asks for the atlas first
+
+    def reported(stage, done, total):
+        about = {"stage": stage, "done": done, "total": total, "text": f"{done} of {total}"}
+        (run.path / "progress.json").write_text(json.dumps(about))
+
+    reported("atlas", 3, 10)
+    assert progress._position(run, expected, {}, 7.0) == (22.0, 57.0, "atlas 3 of 10")
+    with run.computing("atlas", []):
+        pass
+    assert progress._position(run, expected, {}, 7.0) == (57.0, 62.0, "measures")
+    reported("controls", 1, 2)
+    assert progress._position(run, expected, {}, 7.0) == (67.0, 77.0, "controls 1 of 2")
+
+
 def test_the_clock_starts_from_the_estimate_and_learns_the_pace(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
