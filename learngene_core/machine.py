@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import determinism
-from .allocation import keep_freed_memory
 from .config import Config
 from .files import StudyError, read_json
 from .presets import PAPER_POOLS
@@ -108,12 +107,10 @@ class Machine:
         return self.device != "cpu"
 
     def use(self) -> None:
-        """Apply to this process: the thread count, freed memory that is kept (CPU), deterministic operations if asked for."""
+        """Apply the thread count, and deterministic operations where they were asked for, to this process."""
         import torch
 
         torch.set_num_threads(self.threads)
-        if self.device == "cpu":
-            keep_freed_memory()
         if self.deterministic:
             determinism.apply(self.device)
 
