@@ -11,11 +11,11 @@ from .sweep import run_sweep
 from .timing import Pair, Rows
 
 PRODUCT = {"target_seed": [0, 1, 2], "shots": [3, 5, 10, 15]}  # twelve points, one ancestor
-# the ancestor dominates a point, as with real images: some 30 s of a thread; its notebook takes a dozen, the individuals one
+# the ancestor dominates a point, as it does in any preset but smoke: some 15 s of a thread, the individuals about one
 PARAMETERS = {
     "device": "cpu",
-    "epochs": 30,
-    "first_task_epochs": 30,
+    "epochs": 15,
+    "first_task_epochs": 15,
     "n_target_tasks": 2,
     "individual_epochs": 2,
     "methods": ["scratch", "learngene"],
