@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: help setup study test test-all lab notebooks exercises slides paper paper-step lint clean
 
 help:
+	@echo "make setup      the packages into .venv (about 6 GB; the other targets do it when it is missing)"
 	@echo "make study      run the lecture study: notebooks, report, table (into runs/lecture)"
 	@echo "make test       the tests (at most 12 minutes)"
 	@echo "make test-all   the tests with the slow ones"
@@ -39,7 +40,7 @@ test-all: $(READY)
 	@$(BIN)/python -m pytest
 
 lab: $(READY)
-	@$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
+	@$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 notebooks: $(READY)
 	@$(BIN)/python -m learngene_core.refresh

@@ -63,7 +63,8 @@ def load_images(
     cifar100 also "download"). `image_size`: side in pixels; an image of another size becomes its middle square, resized.
     `seed` redraws the glyphs; `skip_corrupt` leaves unreadable images out instead of refusing them.
 
-    Raises StudyError when the folder is missing, empty or holds an unreadable image; ValueError for an unknown source.
+    Raises StudyError when the folder is missing, empty or holds an unreadable image, or where glyphs are to come from one;
+    ValueError for an unknown source.
     """
     if data not in SOURCES:
         raise ValueError(f"unknown data {data!r}; there are {', '.join(SOURCES)}")
@@ -71,6 +72,10 @@ def load_images(
         from . import sources
 
         return sources.load(data, data_path, image_size, skip_corrupt=skip_corrupt)
+    if str(data_path):
+        raise StudyError(
+            f"glyphs are drawn and read no files from {data_path}; did you mean --data cifar100 (or folder)?"
+        )
     if image_size != glyphs.SIZE:
         raise StudyError(f"glyphs are {glyphs.SIZE} px; image_size = {image_size} needs another data source")
     names, families = glyphs.class_names()

@@ -51,6 +51,11 @@ def test_every_class_name_can_be_a_file_name(glyph_images):
     assert all(n.replace("-", "").isascii() and n.replace("-", "").isalnum() for n in glyph_images.class_names)
 
 
+def test_glyphs_from_a_folder_are_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(StudyError, match="glyphs are drawn and read no files from .*; did you mean --data cifar100"):
+        load_images("glyphs", tmp_path)
+
+
 def test_no_two_glyphs_are_equal_and_labels_say_what_is_drawn(glyph_images):
     flat = glyph_images.images.flatten(1)
     assert len({bytes(row.numpy()) for row in flat}) == len(flat)
