@@ -43,9 +43,8 @@ def run_bench(cfg: Config, out: Path, rows: Sequence[str] = ()) -> pd.DataFrame:
         for name in wanted:
             found += measured(name, known[name])
             table = pd.DataFrame(found)[COLUMNS]
-            _write(
-                _beside(table, out, list(known)) if rows else table, out
-            )  # row by row: one that is stopped has a table
+            shown = _beside(table, out, list(known)) if rows else table
+            _write(shown, out)  # row by row: a bench that is stopped has a table
     say(f"bench: {out / 'bench.csv'}, {out / 'bench.md'}")
     return table
 
