@@ -408,7 +408,11 @@ RICH = {"ewc_lambda": 1.0, "carry_momentum": True, "deepen_before": (2,), "hidde
 @pytest.mark.parametrize(
     "changes", [{}, RICH, {"loss": "class-incremental", "growth": "uneven"}], ids=["plain", "rich", "uneven"]
 )
-@pytest.mark.parametrize("stop", [(stop_after_saving, 2), (stop_while_training, 2), (stop_while_finishing, 3)], ids=str)
+@pytest.mark.parametrize(
+    "stop",
+    [(stop_after_saving, 2), (stop_while_training, 2), (stop_while_finishing, 3)],
+    ids=["saved", "training", "finishing"],
+)
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(images, tmp_path, monkeypatch, capsys, changes, stop):
     cfg = toy_config(**changes)
     whole = Run.open(cfg, tmp_path / "whole")
