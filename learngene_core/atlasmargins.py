@@ -14,13 +14,26 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from .atlasfigures import POINTS, Block, block_name, checked, gains_of, signed
 from .files import StudyError
 from .ranks import rank_correlation
 from .selection import predicted
-from .style import COLLECTIVE, GREY, INK, MARKS, MUTED, PALE, SCORE_LABELS, layer_colours, legend_below, new_axes, tidy
+from .style import (
+    COLLECTIVE,
+    GREY,
+    INK,
+    MARKS,
+    MUTED,
+    PALE,
+    SCORE_LABELS,
+    layer_colours,
+    legend_below,
+    log_where_wide,
+    new_axes,
+    tidy,
+)
 
 
 def margins(
@@ -93,7 +106,7 @@ def gain_by_parameters(
     ax.scatter(x, y, s=26, color=GREY, zorder=2, label="a block, with 95 % interval")
     label = "best with no more parameters (estimates)"
     ax.plot(front["share"], front["gain"], color=COLLECTIVE, drawstyle="steps-post", zorder=2.5, label=label)
-    wide = _log_where_wide(ax, x)
+    wide = log_where_wide(ax.xaxis, x.to_numpy(float))
     _rings(ax, table.set_index(["first", "last"])[["share", "gain"]], marks or {})
     _name_front(ax, front)
     ax.axhline(0, color=INK, linewidth=1.2, zorder=1)
@@ -103,17 +116,6 @@ def gain_by_parameters(
     tidy(ax, grid="y")
     legend_below(ax, 2)
     return ax
-
-
-def _log_where_wide(ax: Axes, x: pd.Series) -> bool:
-    """A logarithmic axis for positive values over more than a factor of ten; whether it is one."""
-    wide = bool(x.min() > 0 and x.max() > 10 * x.min())
-    if wide:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    return wide
 
 
 def _rings(ax: Axes, places: pd.DataFrame, marks: Mapping[str, Block]) -> None:

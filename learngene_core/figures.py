@@ -16,7 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from .atlasfigures import atlas_map, choices_of, ends
 from .atlasmargins import gain_by_parameters, gain_by_position, margins, score_against_gain
@@ -42,6 +42,7 @@ from .style import (
     block_text,
     layer_colours,
     legend_below,
+    log_where_wide,
     new_axes,
     short,
     thin,
@@ -228,7 +229,7 @@ def profile_with_null(
     ax.plot(x, score, color=COLLECTIVE, marker="o", markersize=6, label="collective", zorder=3)
     name = str(table["criterion"].iloc[0]) if "criterion" in table else ""
     label = label or SCORE_LABELS.get(name, name or "score")
-    label += _log_where_wide(ax, np.concatenate([score, null - spread, null + spread]))
+    label += " (log)" if log_where_wide(ax.yaxis, np.concatenate([score, null - spread, null + spread])) else ""
     ax.set_xticks(x, short(layers), rotation=45 if max(map(len, short(layers))) > 2 else 0)
     numbered = short(layers) != layers
     ax.set(xlabel="layer (conv number)" if numbered else "layer", ylabel=label, xlim=(0.5, len(x) + 0.5))
@@ -236,18 +237,6 @@ def profile_with_null(
     if legend:
         legend_below(ax)
     return ax
-
-
-def _log_where_wide(ax: Axes, values: np.ndarray) -> str:
-    """A logarithmic axis for positive values over more than a factor of ten; what to add to its name."""
-    values = values[np.isfinite(values)]
-    if not values.size or values.min() <= 0 or values.max() <= 10 * values.min():
-        return ""
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    return " (log)"
 
 
 def criteria_panel(scores: pd.DataFrame, chosen_by: Mapping[str, Sequence[str]]) -> np.ndarray:

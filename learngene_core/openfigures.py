@@ -6,6 +6,7 @@ of the open-world classes.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -191,18 +192,27 @@ def gallery(
 ) -> np.ndarray:
     """Rows of pictures, a titled row per entry; returns the axes (rows,).
 
-    pixels: title -> images (k, 3, h, w) uint8, k may be 0; captions: title -> a short text under each picture.
+    pixels: title -> images (k, 3, h, w) uint8, k may be 0; captions: title -> a short text under each picture, whose lines
+    are broken (at hyphens and spaces) where they are wider than the picture.
     """
     widest = max([len(p) for p in pixels.values()] + [1])
-    height = size + (0.75 if captions else 0.45)
+    wrapped = {title: [_wrapped(word, size) for word in words] for title, words in (captions or {}).items()}
+    lines = max([word.count("\n") + 1 for words in wrapped.values() for word in words], default=0)
+    height = size + 0.45 + 0.14 * lines
     figure, axes = plt.subplots(
         len(pixels), 1, figsize=(max(6.5, size * widest), height * len(pixels)), squeeze=False, layout="constrained"
     )
     for ax, (title, row) in zip(axes[:, 0], pixels.items(), strict=True):
         ax.set_title(title, loc="left", fontsize=12)
         ax.axis("off")
-        _row(ax, row, widest, (captions or {}).get(title, ()))
+        _row(ax, row, widest, wrapped.get(title, ()))
     return axes[:, 0]
+
+
+def _wrapped(words: str, width: float) -> str:
+    """Each line of `words` broken so that it fits below a picture `width` inches wide."""
+    letters = max(int(15 * width), 1)  # of the 8 points in which captions are set
+    return "\n".join(textwrap.fill(line, letters) for line in words.splitlines())
 
 
 def _row(ax: Axes, row: np.ndarray, widest: int, words: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .atlasfigures import Block, block_name, checked, with_shots
 from .claimfigures import dot, stripe
-from .style import ACCENT, CHOSEN, COLLECTIVE, GREY, INK, MUTED, legend_below, tidy
+from .style import ACCENT, CHOSEN, COLLECTIVE, GREY, INK, MUTED, legend_below, log_where_wide, tidy
 
 BASELINES = ("depth", "shallow", "size", "small", "random")
 NULL = "null:"
@@ -123,15 +123,11 @@ def _score_panel(ax: Axes, part: pd.DataFrame, chosen: Block | None) -> None:
     ax.fill_between(x, null - spread, null + spread, color=NULL_GREY, alpha=0.35, linewidth=0, zorder=1)
     ax.plot(x, null, color=MUTED, linestyle="--", linewidth=1.6, label="its null, mean ± 2 sd")
     ax.plot(x, part["score"], color=CRITERION, marker="o", markersize=4, linewidth=1.8, label="collective", zorder=3)
-    values = np.concatenate([part["score"], null - spread, null + spread])
-    values = values[np.isfinite(values)]
-    wide = values.size and values.min() > 0 and values.max() > 10 * values.min()
+    wide = log_where_wide(ax.yaxis, np.concatenate([part["score"], null - spread, null + spread]))
     ax.set_title(f"{part['criterion'].iloc[0]} ({part['inherit'].iloc[0]}{', log axis' if wide else ''})", fontsize=12)
     ax.tick_params(labelsize=10.5)
     ax.set_xticks(sorted({1, (len(x) + 1) // 2, len(x)}))
     ax.set_xlim(0.5, len(x) + 0.5)
-    if wide:
-        ax.set_yscale("log")
-    else:
+    if not wide:
         ax.yaxis.set_major_locator(MaxNLocator(4))
     tidy(ax, grid="y")

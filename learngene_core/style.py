@@ -8,7 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.legend import Legend
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 # Okabe-Ito and seaborn's "colorblind": told apart with any of the common colour vision deficiencies.
@@ -109,6 +111,18 @@ def tidy(ax: Axes, *, grid: str = "") -> None:
     ax.set_axisbelow(True)
     if grid:
         ax.grid(True, axis=grid, color="#E4E4E4", linewidth=0.9)
+
+
+def log_where_wide(axis: Axis, values: np.ndarray) -> bool:
+    """A logarithmic `axis` where the finite values are positive and span more than a factor of ten; whether it is one."""
+    values = values[np.isfinite(values)]
+    wide = bool(values.size and values.min() > 0 and values.max() > 10 * values.min())
+    if wide:
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if values.max() < 100 * values.min() else (1,)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    return wide
 
 
 def legend_below(ax: Axes, ncols: int = 3, *, points: float = 52, **options: object) -> Legend:

@@ -182,7 +182,9 @@ def bound_tasks(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def budget_bars(table: pd.DataFrame, delta: float, *, ax: Axes | None = None) -> Axes:
-    """What the bound's right-hand side is made of, in nats per support image: the head, the choice of prefix, the confidence.
+    """What the bound's right-hand side is made of, per support image: the head, the choice of prefix, the confidence.
+
+    The axis is in nats per image, the legend gives the same parts in nats for all m images.
 
     table: rows of `prefixbounds.bound_table` of one number of shots; the mean over target tasks.
     """
@@ -195,7 +197,7 @@ def budget_bars(table: pd.DataFrame, delta: float, *, ax: Axes | None = None) ->
     }
     bottom = 0.0
     for name, (label, nats) in parts.items():
-        ax.bar(0, nats / m, bottom=bottom, color=PART_COLOURS[name], label=f"{label}: {nats:.1f}", width=0.6)
+        ax.bar(0, nats / m, bottom=bottom, color=PART_COLOURS[name], label=f"{label}: {nats:.1f} nats / {m}", width=0.6)
         bottom += nats / m
     ax.set(xlim=(-0.6, 0.6), xticks=[], ylabel="nats per support image")
     tidy(ax, grid="y")
