@@ -75,6 +75,7 @@ def _run(options: argparse.Namespace) -> int:
         return _study(cfg, options)
     from .runs import Run
 
+    _check_data(cfg, options.out, unless="config.json")  # a refused call leaves no folder behind
     run = Run.open(cfg, options.out, redo=options.redo)
     _tune_steps(run, options)
     name, stage, describe = _VERBS[options.verb]
@@ -95,13 +96,20 @@ def _tune_steps(run: Run, options: argparse.Namespace) -> None:
         tune_run(run)
 
 
-def _study(cfg: Config, options: argparse.Namespace) -> int:
+def _check_data(cfg: Config, out: str, *, unless: str) -> None:
+    """Look for the images, unless the run folder holds the file that makes this needless."""
     from .preflight import check_data
-    from .runs import Run, default_folder
+    from .runs import default_folder
+
+    if not (Path(out).expanduser() if out else default_folder(cfg)).joinpath(unless).exists():
+        check_data(cfg)
+
+
+def _study(cfg: Config, options: argparse.Namespace) -> int:
+    from .runs import Run
     from .study import run_study
 
-    if not (Path(options.out).expanduser() if options.out else default_folder(cfg)).joinpath("report.html").exists():
-        check_data(cfg)  # before a kernel starts; a finished study needs no images
+    _check_data(cfg, options.out, unless="report.html")  # before a kernel starts; a finished study needs no images
     if options.tune:
         _tune_steps(Run.open(cfg, options.out, redo=options.redo), options)
     run_study(cfg, options.out, redo=tuple(options.redo))

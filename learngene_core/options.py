@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import re
+from typing import Any, NoReturn
 
 from . import __version__
+from .checking import nearest
 from .config import STAGES, Config
 from .presets import PRESETS
 from .words import spoken
@@ -28,18 +30,31 @@ BENCH = "the speed table: ratios to bare counterparts, measured in one run"
 INFO = "what is in a run folder, and whether it is whole"
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line that names the nearest word for one it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        """Usage, the message in one line, and status 2."""
+        unknown = re.fullmatch(r"argument .*: invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if unknown:
+            known = re.split(r",\s*", unknown[2].replace("'", ""))
+            message += nearest(unknown[1], known)
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="learngene", description="An interactive study of Learngene (Wang et al., AAAI 2022)."
-    )
+    top = Parser(prog="learngene", description="An interactive study of Learngene (Wang et al., AAAI 2022).")
     top.add_argument("--version", action="version", version=f"learngene {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text)
         _add_configuration(sub, "lecture")
-        sub.add_argument("--redo", action="append", default=[], choices=STAGES, help="compute this stage again")
-        text = "measure how steps run fastest here first; kept in machine.json (new runs)"
+        redo = f"compute this stage and all that follow from it again: {', '.join(STAGES)}"
+        sub.add_argument("--redo", action="append", default=[], choices=STAGES, metavar="STAGE", help=redo)
+        text = (
+            "measure how training steps run fastest here first; kept in machine.json (learning rates: the verb `tune`)"
+        )
         sub.add_argument("--tune", action="store_true", help=text)
     sweep = verbs.add_parser("sweep", help=SWEEP, description=f"{SWEEP}; `learngene_core/grid.py` describes the file")
     sweep.add_argument("grid", metavar="GRID", help="a grid file, or a ready grid: shots, criteria, growth")

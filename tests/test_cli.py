@@ -142,6 +142,7 @@ def test_data_folders_that_cannot_be_read_are_refused(refused, tmp_path, capsys)
     assert "--data-path" in refused(*divide)
     assert "does not exist" in refused(*divide, "--data-path", tmp_path / "missing")
     assert "no images" in refused(*divide, "--data-path", tmp_path / "empty")
+    assert not (tmp_path / "run").exists(), "a call that found no images leaves no run folder"
     assert "too few" in refused(*divide, "--data-path", tiny_tree_of(tmp_path / "few", 4))
     thin = refused(*divide[:-1], tmp_path / "other", "--data-path", tiny_tree_of(tmp_path / "thin", 30))
     assert "class" in thin
@@ -565,6 +566,18 @@ def test_help_of_every_verb_names_its_options(capsys):
         )
         assert all(option in out for option in wanted), verb
         assert verb == "info" or all(name in out for name in [*PRESETS, *STAGES])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [(["colective"], "collective"), (["study", "--redo", "criterion"], "criteria"), (["wxyz"], "")],
+)
+def test_an_unknown_verb_or_stage_names_the_nearest(capsys, arguments, near):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert (f"did you mean {near!r}?" in said) if near else ("did you mean" not in said)
 
 
 def test_help_says_how_to_fetch_cifar100_and_the_version_is_told(capsys):
