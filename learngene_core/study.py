@@ -211,7 +211,7 @@ def run_study(cfg: Config, out: str | Path = "", *, redo: tuple[str, ...] = ()) 
         say(f"study: {run.path} is finished; reused as it is (--redo STAGE computes a stage again)")
     else:
         with run.lock():
-            _run_notebooks(run, _to_run(run))
+            run_notebooks(run, _to_run(run))
             paths, summary = notebooks.numbered(), summary_markdown(run)
             notebooks.write_report(
                 [_copy(run, p) for p in paths], f"Learngene study: {run.path.name}", summary, run.path / "report.html"
@@ -260,7 +260,11 @@ def _whole(run: Run) -> bool:
     return all(run.done(stage) for stage in STUDY)
 
 
-def _run_notebooks(run: Run, paths: list[Path]) -> None:
+def run_notebooks(run: Run, paths: list[Path]) -> None:
+    """Execute `paths` in order, each in a kernel of its own, into `<run>/notebooks/`; the caller holds the run's lock.
+
+    Raises StudyError for whatever a notebook could not do.
+    """
     from .cost import KERNEL_SECONDS, duration, say_determinism, stage_seconds
     from .progress import bar
 

@@ -1,4 +1,4 @@
-"""What sharing and a second worker save, measured: for the speed table. About ten minutes on two idle processors."""
+"""What sharing and a second worker save, measured: for the speed table. About fifteen minutes on two idle processors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from pathlib import Path
 
 from .files import StudyError, write_json
 from .grid import Grid, load_grid
+from .notebooks import numbered
+from .runs import Run
+from .study import run_notebooks
 from .sweep import run_sweep
 from .timing import Pair, Rows
 
 PRODUCT = {"target_seed": [0, 1, 2], "shots": [3, 5, 10, 15]}  # twelve points, one ancestor
+CHAINS = 3
 # the ancestor dominates a point, as it does in any preset but smoke: some 15 s of a thread, the individuals about one
 PARAMETERS = {
     "device": "cpu",
@@ -23,22 +27,30 @@ PARAMETERS = {
 
 
 def sweep_rows(folder: Path, preset: str = "smoke") -> Rows:
-    """Twelve points that share an ancestor, beside the same points without sharing; and those on two workers beside one.
+    """Twelve points that share an ancestor, beside twelve chains; beside the same points without sharing; and two workers.
 
     folder: an empty or a new one for what is computed. Three sweeps, each run once and counted with the start of its cluster, one
-    thread per worker. The row of sharing has one worker on both sides, so that it tells of sharing alone. The row of two
-    workers has no sharing on both sides, so that it tells of workers alone: points that share wait for their ancestor, which
-    no second worker makes faster. At most 0.4 asked of the first, 1 / 1.5 of the second. Raises StudyError when a point
-    failed: then the times would compare nothing.
+    thread per worker. A chain is notebooks 01 to 04 as `learngene study` runs them, with all processors: what a point costs
+    whoever has no sweep. CHAINS of the twelve are run and count for all. The row without sharing has one worker and only
+    notebook 04 on both sides, so that it tells of sharing alone. The row of two workers has no sharing on both sides, so that
+    it tells of workers alone: points that share wait for their ancestor, which no second worker makes faster. At most 0.4
+    asked of the first, 1 / 1.5 of the last. Raises StudyError when a point failed: then the times would compare nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     grid = _grid(folder, preset)
     shared = _seconds(grid, folder / "shared", workers=1, share=True)
     alone = _seconds(grid, folder / "alone", workers=1, share=False)
     two = _seconds(grid, folder / "two", workers=2, share=False)
-    without = "the same points without sharing, on one worker"
+    chains = _chain_seconds(grid, folder / "chains")
+    sharing = "12 points that share, on one worker"
     return {
-        "sweep, shared ancestor": (_once(shared, alone), 0.4, "12 points that share, on one worker", without),
+        "sweep, chains": (_once(shared, chains), 0.4, sharing, f"12 chains of notebooks 01 to 04 ({CHAINS} run)"),
+        "sweep, shared ancestor": (
+            _once(shared, alone),
+            None,
+            sharing,
+            "the same points without sharing, on one worker",
+        ),
         "sweep, two workers": (_once(two, alone), 1 / 1.5, "12 points without sharing, on two workers", "on one"),
     }
 
@@ -52,6 +64,17 @@ def _grid(folder: Path, preset: str) -> Grid:
     path = folder / "bench.yaml"
     write_json(path, {"preset": preset, "parameters": PARAMETERS, "product": PRODUCT})
     return load_grid(path)
+
+
+def _chain_seconds(grid: Grid, folder: Path) -> float:
+    """Of as many chains as the grid has points, from CHAINS of them, spread over the grid."""
+    some = grid.points[:: len(grid.points) // CHAINS][:CHAINS]
+    start = time.perf_counter()
+    for point in some:
+        run = Run.open(point.cfg, folder / point.name)
+        with run.lock():
+            run_notebooks(run, numbered()[:4])
+    return (time.perf_counter() - start) * len(grid.points) / len(some)
 
 
 def _seconds(grid: Grid, out: Path, *, workers: int, share: bool) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import types
 from pathlib import Path
 
 import matplotlib
@@ -665,20 +666,27 @@ def test_what_is_shared_costs_once_and_nothing_is_forgotten(written):
 def test_the_speed_rows_compare_the_same_points_with_and_without_sharing(tmp_path, monkeypatch):
     from learngene_core import sweepbench
 
-    calls, clock = [], iter([0, 30, 100, 200, 300, 360] * 2)
+    calls, chains, clock = [], [], iter([0, 30, 100, 200, 300, 360, 400, 425] * 2)
 
     def run(grid, out, **how):
         calls.append((how["workers"], how["share"], grid, out))
         return sweep.Outcome(out, [p.name for p in grid.points][: 12 - failing], dict.fromkeys(range(failing), "error"))
 
     monkeypatch.setattr(sweepbench, "run_sweep", run)
-    monkeypatch.setattr(sweepbench.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(
+        sweepbench, "run_notebooks", lambda run, paths: chains.append((run, [p.name[:2] for p in paths]))
+    )
+    monkeypatch.setattr(sweepbench, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     failing = 0
     rows = sweepbench.sweep_rows(tmp_path)
     assert [call[:2] for call in calls] == [(1, True), (1, False), (2, False)]
     assert len({id(call[2]) for call in calls}) == 1 and len({call[3] for call in calls}) == 3
-    assert [(pair.ratio, bar) for pair, bar, *_ in rows.values()] == [(0.3, 0.4), (0.6, 1 / 1.5)]
+    measured = [(pair.ratio, bar) for pair, bar, *_ in rows.values()]
+    assert measured == [(30 / 100, 0.4), (30 / 100, None), (0.6, 1 / 1.5)], "3 chains of 25 s count for 12 of 100 s"
     found = calls[0][2]
+    assert [numbers for _, numbers in chains] == [["01", "02", "03", "04"]] * sweepbench.CHAINS
+    assert len({run.path for run, _ in chains}) == len({run.cfg.stage_hash("reconstruct") for run, _ in chains}) == 3
+    assert {run.cfg for run, _ in chains} <= {point.cfg for point in found.points}
     (only,) = sharing.plan(found)  # one ancestor for all
     assert len(found.points) == len(only.points) == 12
     failing = 1
