@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# processes for the tests: each has one thread and up to 2 GB; more of them on a larger machine (make test JOBS=4)
+JOBS ?= 2
+FAST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not browser"
 
 .PHONY: help setup study test test-all lab notebooks exercises slides paper paper-step lint clean
 
@@ -34,10 +37,12 @@ study: $(READY)
 	@$(BIN)/learngene study
 
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not slow and not browser"
+	@$(FAST)
 
+# The slow ones one by one: they kill processes and start clusters and browsers, with patience for a machine that has nothing
+# else to do.
 test-all: $(READY)
-	@$(BIN)/python -m pytest
+	@$(FAST) && $(BIN)/python -m pytest -m "slow or browser"
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
