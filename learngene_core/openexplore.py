@@ -28,9 +28,9 @@ def draw_threshold(
     known = shown.loc[shown["known"], score]
     threshold = threshold_at(known, keep)
     groups = threshold_counts(shown, score, threshold)
-    place = {"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 0.94, "hspace": 0.4}
+    place = {"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 0.94, "hspace": 0.58}
     figure, axes = plt.subplots(
-        5, 1, figsize=(11, 7.2), height_ratios=[2, 1, 1, 1, 1], layout="none", gridspec_kw=place
+        5, 1, figsize=(11, 7.9), height_ratios=[2, 1, 1, 1, 1], layout="none", gridspec_kw=place
     )
     _histogram(axes[0], known, shown.loc[~shown["known"], score])
     axes[0].axvline(threshold, color=INK, linewidth=2)
