@@ -7,7 +7,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 
@@ -43,10 +43,11 @@ def pairs(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[tuple[s
             start = time.perf_counter()
             ways[name]()
             seconds[name].append(time.perf_counter() - start)
-    return {(a, b): _pair(seconds[a], seconds[b]) for a in ways for b in ways if a != b}
+    return {(a, b): of_rounds(seconds[a], seconds[b]) for a in ways for b in ways if a != b}
 
 
-def _pair(first: list[float], second: list[float]) -> Pair:
+def of_rounds(first: Sequence[float], second: Sequence[float]) -> Pair:
+    """The pair of two ways from their seconds, one number per round each."""
     ratios = [a / b for a, b in zip(first, second, strict=True)]
     middle = statistics.median
     return Pair(middle(first), middle(second), middle(ratios), min(ratios), max(ratios), len(ratios))

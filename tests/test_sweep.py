@@ -666,29 +666,43 @@ def test_what_is_shared_costs_once_and_nothing_is_forgotten(written):
 def test_the_speed_rows_compare_the_same_points_with_and_without_sharing(tmp_path, monkeypatch):
     from learngene_core import sweepbench
 
-    calls, chains, clock = [], [], iter([0, 30, 100, 200, 300, 360, 400, 425] * 2)
+    calls, chains, clock = (
+        [],
+        [],
+        itertools.accumulate(itertools.cycle([0, 1])),
+    )  # a second passes within each measurement
+    lasts = {"shared": 30, "alone": 40, "two": 20, "chain": 25}
 
     def run(grid, out, **how):
         calls.append((how["workers"], how["share"], grid, out))
-        return sweep.Outcome(out, [p.name for p in grid.points][: 12 - failing], dict.fromkeys(range(failing), "error"))
+        late[0] += lasts[out.name.split("-")[0]] - 1
+        return sweep.Outcome(out, [p.name for p in grid.points][failing:], dict.fromkeys(range(failing), "error"))
 
+    def chain(run, paths):
+        chains.append((run, [p.name[:2] for p in paths]))
+        late[0] += lasts["chain"] - 1
+
+    late = [0]
     monkeypatch.setattr(sweepbench, "run_sweep", run)
-    monkeypatch.setattr(
-        sweepbench, "run_notebooks", lambda run, paths: chains.append((run, [p.name[:2] for p in paths]))
-    )
-    monkeypatch.setattr(sweepbench, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(sweepbench, "run_notebooks", chain)
+    monkeypatch.setattr(sweepbench, "time", types.SimpleNamespace(perf_counter=lambda: next(clock) + late[0]))
     failing = 0
     rows = sweepbench.sweep_rows(tmp_path)
-    assert [call[:2] for call in calls] == [(1, True), (1, False), (2, False)]
-    assert len({id(call[2]) for call in calls}) == 1 and len({call[3] for call in calls}) == 3
-    measured = [(pair.ratio, bar) for pair, bar, *_ in rows.values()]
-    assert measured == [(30 / 100, 0.4), (30 / 100, None), (0.6, 1 / 1.5)], "3 chains of 25 s count for 12 of 100 s"
-    found = calls[0][2]
-    assert [numbers for _, numbers in chains] == [["01", "02", "03", "04"]] * sweepbench.CHAINS
-    assert len({run.path for run, _ in chains}) == len({run.cfg.stage_hash("reconstruct") for run, _ in chains}) == 3
-    assert {run.cfg for run, _ in chains} <= {point.cfg for point in found.points}
-    (only,) = sharing.plan(found)  # one ancestor for all
-    assert len(found.points) == len(only.points) == 12
+    n = sweepbench.ROUNDS
+    assert calls[0][:2] == (1, True)
+    assert sorted(call[:2] for call in calls[1:]) == [(1, False)] * n + [(2, False)] * n
+    assert len({call[3] for call in calls}) == len(calls)
+    whole = calls[0][2]
+    (only,) = sharing.plan(whole)  # one ancestor for all
+    assert len(whole.points) == len(only.points) == 12
+    for workers in (1, 2):
+        parts = [p.name for call in calls[1:] if call[0] == workers for p in call[2].points]
+        assert sorted(parts) == sorted(p.name for p in whole.points), "each point once"
+    assert [numbers for _, numbers in chains] == [["01", "02", "03", "04"]] * n
+    assert len({run.path for run, _ in chains}) == len({run.cfg.stage_hash("reconstruct") for run, _ in chains}) == n
+    assert {run.cfg for run, _ in chains} <= {point.cfg for point in whole.points}
+    measured = [(pair.ratio, bar, pair.rounds) for pair, bar, *_ in rows.values()]
+    assert measured == [(30 / (12 * 25), 0.4, 1), (30 / (n * 40), None, 1), (20 / 40, 1 / 1.5, n)]
     failing = 1
     with pytest.raises(StudyError, match="1 of 12 points failed"):
         sweepbench.sweep_rows(tmp_path)
