@@ -40,9 +40,9 @@ test: $(READY)
 	@$(FAST)
 
 # The slow ones one by one: they kill processes and start clusters and browsers, with patience for a machine that has nothing
-# else to do.
+# else to do. They run even where a fast one has failed.
 test-all: $(READY)
-	@$(FAST) && $(BIN)/python -m pytest -m "slow or browser"
+	@$(FAST); fast=$$?; $(BIN)/python -m pytest -m "slow or browser" && exit $$fast
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

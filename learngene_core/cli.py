@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
         return _study(cfg, options)
     from .runs import Run
 
-    _check_data(cfg, options.out, unless="config.json")  # a refused call leaves no folder behind
+    _check_data(cfg, options.out, unless="config.json")  # a call that finds no images leaves no folder behind
     run = Run.open(cfg, options.out, redo=options.redo)
     _tune_steps(run, options)
     name, stage, describe = _VERBS[options.verb]
@@ -99,9 +99,9 @@ def _tune_steps(run: Run, options: argparse.Namespace) -> None:
 def _check_data(cfg: Config, out: str, *, unless: str) -> None:
     """Look for the images, unless the run folder holds the file that makes this needless."""
     from .preflight import check_data
-    from .runs import default_folder
+    from .runs import folder_of
 
-    if not (Path(out).expanduser() if out else default_folder(cfg)).joinpath(unless).exists():
+    if not (folder_of(cfg, out) / unless).exists():
         check_data(cfg)
 
 

@@ -193,7 +193,7 @@ def gallery(
     """Rows of pictures, a titled row per entry; returns the axes (rows,).
 
     pixels: title -> images (k, 3, h, w) uint8, k may be 0; captions: title -> a short text under each picture, whose lines
-    are broken (at hyphens and spaces) where they are wider than the picture.
+    are broken, at hyphens and spaces where there are any, so that they are no wider than the picture.
     """
     widest = max([len(p) for p in pixels.values()] + [1])
     wrapped = {title: [_wrapped(word, size) for word in words] for title, words in (captions or {}).items()}

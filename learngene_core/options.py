@@ -31,7 +31,7 @@ INFO = "what is in a run folder, and whether it is whole"
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line that names the nearest word for one it does not know."""
+    """A command line that names the nearest verb, or stage, for one it does not know."""
 
     def error(self, message: str) -> NoReturn:
         """Usage, the message in one line, and status 2."""

@@ -43,7 +43,7 @@ class Run:
 
         Raises StudyError when the folder holds a stage made with another configuration, or is no run folder.
         """
-        run = cls(cfg, Path(out).expanduser().absolute() if out else default_folder(cfg))
+        run = cls(cfg, folder_of(cfg, out))
         if run.path.exists() and not run.path.is_dir():
             raise StudyError(f"{run.path} is a file, not a run folder; choose another --out")
         strangers = [p for p in run.path.iterdir() if not p.name.startswith(".")] if run.path.is_dir() else []
@@ -247,6 +247,11 @@ def _following(stage: str) -> set[str]:
     while more := {s for s, before in STAGES.items() if gone & set(before)} - gone:
         gone |= more
     return gone
+
+
+def folder_of(cfg: Config, out: str | Path = "") -> Path:
+    """The run folder that `out` names, or the default one."""
+    return Path(out).expanduser().absolute() if out else default_folder(cfg)
 
 
 def default_folder(cfg: Config) -> Path:

@@ -260,16 +260,17 @@ def _whole(run: Run) -> bool:
     return all(run.done(stage) for stage in STUDY)
 
 
-def run_notebooks(run: Run, paths: list[Path]) -> None:
+def run_notebooks(run: Run, paths: list[Path], *stages: str) -> None:
     """Execute `paths` in order, each in a kernel of its own, into `<run>/notebooks/`; the caller holds the run's lock.
 
+    stages: what they compute, for the estimate and the bar (default: all stages of the study).
     Raises StudyError for whatever a notebook could not do.
     """
     from .cost import KERNEL_SECONDS, duration, say_determinism, stage_seconds
     from .progress import bar
 
     say_determinism(run)
-    expected = stage_seconds(run)
+    expected = stage_seconds(run, *stages)
     total = sum(expected.values()) + KERNEL_SECONDS * len(paths)
     say(f"study: {len(paths)} notebooks into {run.path}; about {duration(total)} on this machine")
     parameters = notebooks.parameters_of(run.cfg, run.path)

@@ -1,4 +1,4 @@
-"""What sharing and a second worker save, measured: for the speed table. About fifteen minutes on two idle processors."""
+"""What sharing and a second worker save, measured: for the speed table. About twenty minutes on two idle processors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .timing import Pair, Rows, of_rounds
 
 PRODUCT = {"target_seed": [0, 1, 2], "shots": [3, 5, 10, 15]}  # twelve points, one ancestor
 ROUNDS = 3
-# the ancestor dominates a point, as it does in any preset but smoke: some 15 s of a thread, the individuals about one
+# the ancestor is about half of a point (some 15 s of a thread), its kernel most of the rest, the individuals about a second
 PARAMETERS = {
     "device": "cpu",
     "epochs": 15,
@@ -34,16 +34,19 @@ def sweep_rows(folder: Path, preset: str = "smoke") -> Rows:
 
     folder: an empty or a new one for what is computed. Every sweep counts with the start of its cluster and has one thread per
     worker. The machine may change its speed, so what is compared runs in turn, in ROUNDS rounds of as many points: without
-    sharing on one worker, the same on two, and one chain, which counts for the points of its round. A chain is notebooks 01
-    to 04 as `learngene study` runs them, with all processors: what a point costs whoever has no sweep. The row without
-    sharing has one worker and only notebook 04 on both sides, so that it tells of sharing alone. The row of two workers has
-    no sharing on both sides, so that it tells of workers alone: points that share wait for their ancestor, which no second
-    worker makes faster. At most 0.4 asked of the first, 1 / 1.5 of the last. Raises StudyError when a point failed: then the
-    times would compare nothing.
+    sharing on one worker, the same on two, and one chain, which counts for all points of its round. The points that share
+    need one sweep for all; it runs in the middle of the rounds.
+
+    - chains: notebooks 01 to 04 as `learngene study` runs them, on all processors: what a point costs whoever calls the
+      study once per point. At most 0.4 is asked.
+    - shared ancestor: one worker and, but for what is shared, notebook 04 alone on both sides. The same is asked.
+    - two workers: no sharing on either side, since points that share wait for their ancestor, which no second worker makes
+      faster. At most 1 / 1.5 is asked.
+
+    Raises StudyError when a point failed: then the times would compare nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     grid = _grid(folder, preset)
-    shared = _seconds(grid, folder / "shared", workers=1, share=True)
     ways: dict[str, Callable[[Grid, Path], float]] = {
         "alone": functools.partial(_seconds, workers=1, share=False),
         "two": functools.partial(_seconds, workers=2, share=False),
@@ -51,25 +54,18 @@ def sweep_rows(folder: Path, preset: str = "smoke") -> Rows:
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(ROUNDS):
+        if turn == ROUNDS // 2:
+            shared = _seconds(grid, folder / "shared", workers=1, share=True)
         part = dataclasses.replace(grid, points=grid.points[turn::ROUNDS])
         for name in [*ways][:: 1 if turn % 2 == 0 else -1]:
             seconds[name].append(ways[name](part, folder / f"{name}-{turn + 1}"))
-    sharing = "12 points that share, on one worker"
+    ours, chains = "12 points that share, on one worker", f"12 chains of notebooks 01 to 04, reckoned from {ROUNDS}"
     without = f"the same points without sharing, on one worker, in {ROUNDS} sweeps"
+    workers = of_rounds(seconds["two"], seconds["alone"])
     return {
-        "sweep, chains": (
-            _once(shared, sum(seconds["chain"])),
-            0.4,
-            sharing,
-            f"12 chains of notebooks 01 to 04 ({ROUNDS} run)",
-        ),
-        "sweep, shared ancestor": (_once(shared, sum(seconds["alone"])), None, sharing, without),
-        "sweep, two workers": (
-            of_rounds(seconds["two"], seconds["alone"]),
-            1 / 1.5,
-            "4 points without sharing, on two workers",
-            "on one",
-        ),
+        "sweep, chains": (_once(shared, sum(seconds["chain"])), 0.4, ours, chains),
+        "sweep, shared ancestor": (_once(shared, sum(seconds["alone"])), 0.4, ours, without),
+        "sweep, two workers": (workers, 1 / 1.5, "4 points without sharing, on two workers", "on one"),
     }
 
 
@@ -85,11 +81,11 @@ def _grid(folder: Path, preset: str) -> Grid:
 
 
 def _chain_seconds(grid: Grid, folder: Path) -> float:
-    """Of as many chains as the grid has points, from the first of them."""
+    """Of as many chains as the grid has points, from that of its first point, on all processors."""
     start = time.perf_counter()
-    run = Run.open(grid.points[0].cfg, folder)
+    run = Run.open(grid.points[0].cfg.replace(workers=0), folder)
     with run.lock():
-        run_notebooks(run, numbered()[:4])
+        run_notebooks(run, numbered()[:4], "reconstruct")
     return (time.perf_counter() - start) * len(grid.points)
 
 

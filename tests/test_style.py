@@ -73,13 +73,14 @@ def learning():
 
 
 PIXELS = tables.pictures(1, 12)[0]
+CAPTIONS = ["a", "cyrillic-capital-zhe\n→ greek-small-zeta", "aquarium_fish_of_great_length"]
 OPEN = {
     "score_distributions": lambda: openfigures.score_distributions(seen_images()),
     "roc_with_band": lambda: openfigures.roc_with_band(seen_images(), "msp", n_resamples=9),
     "oscr_curves": lambda: openfigures.oscr_curves(seen_images()),
     "over_tasks": over_tasks,
     "learning": learning,
-    "gallery": lambda: openfigures.gallery({"some": PIXELS[:3], "none": PIXELS[:0]}),
+    "gallery": lambda: openfigures.gallery({"some": PIXELS[:3], "none": PIXELS[:0]}, {"some": CAPTIONS}),
     "draw_threshold": lambda: openexplore.draw_threshold(seen_images(), PIXELS),
 }
 

@@ -663,48 +663,48 @@ def test_what_is_shared_costs_once_and_nothing_is_forgotten(written):
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_the_speed_rows_compare_the_same_points_with_and_without_sharing(tmp_path, monkeypatch):
+def test_the_speed_rows_compare_the_same_points_in_turn(tmp_path, monkeypatch):
+    """Nothing is computed: a clock that is told how long each sweep and chain takes, by its round."""
     from learngene_core import sweepbench
 
-    calls, chains, clock = (
-        [],
-        [],
-        itertools.accumulate(itertools.cycle([0, 1])),
-    )  # a second passes within each measurement
-    lasts = {"shared": 30, "alone": 40, "two": 20, "chain": 25}
+    seconds = {"alone": [40, 80, 40], "two": [20, 60, 20], "chain": [25, 50, 25], "shared": [30]}
+    now, order, failing = [0.0], [], 0
 
-    def run(grid, out, **how):
-        calls.append((how["workers"], how["share"], grid, out))
-        late[0] += lasts[out.name.split("-")[0]] - 1
+    def passed(kind, grid):
+        order.append((kind, grid))
+        now[0] += seconds[kind][sum(k == kind for k, _ in order) - 1]
+
+    def run(grid, out, *, workers, share):
+        passed("shared" if share else {1: "alone", 2: "two"}[workers], grid)
+        assert workers == 1 or not share
         return sweep.Outcome(out, [p.name for p in grid.points][failing:], dict.fromkeys(range(failing), "error"))
 
-    def chain(run, paths):
-        chains.append((run, [p.name[:2] for p in paths]))
-        late[0] += lasts["chain"] - 1
+    def chain(run, paths, stage):
+        assert ([p.name[:2] for p in paths], stage) == (["01", "02", "03", "04"], "reconstruct")
+        assert run.cfg.workers == 0, "on all processors"
+        passed("chain", run.cfg)
 
-    late = [0]
     monkeypatch.setattr(sweepbench, "run_sweep", run)
     monkeypatch.setattr(sweepbench, "run_notebooks", chain)
-    monkeypatch.setattr(sweepbench, "time", types.SimpleNamespace(perf_counter=lambda: next(clock) + late[0]))
-    failing = 0
+    monkeypatch.setattr(sweepbench, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     rows = sweepbench.sweep_rows(tmp_path)
-    n = sweepbench.ROUNDS
-    assert calls[0][:2] == (1, True)
-    assert sorted(call[:2] for call in calls[1:]) == [(1, False)] * n + [(2, False)] * n
-    assert len({call[3] for call in calls}) == len(calls)
-    whole = calls[0][2]
+    turns = [["alone", "two", "chain"], ["shared"], ["chain", "two", "alone"], ["alone", "two", "chain"]]
+    assert [kind for kind, _ in order] == list(itertools.chain(*turns))
+    whole = order.pop(3)[1]
     (only,) = sharing.plan(whole)  # one ancestor for all
     assert len(whole.points) == len(only.points) == 12
-    for workers in (1, 2):
-        parts = [p.name for call in calls[1:] if call[0] == workers for p in call[2].points]
-        assert sorted(parts) == sorted(p.name for p in whole.points), "each point once"
-    assert [numbers for _, numbers in chains] == [["01", "02", "03", "04"]] * n
-    assert len({run.path for run, _ in chains}) == len({run.cfg.stage_hash("reconstruct") for run, _ in chains}) == n
-    assert {run.cfg for run, _ in chains} <= {point.cfg for point in whole.points}
-    measured = [(pair.ratio, bar, pair.rounds) for pair, bar, *_ in rows.values()]
-    assert measured == [(30 / (12 * 25), 0.4, 1), (30 / (n * 40), None, 1), (20 / 40, 1 / 1.5, n)]
-    failing = 1
-    with pytest.raises(StudyError, match="1 of 12 points failed"):
+    met = []
+    for turn in range(sweepbench.ROUNDS):
+        this = dict(order[3 * turn : 3 * turn + 3])
+        assert this["alone"].points == this["two"].points
+        met += this["alone"].points
+        asked = this["chain"].stage_hash("reconstruct")
+        assert asked in {point.cfg.stage_hash("reconstruct") for point in this["alone"].points}
+    assert sorted(p.name for p in met) == sorted(p.name for p in whole.points), "each point once"
+    measured = [(pair.ratio, pair.first, pair.second, bar, pair.rounds) for pair, bar, *_ in rows.values()]
+    assert measured == [(30 / 400, 30, 400, 0.4, 1), (30 / 160, 30, 160, 0.4, 1), (0.5, 20, 40, 1 / 1.5, 3)]
+    failing, order[:] = 1, []
+    with pytest.raises(StudyError, match="1 of 4 points failed"):
         sweepbench.sweep_rows(tmp_path)
 
 
