@@ -32,7 +32,7 @@ from .timing import Pair, Rows, compare, pairs
 from .training import Recipe, fit, task_loss
 
 IMAGES, BATCH = 1000, 64  # of a turn: a third of a source task of the released scripts
-TURNS = 9  # three epochs of 3,000 images each way, in thirds, since a machine's speed may change within minutes
+TURNS = 15  # five epochs of 3,000 images each way, in thirds, since a machine's speed may change within minutes
 DECODED = 1500  # image files of the reading rows
 
 
