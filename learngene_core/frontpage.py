@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BLOCK = re.compile(r"<!-- from (?P<files>[^>]*?)(?: as (?P<kind>[a-z_]+))? -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
-METHODS = {"ncm": "nearest class mean", "ridge": "ridge probe"}
+METHODS = {"ncm": "nearest class mean", "probe": "ridge probe"}
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -91,7 +91,7 @@ def reference_table(found: Mapping[str, pd.DataFrame]) -> str:
     for method, part in quoted.groupby("method", sort=False):
         by_shots = part.set_index("shots")
         rows.append((METHODS.get(method, method), *(_limits(by_shots.loc[k], "accuracy") for k in shots)))
-    return _rows(("frozen features", *(f"{k} shot" + "s" * (k > 1) for k in shots)), rows)
+    return _rows(("frozen features", *(f"{k} shots" if k > 1 else "1 shot" for k in shots)), rows)
 
 
 def plain_table(found: Mapping[str, pd.DataFrame]) -> str:
