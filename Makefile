@@ -19,7 +19,7 @@ help:
 	@echo "make exercises  write the students' versions of the notebooks (notebooks/exercises)"
 	@echo "make slides     the notebooks as slides (into slides/)"
 	@echo "make paper      the paper's protocol on one GPU, in steps of at most 10 minutes (DATA_PATH=folder of CIFAR-100)"
-	@echo "make lint       ruff over code and notebooks"
+	@echo "make lint       ruff over code and notebooks, and the floors of the package"
 
 $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once; PyTorch is large, this takes some minutes)"
@@ -48,13 +48,13 @@ lab: $(READY)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 notebooks: $(READY)
-	@$(BIN)/python -m learngene_core.refresh
+	@$(BIN)/python -m learngene_core.study.refresh
 
 exercises: $(READY)
-	@$(BIN)/python -m learngene_core.exercises
+	@$(BIN)/python -m learngene_core.study.exercises
 
 slides: $(READY)
-	@$(BIN)/python -m learngene_core.slides
+	@$(BIN)/python -m learngene_core.study.slides
 
 # Each call goes on where the one before stopped: status 75 says that its nine minutes are over and all is saved.
 PAPER = $(BIN)/learngene atlas --preset paper --data-path "$(DATA_PATH)" --out runs/paper --tune --set minutes=9
@@ -69,6 +69,7 @@ paper: $(READY)
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check learngene_core tests
+	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV)

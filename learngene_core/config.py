@@ -1,4 +1,10 @@
-"""One frozen, flat, typed configuration: every number of the study, its unit, its source, and the stage that reads it.
+"""One value of the configuration, checked: type, range, choice.
+
+What the fields of a configuration must agree on.
+
+A parameter as text, both ways: what a person writes behind `--set NAME=`, and what a command that can be pasted says.
+
+One frozen, flat, typed configuration: every number of the study, its unit, its source, and the stage that reads it.
 
 `Config` holds what decides a result. What only decides how fast it is had (threads, memory format) is resolved once per
 run folder and stands in `machine.json` (see `machine.Machine`).
@@ -7,17 +13,225 @@ run folder and stands in `machine.json` (see `machine.Machine`).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
+import re
+import reprlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .checking import RUN_NAMES, check_run_names, checked, nearest
-from .presets import ALL_METHODS, DATA, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
-from .rules import check_together
+from .presets import ALL_METHODS, CONTROL_NAMES, DATA, DEFECT_NAMES, METHODS, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
+
+CHOICES = {
+    "data": ("glyphs", "cifar100", "imagenet100", "cub200", "folder"),
+    "source_draw": ("disjoint", "overlap"),
+    "growth": ("zero-out", "uneven", "net2net", "none"),
+    "loss": ("task-incremental", "class-incremental"),
+    "schedule": ("one-cycle", "cosine", "constant"),
+    "individual_schedule": ("one-cycle", "cosine", "constant"),
+    "ewc_form": ("penalty", "proximal"),
+    "new_columns": ("imputed", "zero"),
+    "sign": ("positive", "absolute"),
+    "atlas_blocks": ("coarse", "full"),
+    "defects": DEFECT_NAMES,
+    "ancestors": ("single_task", "fixed_width", "joint", "permuted"),
+    "open_head": ("refit", "own"),
+    "open_score": ("msp", "maxlogit", "energy", "openmax", "ncm", "mahalanobis", "relative_mahalanobis"),
+}
+
+
+# what a parameter cell may hold beside fields: the preset, the run folder, and the folders that a report reads
+RUN_NAMES: dict[str, type] = {"preset": str, "out": str, "sources": list}
+ONCE = ("shots", "methods", "layers", "controls", "control_ewc", "control_l2", "ancestors", "defects")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' where a known name is close, else nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+    """`value` as a field's type (`kind`: bool, int, float, str or a tuple of one of them).
+
+    Raises ValueError that names the field for a wrong type, an unknown choice or a value out of range.
+    """
+    name = field.name
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple):
+            # One number is the common case `shots=20`; a string is what `papermill -p layers '[..]'` passes.
+            if item is str or isinstance(value, str):
+                raise ValueError(f"{name} takes a list, not {shown(value)} (with papermill: -y '{{{name}: [...]}}')")
+            value = (value,)
+        values = tuple(_scalar(field, item, v) for v in value)
+        if name in ONCE and len(set(values)) != len(values):
+            raise ValueError(f"{name} holds {shown(value)}: each value once")
+        return values
+    return _scalar(field, kind, value)
+
+
+def _scalar(field: dataclasses.Field, kind: type, value: Any) -> Any:
+    name = field.name
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not kind:
+        hint = " (with papermill write True or False)" if kind is bool else ""
+        raise ValueError(f"{name} takes {kind.__name__}, not {shown(value)} of type {type(value).__name__}{hint}")
+    if kind is str and not _is_text(value):
+        raise ValueError(f"{name} = {shown(ascii(value))} holds characters that no file or notebook can keep")
+    if kind in (int, float):
+        low, high = field.metadata["low"], field.metadata["high"]
+        if not (low <= value <= high) or math.isinf(value):
+            raise ValueError(f"{name} = {shown(value)} is out of range: {_range(low, high)}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(
+            f"unknown {name} {shown(value)}{nearest(value, CHOICES[name])}; there are {', '.join(CHOICES[name])}"
+        )
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value in an error, in a few hundred characters whatever it is (YAML can say very large things in one line)."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 200
+    short.maxlevel, short.maxlist, short.maxtuple = 3, 12, 12
+    return short.repr(value)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be stored and named everywhere: no NUL, no half of a pair (an undecodable file name has them)."""
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def check_run_names(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value of one of RUN_NAMES that has the wrong type; None stands for the default."""
+    for name, kind in RUN_NAMES.items():
+        value = values.get(name)
+        if value is not None and not (isinstance(value, kind) and all(isinstance(v, str) for v in value)):
+            raise ValueError(f"{name} takes {'a list of paths' if kind is list else 'str'}, not {value!r}")
+
+
+def _range(low: float, high: float) -> str:
+    return f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+
+
+def number(value: Any, depth: int = 2) -> Any:
+    """YAML 1.1 reads 5e-4 as a string; a person means a number. Other values as they are, lists item by item (lists of lists are
+    as deep as parameters go; YAML can say a list that holds itself)."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return [number(v, depth - 1) for v in value] if isinstance(value, list) and depth else value
+
+
+def check_together(cfg: Config) -> None:
+    """Rules between fields. Raises ValueError that names the field."""
+    if cfg.preset_name not in PRESETS:
+        raise ValueError(
+            f"unknown preset {cfg.preset_name!r}{nearest(cfg.preset_name, PRESETS)}; there are {', '.join(PRESETS)}"
+        )
+    for name in ("shots", "methods", "tune_rates", "tune_ewc"):
+        if not getattr(cfg, name):
+            raise ValueError(f"{name} is empty")
+    _check_names(cfg)
+    if cfg.held_out_images == 1:
+        raise ValueError("held_out_images = 1 cannot be halved into validation and test; use 2 or more, or 0 for all")
+    if cfg.n_target_tasks == 1:
+        raise ValueError("n_target_tasks = 1 gives no interval and no paired test; use 2 or more")
+    if "learngene_ewc" in cfg.methods and not cfg.individual_ewc:
+        raise ValueError(
+            "individual_ewc = 0 makes learngene_ewc the same as learngene; leave learngene_ewc out of methods, "
+            "or give a strength above 0"
+        )
+    if cfg.criterion == "recommended" and not cfg.layers and not cfg.atlas_pseudo_tasks:
+        raise ValueError("criterion = recommended needs pseudo-tasks; set atlas_pseudo_tasks above 0")
+    if cfg.carry_momentum and not cfg.momentum:
+        raise ValueError("carry_momentum needs a momentum above 0")
+    if cfg.growth != "none" and cfg.growth_start > cfg.n_source_tasks:
+        raise ValueError(
+            f"growth_start = {cfg.growth_start}, but n_source_tasks = {cfg.n_source_tasks}; "
+            "use growth=none for the final widths at once"
+        )
+    if any(t > cfg.n_source_tasks for t in cfg.deepen_before):
+        raise ValueError(f"deepen_before = {cfg.deepen_before}, but n_source_tasks = {cfg.n_source_tasks}")
+    if cfg.n_blocks > len(PAPER_WIDTHS):
+        raise ValueError(f"n_blocks = {cfg.n_blocks}: the collective has {len(PAPER_WIDTHS)} blocks")
+
+
+def _check_names(cfg: Config) -> None:
+    """Methods, controls and the rates of methods name what there is. Raises ValueError."""
+    known = {method for methods in METHODS.values() for method in methods}
+    for method in cfg.methods:
+        if method not in known:
+            raise ValueError(
+                f"unknown method {method!r} in methods{nearest(method, known)}; there are {', '.join(sorted(known))}"
+            )
+    for entry in cfg.individual_rates:
+        family, _, rest = entry.partition(":")
+        method, _, value = rest.partition("=")
+        try:
+            good = method in METHODS.get(family, ()) and 1e-8 <= float(value) <= 10
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(
+                f"individual_rates holds {entry!r}: each entry reads 'family:method=rate', e.g. 'light:scratch=0.02'"
+            )
+    for name in cfg.controls:
+        if name not in (*CONTROL_NAMES, "all", "none"):
+            known = (*CONTROL_NAMES, "all", "none")
+            raise ValueError(
+                f"unknown control {name!r} in controls{nearest(name, known)}; there are {', '.join(known)}"
+            )
+
+
+def spoken(name: str, text: str) -> Any:
+    """The value that a person means by `text` for parameter `name`: YAML, but a parameter that holds text takes it as it
+    stands where YAML would see something else in it. Raises ValueError for text that is no value."""
+    import yaml
+
+    if not text:
+        return ""
+    of = _holds(name)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):  # ValueError: a date that is none
+        if of is not str or text[:1] in "\"'":
+            raise ValueError(f"--set {name}: {text[:200]!r} is no value") from None
+        return text
+    if of is str:
+        return value if isinstance(value, str) and text[:1] in "\"'" else text
+    return value if of == tuple[str, ...] else number(value, 1)
+
+
+def quoted(name: str, value: Any) -> str:
+    """Text that `spoken` reads back as `value`."""
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[\w./~:-]+", value, re.ASCII) else _quoted(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_quoted(v) if isinstance(v, str) else json.dumps(v) for v in value) + "]"
+    return json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    """A YAML scalar between double quotes, in ASCII and on one line: JSON would do, but for characters above U+FFFF."""
+    import yaml
+
+    return yaml.safe_dump(text, default_style='"', allow_unicode=False, width=10**9).strip()
+
+
+def _holds(name: str) -> Any:
+    return typing.get_type_hints(Config)[name] if name in FIELDS else None
+
 
 STAGES: dict[str, tuple[str, ...]] = {
     # stage: the stages whose results it reads; the hash of a stage covers its own fields and those of all of these
@@ -260,7 +474,7 @@ class Config:
         """16 hexadecimal digits over `fields_of(stage)`; equal configurations give equal hashes on any machine."""
         about = [STAGE_VERSION, self.fields_of(stage)]
         if stage == "claims":  # a changed claim needs a new verdict
-            about.append(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
+            about.append(Path(__file__).parent.joinpath("analysis", "claims.yaml").read_text(encoding="utf-8"))
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
     def piece_hash(self, stage: str) -> str:
@@ -294,3 +508,25 @@ class Config:
 
 FIELDS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(Config)}
 _TYPES = typing.get_type_hints(Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What changes speed or rounding, and nothing of what is computed; a run keeps its own in `machine.json`.
+
+    device: "cpu", "cuda", "cuda:1" or "mps"; threads: of one training; workers: individuals trained side by side; stack: most
+    networks trained as one (individuals; on a CPU larger ones fall out of the cache); trainings: collectives side by side;
+    channels_last: memory format of convolutions; autocast: forward pass in bfloat16 (losses, gradients, statistics and
+    penalties stay 32-bit); capture: steps replayed as CUDA graphs, captured anew whenever the network has grown;
+    deterministic: GPU operations that give equal bits.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    workers: int = 1
+    channels_last: bool = True
+    stack: int = 6
+    trainings: int = 1
+    autocast: bool = False
+    capture: bool = False
+    deterministic: bool = False

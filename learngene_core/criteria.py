@@ -1,49 +1,89 @@
-"""Per-layer criteria over the gradient record, each beside its null; pure functions, no torch.
+"""Per-layer criteria: which layers of the collective does its gradient record say to inherit?
 
-A criterion says which layers to inherit; its direction ("low": inherit where it is low) is fixed here, before any result.
-Its null is the same statistic on untrained networks with random labels: what depth and width alone would give. For the two
-stability criteria it is only an upper bound: the null sees few batches per task, so batch noise inflates its variation.
+The released criterion (Wang et al. 2022) counts, per layer, the entries of the weight gradient above a small threshold, as a
+share of all entries, and averages that share over mini-batches, epochs and tasks. Layers where it is low hardly change any
+more, so they hold what all tasks have in common; the block of `n_blocks` neighbouring layers with the lowest mean is the
+learngene. Reading it costs nothing: the record is made during training, for a few percent of a step.
+
+Each criterion has its direction ("low": inherit where it is low) fixed here, before any result, and stands beside its null: the
+same statistic on untrained networks with random labels, which is what depth and width alone would give. For the two stability
+criteria the null is only an upper bound: it sees few batches per task, so batch noise inflates its variation. No torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .config import Config
-from .files import StudyError
+from .errors import StudyError
 from .record import EDGES, Record, edge_index, share_above
-from .scoring import Criterion, best_block, choices, quiet
 
-__all__ = [
-    "CRITERIA",
-    "Criterion",
-    "Profile",
-    "best_block",
-    "check_choice",
-    "choices",
-    "choose",
-    "criterion",
-    "null_choices",
-    "options_of",
-    "profile",
-    "score",
-    "score_all",
-]
 Profile = tuple[np.ndarray, np.ndarray]
 """A quantity per task and layer (t, l), averaged over the epochs of a task, and for untrained networks (n, t', l)."""
-
 
 CRITERIA: dict[str, Criterion] = {}
 """compute(record, **options) -> Profile of one score per layer: (l,) and, for untrained networks, (n, l)."""
 
 RECOMMENDED = "recommended"
-"""The best block on pseudo-tasks within a budget of parameters; no score per layer, see `selection.recommended`."""
+"""The best block on pseudo-tasks within a budget of parameters; no score per layer, see `analysis.blocks`."""
 
 FREE = "nothing: read from the record, which costs a few percent of a training step"
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """A rule that scores layers; its direction is fixed before any result.
+
+    compute: what is looked at, and options by keyword -> scores; inherit: "low" (inherit where it is low) or "high";
+    source: where it comes from; predicts: which layers it would inherit, and why; cost: what it takes beyond training.
+    """
+
+    name: str
+    compute: Callable[..., Any]
+    inherit: str
+    source: str
+    predicts: str
+    cost: str
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that it knows."""
+        parameters = inspect.signature(self.compute).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option that it does not know."""
+        for name in options:
+            if name not in self.options:
+                known = f"it knows {' and '.join(self.options)}" if self.options else "it has none"
+                raise ValueError(f"criterion {self.name!r} knows no option {name!r}; {known}")
+
+    def table(self, layers: Sequence[str], values: np.ndarray, null: np.ndarray) -> pd.DataFrame:
+        """Its score table from values (l,) and those of n untrained networks (n, l): criterion, layer, score, null, null_sd,
+        z = (score - null) / null_sd, inherit, cost. z is NaN where the null does not vary, or has fewer than two networks."""
+        with quiet():
+            mean, sd = null.mean(0), null.std(0, ddof=1)
+            z = np.where(sd > 0, (values - mean) / sd, np.nan)
+        return pd.DataFrame(
+            {
+                "criterion": self.name,
+                "layer": list(layers),
+                "score": values,
+                "null": mean,
+                "null_sd": sd,
+                "z": z,
+                "inherit": self.inherit,
+                "cost": self.cost,
+            }
+        )
 
 
 def criterion(name: str, *, inherit: str, source: str, predicts: str, cost: str = FREE) -> Callable:
@@ -57,6 +97,14 @@ def criterion(name: str, *, inherit: str, source: str, predicts: str, cost: str 
         return compute
 
     return register
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Where there is no value (a layer that came late, a single task) the result is not a number, without a warning."""
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def profile(record: Record, quantity: str = "fraction", *, threshold: float = 5e-10, sign: str = "positive") -> Profile:
@@ -207,20 +255,56 @@ def score(source: Any, name: str, **options: Any) -> pd.DataFrame:
     return table
 
 
+def score_all(record: Record, cfg: Config) -> pd.DataFrame:
+    """Score tables of every criterion, one below the other (scores.csv)."""
+    return pd.concat([score(record, name, **options_of(name, cfg)) for name in CRITERIA], ignore_index=True)
+
+
 def options_of(name: str, cfg: Config) -> dict[str, Any]:
     """What `cfg` says about the options of criterion `name` (threshold and sign, where it knows them)."""
     return {option: getattr(cfg, option) for option in ("threshold", "sign") if option in CRITERIA[name].options}
+
+
+def best_block(table: pd.DataFrame, n_blocks: int, column: str = "score") -> tuple[str, ...]:
+    """The contiguous block of `n_blocks` layers with the lowest mean score (highest where the criterion says so).
+
+    Of equal blocks the deepest is taken, as the paper would. Raises ValueError when there are fewer layers, or a score is
+    not a number or the same everywhere (a criterion that cannot choose).
+    """
+    values = table[column].to_numpy(float)
+    if not 1 <= n_blocks <= len(values):
+        raise ValueError(f"n_blocks = {n_blocks}, but there are {len(values)} layers")
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"criterion {table['criterion'].iloc[0]!r} has no value for {table['layer'][~np.isfinite(values)].iloc[0]}; "
+            "set another criterion, or layers"
+        )
+    if np.ptp(values) == 0 and n_blocks < len(values):
+        raise ValueError(
+            f"criterion {table['criterion'].iloc[0]!r} is the same for every layer; it cannot choose: "
+            "set another criterion, or layers"
+        )
+    means = np.convolve(values, np.ones(n_blocks) / n_blocks, "valid") * (
+        1 if table["inherit"].iloc[0] == "low" else -1
+    )
+    start = len(means) - 1 - int(np.argmin((means[::-1] / np.abs(values).max()).round(12)))
+    return tuple(table["layer"].iloc[start : start + n_blocks])
+
+
+def choices(scores: pd.DataFrame, n_blocks: int) -> dict[str, tuple[str, ...]]:
+    """Criterion -> the block it chooses, from a table of several; criteria that cannot choose are left out (stability
+    over tasks needs two tasks)."""
+    chosen = {}
+    for name, part in scores.groupby("criterion", sort=False):
+        with contextlib.suppress(ValueError):
+            chosen[name] = best_block(part, n_blocks)
+    return chosen
 
 
 def null_choices(record: Record, name: str, n_blocks: int, **options: Any) -> list[tuple[str, ...]]:
     """The block that a criterion would choose for each untrained network of the null, by itself."""
     table, (_, null) = score(record, name, **options), CRITERIA[name].compute(record, **options)
     return [best_block(table.assign(score=network), n_blocks) for network in null]
-
-
-def score_all(record: Record, cfg: Config) -> pd.DataFrame:
-    """Score tables of every criterion, one below the other (scores.csv)."""
-    return pd.concat([score(record, name, **options_of(name, cfg)) for name in CRITERIA], ignore_index=True)
 
 
 def check_choice(cfg: Config, names: Sequence[str]) -> None:
@@ -247,9 +331,7 @@ def choose(record: Record, cfg: Config) -> tuple[str, ...]:
     if cfg.layers:
         return cfg.layers
     if cfg.criterion == RECOMMENDED:
-        raise StudyError(
-            "the recommended block is read from the atlas, not from the record; see `study.Chain.learngene`"
-        )
+        raise StudyError("the recommended block is read from the atlas, not from the record; see `study.chain`")
     try:
         return best_block(score(record, cfg.criterion, **options_of(cfg.criterion, cfg)), cfg.n_blocks)
     except ValueError as error:

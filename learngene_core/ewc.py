@@ -1,22 +1,28 @@
-"""What holds weights while a network trains: elastic weight consolidation, frozen entries; and the Fisher information."""
+"""Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796): weights that mattered to earlier tasks are held.
+
+While a network learns task t, half the sum of `lambda * F_i * (p_i - p0_i)^2` is added to its loss: p0 are the weights after
+task t - 1, and F_i, the diagonal Fisher information, says how much the network's own predictions depend on weight i. Costs:
+one more pass over the weights a step, and one backward pass for each of `fisher_images` images a task.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from .files import StudyError
-from .images import normalise
+from .errors import StudyError
+from .training import normalise
 
 
 class Penalty:
-    """Elastic weight consolidation (Kirkpatrick 2017): half the sum of `strength * fisher * (p - anchor)^2`.
+    """Half the sum of `strength * fisher * (p - anchor)^2`, in one of two forms.
 
     `penalty` adds its gradient to the loss's; `proximal` pulls after each step, p <- (p + r l F p0) / (1 + r l F), and
     cannot diverge (about ten times weaker at equal strength: momentum does not amplify it). Tensors not named in `fisher`
-    are free. The gradient is added after the record has looked, so the record shows the task's own gradient. Of a stack of
-    m networks the penalty is each one's own, (m,).
+    are free. Of a stack of m networks the penalty is each one's own, (m,).
 
     Raises StudyError when no parameter is held (a penalty that can only be zero).
     """
@@ -24,7 +30,7 @@ class Penalty:
     networks: tuple[int, ...] = ()  # (m,) for a stack of m networks: the first axis of every parameter, unfolded
 
     def __init__(
-        self, model: nn.Module, anchor: dict[str, Tensor], fisher: dict[str, Tensor], strength: float, form: str
+        self, model: nn.Module, anchor: Mapping[str, Tensor], fisher: Mapping[str, Tensor], strength: float, form: str
     ):
         named = dict(model.named_parameters())
         names = [n for n in named if n in fisher]
@@ -51,19 +57,30 @@ class Penalty:
 
     @torch.no_grad()
     def pull(self, rate: float | Tensor) -> None:
-        """The proximal step behind an optimiser step of this learning rate; nothing in form `penalty`."""
+        """The proximal step after an optimiser step of this learning rate; nothing in form `penalty`."""
         if self.form == "proximal":
             for p, p0, w in zip(self.parameters, self.anchor, self.weight, strict=True):
                 p.add_(rate * w * p0).div_(1 + rate * w)
+
+    def check(self, value: float | Tensor, steps: int, where: str) -> None:
+        """After `steps` steps, with the mean penalty of the last epoch: once the weights have moved it is not zero.
+
+        Raises StudyError that names `where`. (A proximal step may hold so fast that nothing moves.)
+        """
+        if self.form == "penalty" and steps > 1 and bool((torch.as_tensor(value)[self.held.cpu()] == 0).any()):
+            raise StudyError(
+                f"the EWC penalty of {where} is exactly zero after {steps} steps: it holds nothing, because the "
+                "weights do not move or its strength vanishes; raise the learning rate or the strength, or leave EWC out"
+            )
 
 
 class Frozen:
     """Holds entries of parameters where they are: put back after every optimiser step, whatever weight decay and momentum did.
 
-    held: parameter name -> tensor of its shape, not zero where the entry is frozen. Stands where a `Penalty` may stand.
+    held: parameter name -> tensor of its shape, not zero where the entry is frozen.
     """
 
-    def __init__(self, model: nn.Module, held: dict[str, Tensor]):
+    def __init__(self, model: nn.Module, held: Mapping[str, Tensor]):
         named = dict(model.named_parameters())
         self.parameters = [named[n] for n in held]
         self.mask = [mask != 0 for mask in held.values()]
@@ -78,6 +95,11 @@ class Frozen:
         """Put the frozen entries back."""
         for p, mask, anchor in zip(self.parameters, self.mask, self.anchor, strict=True):
             p.copy_(torch.where(mask, anchor, p))
+
+
+def accumulated(earlier: Mapping[str, Tensor], now: Mapping[str, Tensor], decay: float) -> dict[str, Tensor]:
+    """Online EWC: decay * the earlier tasks' Fisher + this task's (Schwarz et al. 2018); earlier may be empty."""
+    return {n: decay * earlier.get(n, torch.zeros_like(f)) + f for n, f in now.items()}
 
 
 def fisher_diagonal(

@@ -1,8 +1,13 @@
-"""The recorder: looks at `parameter.grad` of every block between the backward pass and the step, and changes nothing."""
+"""The gradient record: what the weight gradients of every block look like while the collective learns.
+
+`Recorder` looks at `parameter.grad` between `loss.backward()` and `optimiser.step()`, and changes nothing. Of every entry it
+keeps sign and size in a histogram (see `record`), so that the released count of entries above a threshold (Wang et al. 2022)
+can be read afterwards for any threshold. `null_record` makes the same record of untrained networks with random labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -165,3 +170,36 @@ def _flat(gradient: Tensor) -> Tensor:
     if gradient.is_contiguous() or gradient.is_contiguous(memory_format=torch.channels_last):
         return gradient.as_strided((gradient.numel(),), (1,))
     return gradient.flatten()
+
+
+def null_record(
+    n_networks: int,
+    n_tasks: int,
+    network: Callable[[int, int, nn.Module | None], nn.Module],
+    losses: Callable[[nn.Module, int, int], Iterator[Tensor]],
+    blocks: Blocks | None = None,
+) -> tuple[list[dict], np.ndarray, np.ndarray]:
+    """The record of untrained networks: rows, counts (n, t, l, 2, N_BINS), zeros (n, t, l). No step is taken.
+
+    network(k, t, before) gives untrained network number k as task t meets it, from what it was before (None at the first
+    task); losses(model, k, t) yields the loss of each batch, with labels that were drawn at random. So whatever these
+    gradients show follows from depth, width, loss and images, and from nothing learned. In the rows `epoch` is k.
+
+    Raises ValueError for a task that gives no batch.
+    """
+    rows, counts, zeros = [], [], []
+    for k in range(1, n_networks + 1):
+        model = None
+        for t in range(1, n_tasks + 1):
+            model = network(k, t, model)
+            recorder = Recorder(block_weights(model, blocks))
+            for loss in losses(model, k, t):
+                model.zero_grad(set_to_none=True)
+                loss.backward()
+                recorder()
+            found, c, z = recorder.take()
+            rows += [{"task": t, "epoch": k, **row} for row in found]
+            counts.append(c)
+            zeros.append(z)
+    shape = n_networks, n_tasks
+    return rows, np.stack(counts).reshape(*shape, *counts[0].shape), np.stack(zeros).reshape(*shape, -1)

@@ -2,7 +2,8 @@
 
 Widening follows Net2WiderNet (Chen et al. 2016, arXiv 1511.05641) in three modes. Equal copies, as in the released code,
 receive equal gradients for ever and add no capacity; so the default, `zero-out`, starts new channels from fresh weights
-whose outgoing weights are zero. Deepening follows Net2DeeperNet.
+whose outgoing weights are zero. Deepening follows Net2DeeperNet. What belongs to weights (birth values, Fisher information,
+momentum) has to grow with them: `Belongings`. A widening costs less than a training step.
 """
 
 from __future__ import annotations
@@ -100,12 +101,20 @@ def widen(
     net: ConvNet,
     name: str,
     new_width: int,
-    mode: str,
-    generator: torch.Generator | None,
-    calibration: Tensor | None,
-    noise: float,
+    *,
+    mode: str = "zero-out",
+    generator: torch.Generator | None = None,
+    calibration: Tensor | None = None,
+    noise: float = 0.01,
 ) -> WideningMap:
-    """See `ConvNet.widen`."""
+    """Widen block `name` of `net` to `new_width` channels in place. The output is preserved in training and evaluation mode
+    (up to rounding; `net2net` only up to `noise`, relative to the weights' standard deviation).
+
+    calibration: a batch (n, 3, h, w) from which new channels of `zero-out` take their batch-norm statistics; without it they
+    get mean 0 and variance 1.
+
+    Raises ValueError for an unknown block or mode, or a width that is not larger.
+    """
     _known(net, name)
     block, old_width = net.blocks[name], net.blocks[name].conv.out_channels
     if mode not in WIDEN_MODES:
@@ -199,8 +208,14 @@ def _known(net: ConvNet, name: str) -> None:
 
 
 @torch.no_grad()
-def deepen(net: ConvNet, after: str, calibration: Tensor | None) -> str:
-    """See `ConvNet.deepen`."""
+def deepen(net: ConvNet, after: str, *, calibration: Tensor | None = None) -> str:
+    """Insert an identity block after block `after`, in place (Net2DeeperNet); returns the new block's name.
+
+    In evaluation mode the output is preserved: the input of the new block is not negative, so its ReLU does nothing, and batch
+    norm inverts its own running statistics. In training mode it holds as far as batches resemble them.
+
+    Raises ValueError for an unknown block.
+    """
     _known(net, after)
     width = net.blocks[after].conv.out_channels
     block = Block(width, width, pool=False).to(net.head.weight).train(net.training)
@@ -218,3 +233,51 @@ def deepen(net: ConvNet, after: str, calibration: Tensor | None) -> str:
     pairs = [p for n, b in net.blocks.items() for p in ((n, b), *(((name, block),) if n == after else ()))]
     net.blocks = nn.ModuleDict(dict(pairs))
     return name
+
+
+@dataclasses.dataclass
+class Belongings:
+    """Dictionaries parameter name -> tensor of the parameter's shape.
+
+    initial: every entry's value at birth; fisher: of earlier tasks (for EWC); momentum: SGD's buffers. The last two may be
+    empty.
+    """
+
+    initial: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    fisher: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    momentum: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: ConvNet) -> Belongings:
+        """Those of a network that was just born."""
+        return cls({n: p.detach().clone() for n, p in model.named_parameters()})
+
+    def widened(self, mapping: WideningMap, model: ConvNet, new_columns: str) -> None:
+        """Follow one widening of `model` (which has happened)."""
+        now = dict(model.named_parameters())
+        self.initial = {n: mapping.carry(n, v, "value", now=now[n].detach()) for n, v in self.initial.items()}
+        self.fisher = {n: mapping.carry(n, v, "fisher", new_columns=new_columns) for n, v in self.fisher.items()}
+        self.momentum = {n: mapping.carry(n, v, "momentum") for n, v in self.momentum.items()}
+
+    def appended(self, model: ConvNet) -> None:
+        """Follow new outputs of the head and inserted blocks: born with today's values, no Fisher, no momentum.
+
+        (For an inserted block no Fisher is too little: earlier tasks do depend on it.)"""
+        for name, p in model.named_parameters():
+            for store, empty in ((self.initial, False), (self.fisher, True), (self.momentum, True)):
+                if not store:
+                    continue
+                old = store.get(name)
+                have = 0 if old is None else len(old)
+                if have < len(p):
+                    new = p.detach()[have:]
+                    new = torch.zeros_like(new) if empty else new.clone()
+                    store[name] = new if old is None else torch.cat([old, new.to(old)])
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """As named groups, for saving; `Belongings(**groups)` reads them back."""
+        return {"initial": self.initial, "fisher": self.fisher, "momentum": self.momentum}
+
+    def to(self, device: torch.device) -> Belongings:
+        """Copies on a device."""
+        return Belongings(**{k: {n: v.to(device) for n, v in g.items()} for k, g in self.groups().items()})

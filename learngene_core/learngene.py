@@ -1,19 +1,30 @@
-"""The learngene: whole blocks cut out of a collective model, as a file anyone can load, and inherited by copying."""
+"""The learngene: whole blocks cut out of a collective model, as a file anyone can load, and inherited by copying.
+
+An individual model in the paper's form is a few fresh blocks, the learngene, and a fresh classifier (Wang et al. 2022, Fig. 1 and
+released code). Inheriting copies: no two models ever share a tensor.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config
-from .files import StudyError, atomic
-from .genefile import FORMAT, PARTS, checked_gene
+from .criteria import choose
+from .errors import StudyError, atomic
 from .network import ConvNet
+
+FORMAT = "learngene/1"
+PARTS = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +115,6 @@ class Learngene:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: the tensors, "fisher/..." where there is one, and readable metadata. Equal learngenes
         are equal files."""
-        from safetensors.torch import save_file
-
         about = {
             "format": FORMAT,
             "layers": self.layers,
@@ -129,15 +138,13 @@ class Learngene:
 
         Raises StudyError when it is missing, damaged or not what its own metadata says.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
         if not path.is_file():
             raise StudyError(f"there is no learngene file {path}")
         try:
-            about, expected, names = checked_gene(path)
             with safe_open(path, "pt") as file:
-                tensors = {n: file.get_tensor(n) for n in names}
+                about, expected = checked_header(file)
+                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (not a dict)
             if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
                 raise ValueError("its tensors are not finite")
             return cls(
@@ -216,3 +223,73 @@ def light_shape(gene: Learngene, n_way: int, cfg: Config) -> dict:
 def build_individual(gene: Learngene, n_way: int, cfg: Config, *, generator: torch.Generator | None = None) -> ConvNet:
     """A light individual model: fresh front, inherited blocks, fresh head of `n_way` outputs. Shares no tensor with `gene`."""
     return gene.inherit_into(ConvNet.from_shape(light_shape(gene, n_way, cfg), generator=generator))
+
+
+def cut_learngene(col: Any, cfg: Config, *, layers: tuple[str, ...] | None = None) -> Learngene:
+    """Choose the block (`layers`, `cfg.layers`, or `cfg.criterion` and `cfg.n_blocks` on the record) and cut it out of the
+    `Collective` col, with the Fisher information of its weights.
+
+    Raises StudyError for layers that are unknown or no block, and for a criterion that cannot choose.
+    """
+    layers = choose(col.record, cfg) if layers is None else layers
+    normal = {"mean": col.mean.tolist(), "std": col.std.tolist()}
+    return Learngene.from_model(col.model, layers, **normal, fisher=col.fisher, **notes_of(cfg))
+
+
+def notes_of(cfg: Config) -> dict[str, Any]:
+    """What a learngene's file says of where it comes from: data, hashes of division and choice, and what chose it."""
+    by = {"chosen_by": cfg.criterion, "threshold": cfg.threshold, "sign": cfg.sign}
+    return {
+        "data": cfg.data,
+        "division_hash": cfg.stage_hash("division"),
+        "stage_hash": cfg.stage_hash("criteria"),
+        **({"chosen_by": "hand"} if cfg.layers else by),
+    }
+
+
+def checked_header(file: Any) -> tuple[dict, dict[str, tuple[int, ...]]]:
+    """Metadata of an open safetensors file, and the tensors' shapes that follow from it, compared with the file's own header:
+    nothing of a file from elsewhere is believed, and no memory taken for it, before that.
+
+    Raises ValueError (or KeyError, TypeError, AttributeError) for a header that is no learngene's.
+    """
+    about = json.loads(file.metadata()["learngene"])
+    expected, slices = _expected(about), {n: file.get_slice(n) for n in file.keys()}  # noqa: SIM118 (not a dict)
+    shapes = {n: tuple(s.get_shape()) for n, s in slices.items()}
+    if odd := [n for n, s in slices.items() if s.get_dtype() != "F32"]:
+        raise ValueError(f"{odd[0][:80]!r} is of type {slices[odd[0]].get_dtype()}, not of 32-bit floats")
+    tensors = {n: s for n, s in shapes.items() if not n.startswith("fisher/")}
+    if tensors != expected:
+        wrong = min(n for n in {*expected, *tensors} if expected.get(n) != tensors.get(n))
+        raise ValueError(f"{wrong[:80]!r} is {tensors.get(wrong)}, its metadata says {expected.get(wrong)}")
+    if stray := [n for n, s in shapes.items() if n.startswith("fisher/") and expected.get(n[7:]) != s]:
+        raise ValueError(f"{stray[0][:80]!r} fits no tensor")
+    return about, expected
+
+
+def _expected(about: dict) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape, as the metadata of a file has it. Raises ValueError for metadata that is no learngene's."""
+    if about.get("format") != FORMAT:
+        raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
+    layers, widths = list(about["layers"]), list(about["widths"])
+    sizes = [about["input_width"], *widths]
+    if not layers or len(widths) != len(layers) or not all(isinstance(w, int) and 0 < w <= 65536 for w in sizes):
+        raise ValueError("its layers and widths do not agree")
+    if not all(isinstance(n, str) and re.fullmatch(r"[A-Za-z_][\w-]{0,63}", n, re.ASCII) for n in layers):
+        raise ValueError("its layers are not named as blocks are")
+    side = about["image_size"]
+    if not set(about["pools"]) <= set(layers) or not isinstance(side, int) or not 1 <= side <= 65536:
+        raise ValueError("its pools or image size cannot be")
+    numbers = [*about["mean"], *about["std"]]
+    if (
+        len(about["mean"]) != 3
+        or len(about["std"]) != 3
+        or not all(math.isfinite(v) for v in numbers)
+        or min(about["std"]) <= 0
+    ):
+        raise ValueError("its mean and std are not three finite numbers each")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, n_in, n_out in zip(layers, sizes, widths, strict=False):
+        shapes[f"{name}.conv.weight"] = (n_out, n_in, 3, 3)
+        shapes.update({f"{name}.{p}": (n_out,) for p in PARTS[1:]})
+    return shapes

@@ -1,16 +1,16 @@
-"""`ConvNet`: named blocks of convolution, batch norm and ReLU, that can grow (see `growth`); its shape, size and cost."""
+"""`ConvNet`: named blocks of convolution, batch norm and ReLU; its shape, its parameters and its cost.
+
+The network of the paper's appendix (Fig. 1) and released code: 13 blocks `conv1` ... `conv13` of 3x3 convolutions, five pools,
+a small classifier; VGG-16 when fully grown. Blocks are addressed by name, never by position.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from .growth import WideningMap
 
 
 class Block(nn.Module):
@@ -138,40 +138,6 @@ class ConvNet(nn.Module):
         self.classifier[-1] = linear_of(
             torch.cat([old.weight.detach(), weight]), torch.cat([old.bias.detach(), old.bias.new_zeros(n_new)])
         )
-
-    def widen(
-        self,
-        name: str,
-        new_width: int,
-        *,
-        mode: str = "zero-out",
-        generator: torch.Generator | None = None,
-        calibration: Tensor | None = None,
-        noise: float = 0.01,
-    ) -> WideningMap:
-        """Widen block `name` to `new_width` channels in place; see `WideningMap`. The output is preserved in training and
-        evaluation mode (up to rounding; `net2net` only up to `noise`, relative to the weights' standard deviation).
-
-        calibration: a batch (n, 3, h, w) from which new channels of `zero-out` take their batch-norm statistics; without
-        it they get mean 0 and variance 1.
-
-        Raises ValueError for an unknown block or mode, or a width that is not larger.
-        """
-        from .growth import widen
-
-        return widen(self, name, new_width, mode, generator, calibration, noise)
-
-    def deepen(self, after: str, *, calibration: Tensor | None = None) -> str:
-        """Insert an identity block behind block `after`, in place (Net2DeeperNet); returns the new block's name.
-
-        In evaluation mode the output is preserved: the input of the new block is not negative, so its ReLU does nothing,
-        and batch norm inverts its own running statistics. In training mode it holds as far as batches resemble them.
-
-        Raises ValueError for an unknown block.
-        """
-        from .growth import deepen
-
-        return deepen(self, after, calibration)
 
     @torch.no_grad()
     def output_of(self, name: str, x: Tensor, *, before_norm: bool = False) -> Tensor:

@@ -1,26 +1,128 @@
-"""The only optimisation loop (`fit`), its losses, and evaluation.
+"""Training: one loop, `fit`, for the collective model and for individuals, for one network or a stack of them.
 
-The same loop trains the collective model and the individuals, one network or a stack of them. All random choices of an
-epoch are drawn before it, and nothing is read back from the device until it ends. What a step does stands in `steps`.
+Everything a step needs is on the device: it picks, shifts, mirrors and normalises its images there, and what it finds (loss,
+hits, penalty, gradient record) stays there until the epoch ends. All random choices of an epoch are drawn before it, on the
+CPU, so they are the same for every device. The optimiser is SGD with momentum, as in the released code of Wang et al. 2022.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .config import Config
-from .ewc import Frozen, Penalty
-from .files import StudyError
-from .guards import check_pull
-from .images import normalise
-from .steps import PLAIN, Captured, Step, Watch, Way, batch_sizes, draw_epoch, set_rate
+from .config import Config, Machine
+from .errors import Diverged
+
+WARM = 3  # steps of a shape taken eagerly before it is captured: libraries choose their kernels, momentum is born
 
 
+def here() -> Machine:
+    """A sensible default: the GPU where there is one, else one thread and up to two workers on the CPU."""
+    if torch.cuda.is_available():
+        return Machine("cuda", stack=64)
+    return Machine(workers=min(2, os.cpu_count() or 1))
+
+
+def use(machine: Machine) -> None:
+    """Apply threads and deterministic operations to this process."""
+    torch.set_num_threads(machine.threads)
+    if machine.deterministic and machine.device != "cpu":  # on a CPU equal machines give equal bits anyway
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+
+
+def layout(machine: Machine) -> torch.memory_format:
+    """Memory format of the networks."""
+    return torch.channels_last if machine.channels_last else torch.contiguous_format
+
+
+# images ---------------------------------------------------------------------------------------------------------------
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 images (n, 3, h, w) to float32 with zero mean and unit variance per channel; mean, std (3,) in 0..1."""
+    std = torch.where(std > 0, std, 1.0)  # a constant channel stays at zero
+    scale = 1 / (255 * std)
+    x = images.to(torch.float32, memory_format=torch.channels_last)
+    return x.mul_(scale[:, None, None]).sub_((mean / std)[:, None, None])
+
+
+def augment(images: Tensor, shift: Tensor | None, flip: Tensor | None) -> Tensor:
+    """Shift images (n, 3, h, w) by whole pixels (n, 2: down, right), edge pixels repeated, then mirror where flip (n,).
+
+    Repeating edges instead of padding with black keeps a frame from becoming a cue.
+    """
+    n, _, height, width = images.shape
+    if shift is None and flip is None:
+        return images
+    rows = torch.arange(height, device=images.device).expand(n, -1)
+    columns = torch.arange(width, device=images.device).expand(n, -1)
+    if flip is not None:
+        columns = torch.where(flip[:, None], width - 1 - columns, columns)
+    if shift is not None:
+        rows, columns = rows - shift[:, :1], columns - shift[:, 1:]
+    pick = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]  # (n, h, w)
+    return images.flatten(2).gather(2, pick.flatten(1)[:, None].expand(-1, 3, -1)).view_as(images)
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (3,), (3,) of uint8 images (n, 3, h, w) in 0..1, exact integer sums."""
+    pixels = images.shape[0] * images.shape[2] * images.shape[3]
+    # Python integers: float sums over 150 million pixels would depend on the order
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()  # (3, 256)
+    value = torch.arange(256, dtype=torch.float64) / 255
+    mean = counts @ value / pixels
+    return mean.float(), (counts @ value**2 / pixels - mean**2).clamp_min(0).sqrt().float()
+
+
+class Batch(NamedTuple):
+    """A step's random choices: images (b,), shift (b, 2: down, right) or None, mirrored (b,) or None."""
+
+    pick: Tensor
+    shift: Tensor | None
+    flip: Tensor | None
+
+
+def batch_sizes(n: int, batch_size: int) -> list[int]:
+    """Sizes of an epoch's batches; a last batch of one image is left out (batch norm needs two)."""
+    sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
+    return sizes if sizes[-1] > 1 or len(sizes) == 1 else sizes[:-1]
+
+
+def draw_epoch(
+    n: int, recipe: Recipe, generators: torch.Generator | Sequence[torch.Generator], device: torch.device
+) -> Iterator[Batch]:
+    """Batches of an epoch, drawn on the CPU and moved to the device at once.
+
+    Several generators draw for as many groups of n images that follow each other; a batch then holds a part of every group,
+    one after the other.
+    """
+    generators = [generators] if isinstance(generators, torch.Generator) else generators
+    drawn = [_draw(n, recipe, generator) for generator in generators]
+    order = torch.stack([d.pick + n * group for group, d in enumerate(drawn)])  # (g, n)
+    shift = None if drawn[0].shift is None else torch.stack([d.shift for d in drawn])  # (g, n, 2)
+    flip = None if drawn[0].flip is None else torch.stack([d.flip for d in drawn])  # (g, n)
+    order, shift, flip = (t if t is None else t.to(device, non_blocking=True) for t in (order, shift, flip))
+    start = 0
+    for size in batch_sizes(n, recipe.batch_size):
+        part = (slice(None), slice(start, start + size))
+        yield Batch(*(t if t is None else t[part].flatten(0, 1) for t in (order, shift, flip)))
+        start += size
+
+
+def _draw(n: int, recipe: Recipe, generator: torch.Generator) -> Batch:
+    order = torch.randperm(n, generator=generator)
+    shift = torch.randint(-recipe.shift, recipe.shift + 1, (n, 2), generator=generator) if recipe.shift else None
+    flip = torch.rand(n, generator=generator) < 0.5 if recipe.flip else None
+    return Batch(order, shift, flip)
+
+
+# the loop -------------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How to train: what `fit` needs beside network, images and loss. Rates are per step, shift in pixels."""
@@ -36,6 +138,18 @@ class Recipe:
     mean: Tensor
     std: Tensor
 
+    @classmethod
+    def of_collective(cls, cfg: Config, epochs: int, mean: Tensor, std: Tensor) -> Recipe:
+        """How the collective learns a source task."""
+        sgd = cfg.batch_size, cfg.learning_rate, cfg.schedule, cfg.momentum, cfg.weight_decay
+        return cls(epochs, *sgd, cfg.shift, cfg.flip, mean, std)
+
+    @classmethod
+    def of_individual(cls, cfg: Config, rate: float, mean: Tensor, std: Tensor) -> Recipe:
+        """How an individual learns a target task."""
+        sgd = cfg.individual_batch, rate, cfg.individual_schedule, cfg.momentum, cfg.weight_decay
+        return cls(cfg.individual_epochs, *sgd, cfg.shift, cfg.flip, mean, std)
+
     def rate_at(self, step: int, n_steps: int) -> float:
         """Learning rate of a 0-based step: linear warm-up over 30 % then cosine ("one-cycle"), cosine, or constant."""
         if self.schedule == "constant":
@@ -45,30 +159,34 @@ class Recipe:
             return self.rate * (0.04 + 0.96 * step / warm)
         return self.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, n_steps - warm)))
 
-    def optimiser(self, model: nn.Module, way: Way = PLAIN) -> torch.optim.SGD:
+    def optimiser(self, model: nn.Module, machine: Machine = Machine()) -> torch.optim.SGD:  # noqa: B008 (frozen)
         """SGD over all parameters of `model`; its rate is set by `fit` at every step."""
-        fused = way.fused or way.capture  # captured steps read the rate from a tensor, which only the fused kernel can
-        rate = torch.tensor(self.rate, device=next(model.parameters()).device) if way.capture else self.rate
-        form = {"fused": True} if fused else {"foreach": True}
+        # captured steps read the rate from a tensor, which only the fused kernel can
+        rate = torch.tensor(self.rate, device=next(model.parameters()).device) if machine.capture else self.rate
+        form = {"fused": True} if machine.capture else {"foreach": True}
         return torch.optim.SGD(
             model.parameters(), lr=rate, momentum=self.momentum, weight_decay=self.weight_decay, **form
         )
 
 
-def recipe_of(cfg: Config, epochs: int, mean: Tensor, std: Tensor) -> Recipe:
-    """How the collective is trained."""
-    return Recipe(
-        epochs,
-        cfg.batch_size,
-        cfg.learning_rate,
-        cfg.schedule,
-        cfg.momentum,
-        cfg.weight_decay,
-        cfg.shift,
-        cfg.flip,
-        mean,
-        std,
-    )
+class Pull(Protocol):
+    """What holds weights while a network trains; see `ewc`."""
+
+    def add_gradient(self) -> Tensor:
+        """Add its gradient to `.grad`; its value, () or (m,)."""
+
+    def pull(self, rate: float | Tensor) -> None:
+        """What it does to the weights after an optimiser step of this learning rate."""
+
+
+class Watch(Protocol):
+    """Looks at gradients between the backward pass and the step; see `gradients.Recorder`."""
+
+    def due(self) -> bool:
+        """Count a step; whether to look at it."""
+
+    def look(self) -> None:
+        """Look at the gradients that are there."""
 
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -85,68 +203,115 @@ def fit(
     *,
     stream: Callable[[int], torch.Generator | Sequence[torch.Generator]],
     where: str,
+    lower: str = "learning_rate",
     optimiser: torch.optim.Optimizer | None = None,
-    first_epoch: int = 1,
-    watch: Watch | None = None,
-    penalty: Penalty | Frozen | None = None,
-    on_epoch: Callable[[dict], None] | None = None,
-    way: Way = PLAIN,
-) -> list[dict]:
-    """Train `model` in place on uint8 `images` (n, 3, h, w) with `labels` (n,); returns one row per epoch.
+    recorder: Watch | None = None,
+    pull: Pull | None = None,
+    machine: Machine = Machine(),  # noqa: B008 (frozen)
+) -> Iterator[dict]:
+    """Train `model` in place on uint8 `images` (n, 3, h, w) with `labels` (n,); yields one row per epoch.
 
-    stream(epoch) gives the generator of that epoch's batches and augmentation; several for a stack whose networks learn from
-    as many groups of n images, one behind the other (see `Stack`). watch looks between the backward pass and the step (the
-    gradient record). way: how steps are executed. Rows hold epoch, loss, accuracy (percent) and penalty, each a float, or a
-    tensor (m,) for a stack of m networks.
+    A caller who stops early has the model as it is then. stream(epoch) gives the generator of that epoch's batches and
+    augmentation; several for a stack whose networks learn from as many groups of n images, one after the other (see `Stack`).
+    Rows hold epoch, loss, accuracy (percent) and penalty, each a float, or a tensor (m,) for a stack of m networks.
 
-    Raises StudyError naming `where`, epoch and step when the loss stops being finite.
+    Raises Diverged, with `where` it was and which parameter to `lower`, when a loss or penalty stops being finite.
     """
-    optimiser = optimiser or recipe.optimiser(model, way)
-    drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
-    take = Step(model, images, labels, loss, recipe, optimiser, watch, penalty, way.autocast)
-    take = Captured(take) if way.capture else take
+    optimiser = optimiser or recipe.optimiser(model, machine)
     n = len(images) // getattr(model, "inputs", 1)
-    rows, per_epoch = [], len(batch_sizes(n, recipe.batch_size))
-    for epoch in range(first_epoch, recipe.epochs + 1):
+    per_epoch = len(batch_sizes(n, recipe.batch_size))
+
+    def step(batch: Batch, looking: bool) -> tuple[Tensor, Tensor, Tensor]:
+        x = normalise(augment(images[batch.pick], batch.shift, batch.flip), recipe.mean, recipe.std)
+        value, hits = loss(logits_of(model, x, machine), labels[batch.pick])
+        optimiser.zero_grad(set_to_none=True)
+        value.sum().backward()
+        if looking:
+            recorder.look()  # the task's own gradient: whatever pulls at the weights comes after
+        penalty = torch.zeros_like(value.detach()) if pull is None else pull.add_gradient()
+        optimiser.step()
+        if pull is not None:
+            pull.pull(optimiser.param_groups[0]["lr"])
+        return value.detach(), hits, penalty
+
+    take = captured(step) if machine.capture else step
+    drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+    for epoch in range(1, recipe.epochs + 1):
         model.train()
         if drops:  # dropout is the one draw that torch takes from its global state; + 1: not the numbers of the batches
             torch.manual_seed(stream(epoch).initial_seed() + 1)
         found = []
-        for step, batch in enumerate(draw_epoch(n, recipe, stream(epoch), images.device)):
-            set_rate(optimiser, recipe.rate_at((epoch - 1) * per_epoch + step, recipe.epochs * per_epoch))
-            found.append(take(batch, watch is not None and watch.due()))
-        rows.append(_epoch_row(epoch, found, where))  # the only wait for the device
-        check_pull(penalty, rows, per_epoch, where)
-        if on_epoch is not None:
-            on_epoch(rows[-1])
-    return rows
+        for number, batch in enumerate(draw_epoch(n, recipe, stream(epoch), images.device), (epoch - 1) * per_epoch):
+            set_rate(optimiser, recipe.rate_at(number, recipe.epochs * per_epoch))
+            found.append(take(batch, recorder is not None and recorder.due()))
+        yield _epoch_row(epoch, found, where, lower)  # the only wait for the device
 
 
-def _epoch_row(epoch: int, found: Sequence[Sequence[Tensor]], where: str) -> dict:
-    row: dict = {"epoch": epoch, "penalty": 0.0}
-    for name, series in zip(("loss", "accuracy", "penalty"), zip(*found, strict=True), strict=False):
-        steps = torch.stack(series)  # (steps,) or (steps, m)
-        if steps.is_meta:
-            row[name] = steps.mean(0)
-            continue
-        steps = steps.cpu()
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give the optimiser a learning rate; where it holds it as a tensor, which captured steps read, that tensor changes."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def logits_of(model: nn.Module, x: Tensor, machine: Machine) -> Tensor:
+    """Logits of normalised images in 32 bits, the forward pass in bfloat16 if so asked."""
+    if not machine.autocast:
+        return model(x)
+    with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):  # a cache would outlive a captured step
+        return model(x).float()
+
+
+def captured(step: Callable[[Batch, bool], tuple[Tensor, ...]]) -> Callable[[Batch, bool], tuple[Tensor, ...]]:
+    """`step` as CUDA graphs, one for every size of a batch and for looking or not, captured once and then replayed.
+
+    The first steps of each are taken eagerly, on a stream of their own as capturing asks for; they are real steps.
+    """
+    graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Batch, tuple[Tensor, ...]]] = {}
+    warmed: collections.Counter[tuple[int, bool]] = collections.Counter()
+
+    def take(batch: Batch, looking: bool) -> tuple[Tensor, ...]:
+        key = len(batch.pick), looking
+        if key not in graphs and warmed[key] < WARM:
+            warmed[key] += 1
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                found = step(batch, looking)
+            torch.cuda.current_stream().wait_stream(aside)
+            return found
+        if key not in graphs:
+            graph, inputs = torch.cuda.CUDAGraph(), Batch(*(t if t is None else t.clone() for t in batch))
+            with torch.cuda.graph(graph):  # nothing runs here
+                outputs = step(inputs, looking)
+            graphs[key] = graph, inputs, outputs
+        graph, inputs, outputs = graphs[key]
+        for there, new in zip(inputs, batch, strict=True):
+            if there is not None:
+                there.copy_(new)
+        graph.replay()
+        return tuple(t.clone() for t in outputs)
+
+    return take
+
+
+def _epoch_row(epoch: int, found: Sequence[Sequence[Tensor]], where: str, lower: str) -> dict:
+    row: dict = {"epoch": epoch}
+    for name, series in zip(("loss", "accuracy", "penalty"), zip(*found, strict=True), strict=True):
+        steps = torch.stack(series).cpu()  # (steps,) or (steps, m)
         if not torch.isfinite(steps).all():
             step = int((~torch.isfinite(steps.reshape(len(steps), -1))).any(1).nonzero()[0, 0]) + 1
-            raise StudyError(
-                f"the {name} of {where} is not finite at epoch {epoch}, step {step}; lower {_rates_of(where)} and start again"
+            raise Diverged(
+                f"the {name} of {where} is not finite at epoch {epoch}, step {step}; lower {lower} and start again"
             )
         mean = steps.double().mean(0) * (100 if name == "accuracy" else 1)
         row[name] = mean if mean.ndim else float(mean)
     return row
 
 
-def _rates_of(where: str) -> str:
-    """The parameters that may be too high in what `fit` was told it trains."""
-    if where.startswith("target task"):
-        return "individual_rate or individual_ewc (tune: tune_rates, tune_ewc; atlas: atlas_rate, control_ewc)"
-    return "open_rate or open_ewc" if where.startswith("learning the unknown") else "learning_rate (or ewc_lambda)"
-
-
+# losses and evaluation ------------------------------------------------------------------------------------------------
 def task_loss(classes: Tensor | None = None) -> Loss:
     """Cross-entropy over the outputs in `classes` (k,) (task-incremental), or over all outputs there are so far.
 

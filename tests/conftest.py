@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from learngene_core.cli import main
 from learngene_core.config import Config
-from learngene_core.images import ImageSet, load_images
-from learngene_core.runs import Run
-from learngene_core.study import Chain
+from learngene_core.data.images import load_images
+from learngene_core.runs.run import Run
+from learngene_core.study.chain import Chain
+from learngene_core.study.cli import main
+from learngene_core.tasks import ImageSet
 
 torch.set_num_threads(1)
 

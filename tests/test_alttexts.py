@@ -6,8 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from learngene_core import notebooks
-from learngene_core.alttexts import alt_text, descriptions
+from learngene_core.study import notebooks
+from learngene_core.study.notebooks import alt_text, descriptions
 
 ROOT = Path(__file__).parent.parent
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -13,8 +13,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from test_figures import LAYERS, make_record
 
-from learngene_core import animation, style
 from learngene_core.criteria import profile, score
+from learngene_core.figures import style
+from learngene_core.study import animation
 
 THRESHOLD = 1e-6
 

@@ -10,9 +10,11 @@ import torch
 from test_fewshot import World
 from toys import toy_config, toy_images
 
-from learngene_core import ablations, ancestors, controls, individuals
-from learngene_core.arms import Arm
-from learngene_core.atlas import (
+from learngene_core import fewshot as individuals
+from learngene_core.analysis import controls
+from learngene_core.analysis import controls as ablations
+from learngene_core.analysis import controls as ancestors
+from learngene_core.analysis.atlas import (
     all_blocks,
     atlas_config,
     atlas_tasks,
@@ -21,14 +23,14 @@ from learngene_core.atlas import (
     compute_atlas,
     finished_cells,
 )
-from learngene_core.collective import cut_learngene, train_collective
-from learngene_core.division import divide, source_tasks
-from learngene_core.files import StudyError
-from learngene_core.individuals import Reconstruction
-from learngene_core.learngene import Learngene
-from learngene_core.parts import OutOfTime, Parts
+from learngene_core.collective import train_collective
+from learngene_core.data.division import divide, source_tasks
+from learngene_core.errors import StudyError
+from learngene_core.fewshot import Arm, Reconstruction
+from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.presets import CONTROL_NAMES
-from learngene_core.runs import Run
+from learngene_core.runs.pieces import OutOfTime, Parts
+from learngene_core.runs.run import Run
 
 LAYERS = ("conv11", "conv12", "conv13")
 SMALL = {"atlas_tasks": 2, "atlas_pseudo_tasks": 1, "atlas_inits": 1, "atlas_epochs": 1, "atlas_shots": 4}

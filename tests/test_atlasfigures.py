@@ -16,11 +16,14 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from scipy import stats
 
-from learngene_core import atlasexplore, atlasfigures, atlasmargins, claimfigures, selectionfigures
-from learngene_core.blockgains import atlas_table
-from learngene_core.files import StudyError
-from learngene_core.selection import selection_table
-from learngene_core.style import use_style
+from learngene_core.analysis.blocks import atlas_table, selection_table
+from learngene_core.errors import StudyError
+from learngene_core.explorer import blocks as atlasexplore
+from learngene_core.figures import atlas as atlasfigures
+from learngene_core.figures import atlas as atlasmargins
+from learngene_core.figures import claims as claimfigures
+from learngene_core.figures import selection as selectionfigures
+from learngene_core.figures.style import use_style
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from toys import toy_config
 
-from learngene_core import bench, benchrows, steptuning
 from learngene_core.config import Config
-from learngene_core.files import StudyError
-from learngene_core.machine import LARGEST_STACK, Machine, stack_size
-from learngene_core.runs import Run
-from learngene_core.steps import Way
-from learngene_core.timing import Pair, compare, memory_peak, pairs
+from learngene_core.errors import StudyError
+from learngene_core.runs.machine import LARGEST_STACK, Machine, stack_size
+from learngene_core.runs.run import Run
+from learngene_core.study import bench, benchrows, steptuning
+from learngene_core.study.bench import Pair, compare, memory_peak, pairs
+from learngene_core.training import Way
 
 
 # timing -----------------------------------------------------------------------------------------------------------------

@@ -29,11 +29,12 @@ import psutil
 import pytest
 from unfinished import progress, training
 
-from learngene_core import cli, explore, notebooks
-from learngene_core.atlasfigures import signed
 from learngene_core.criteria import best_block, score
-from learngene_core.explorerserver import DEMO, HOST, free_port
+from learngene_core.explorer import threshold as explore
+from learngene_core.explorer.server import DEMO, HOST, free_port
+from learngene_core.figures.atlas import signed
 from learngene_core.record import Record
+from learngene_core.study import cli, notebooks
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium")

@@ -8,8 +8,11 @@ import pytest
 import yaml
 from scipy import stats
 
-from learngene_core import Config, StudyError, claims, power, ranks, selection
-from learngene_core import statistics as st
+from learngene_core import Config, StudyError
+from learngene_core.analysis import blocks as selection
+from learngene_core.analysis import claims, ranks
+from learngene_core.analysis import statistics as power
+from learngene_core.analysis import statistics as st
 from learngene_core.presets import PRESETS
 
 NAN = float("nan")

@@ -16,14 +16,16 @@ import pytest
 from conftest import snapshot, tiny_tree
 
 import learngene_core
-from learngene_core import cli, comparisons, info, summary
-from learngene_core import options as options_module
+from learngene_core.analysis.statistics import paired_table
 from learngene_core.config import STAGES, Config
-from learngene_core.files import StudyError
-from learngene_core.images import load_images
+from learngene_core.data.images import load_images
+from learngene_core.errors import StudyError
+from learngene_core.figures import comparison as comparisons
 from learngene_core.presets import PRESETS
-from learngene_core.runs import Run, default_folder
-from learngene_core.statistics import paired_table
+from learngene_core.runs import info
+from learngene_core.runs.run import Run, default_folder
+from learngene_core.study import cli, summary
+from learngene_core.study import cli as options_module
 
 SMOKE = ("--preset", "smoke", "--set", "workers=1")
 COMMAND = Path(sys.executable).with_name("learngene")

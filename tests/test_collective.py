@@ -11,20 +11,19 @@ import torch
 from safetensors.torch import load_file
 from toys import states_equal, tables_equal, toy_config, toy_images
 
-from learngene_core import midtask, nulls
-from learngene_core import walk as walk_module
-from learngene_core.checkpoints import load_collective, load_state, task_folders
-from learngene_core.collective import accuracy_matrix, cut_learngene, sequence_summary, train_collective
+from learngene_core import collective as walk_module
+from learngene_core import gradients as nulls
+from learngene_core.collective import Walk, accuracy_matrix, sequence_summary, train_collective
 from learngene_core.criteria import CRITERIA, score, score_all
-from learngene_core.division import divide, source_tasks
-from learngene_core.files import OutOfTime, StudyError
-from learngene_core.learngene import Learngene
-from learngene_core.midtask import MidTask
+from learngene_core.data.division import divide, source_tasks
+from learngene_core.errors import OutOfTime, StudyError
+from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.network import ConvNet
 from learngene_core.record import Record
-from learngene_core.runs import Run
+from learngene_core.runs import states as midtask
+from learngene_core.runs.run import Run
+from learngene_core.runs.states import MidTask, load_collective, load_state, task_folders
 from learngene_core.training import evaluate
-from learngene_core.walk import Walk
 
 FILES = ("history.csv", "gradients.csv", "histograms.npz")
 

@@ -10,10 +10,10 @@ import types
 import nbformat
 import pytest
 
-from learngene_core import notebooks
 from learngene_core.config import FIELDS, STAGES, Config
-from learngene_core.files import StudyError
+from learngene_core.errors import StudyError
 from learngene_core.presets import PRESETS
+from learngene_core.study import notebooks
 
 VGG16 = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import toy_config
 
-from learngene_core.controls import (
+from learngene_core.analysis.controls import (
     CONTROLS,
     applicable,
     conv_only,
@@ -19,7 +19,7 @@ from learngene_core.controls import (
     spectrum_matched,
     untrained,
 )
-from learngene_core.files import StudyError
+from learngene_core.errors import StudyError
 from learngene_core.learngene import PARTS, Learngene, build_individual
 from learngene_core.network import ConvNet
 

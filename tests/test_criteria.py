@@ -22,7 +22,7 @@ from learngene_core.criteria import (
     score,
     score_all,
 )
-from learngene_core.files import StudyError
+from learngene_core.errors import StudyError
 from learngene_core.gradients import Recorder, block_weights
 from learngene_core.network import ConvNet
 from learngene_core.presets import PAPER_FINAL_WIDTHS, PAPER_POOLS, PAPER_WIDTHS

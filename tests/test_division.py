@@ -8,11 +8,11 @@ import pytest
 from conftest import blank_images, tiny_tree
 
 from learngene_core.config import Config
-from learngene_core.division import MANIFESTS, Division, describe, divide, parts, source_tasks, target_tasks
-from learngene_core.files import StudyError
-from learngene_core.images import load_images
+from learngene_core.data.division import MANIFESTS, Division, describe, divide, parts, source_tasks, target_tasks
+from learngene_core.data.images import load_images
+from learngene_core.errors import StudyError
 from learngene_core.presets import PRESETS
-from learngene_core.runs import Run
+from learngene_core.runs.run import Run
 
 GROUPS = ("base", "open_world", "novel")
 

@@ -12,7 +12,7 @@ import torch
 from learngene_core import Learngene, Run, criteria
 from learngene_core.config import Config
 from learngene_core.network import ConvNet
-from learngene_core.study import Chain
+from learngene_core.study.chain import Chain
 
 EXAMPLES = Path(__file__).parent / "examples"
 NAMES = ["use_learngene", "add_data", "add_criterion", "add_method"]

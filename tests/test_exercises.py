@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from learngene_core import exercises, notebooks
-from learngene_core.exercises import answered, student_version
-from learngene_core.files import StudyError
+from learngene_core.errors import StudyError
+from learngene_core.study import exercises, notebooks
+from learngene_core.study.exercises import answered, student_version
 
 PATHS = notebooks.numbered()
 COMMITTED = notebooks.folder() / "exercises"

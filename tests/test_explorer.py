@@ -23,23 +23,26 @@ matplotlib.use("agg")
 
 from unfinished import progress, training
 
-from learngene_core import cli, demo, explore, explorerpanel, explorerserver, keeping
-from learngene_core.atlasexplore import ANY
-from learngene_core.atlasfigures import signed
-from learngene_core.checkpoints import load_collective, load_state
-from learngene_core.choosing import Options, criteria_of, make_choice
-from learngene_core.collective import cut_learngene
 from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, best_block, null_choices, score
-from learngene_core.diagrams import shape_flops, shape_parameters
-from learngene_core.files import HEADLESS, StudyError
-from learngene_core.layerexplorer import LayerExplorer, layer_explorer
-from learngene_core.learngene import Learngene
+from learngene_core.errors import HEADLESS, StudyError
+from learngene_core.explorer import demo, keeping
+from learngene_core.explorer import panel as explorerpanel
+from learngene_core.explorer import server as explorerserver
+from learngene_core.explorer import threshold as explore
+from learngene_core.explorer.blocks import ANY
+from learngene_core.explorer.choice import Options, criteria_of, make_choice
+from learngene_core.explorer.layers import LayerExplorer, layer_explorer
+from learngene_core.explorer.live import Watch
+from learngene_core.explorer.runview import RunView
+from learngene_core.figures.atlas import signed
+from learngene_core.figures.networks import shape_flops, shape_parameters
+from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.network import ConvNet, flop_count, parameter_count
 from learngene_core.record import Record
-from learngene_core.runs import Run
-from learngene_core.runview import RunView
-from learngene_core.watching import Watch
+from learngene_core.runs.run import Run
+from learngene_core.runs.states import load_collective, load_state
+from learngene_core.study import cli
 
 DEMO = explorerserver.DEMO
 
@@ -426,7 +429,7 @@ def test_before_the_first_task_there_is_a_waiting_explorer(smoke_run, smoke_copy
 def test_the_periodic_look_ends_when_nothing_works_on_the_run(smoke_copy, monkeypatch):
     import asyncio
 
-    from learngene_core import layerexplorer
+    from learngene_core.explorer import layers as layerexplorer
 
     monkeypatch.setattr(layerexplorer, "SECONDS", 0.01)
     training(smoke_copy, 2)

@@ -9,17 +9,19 @@ import pytest
 import torch
 from toys import states_equal, tables_equal, toy_config, toy_images
 
-from learngene_core import fewshot, individuals, tuning
-from learngene_core.collective import cut_learngene, train_collective
-from learngene_core.division import divide, source_tasks, target_tasks
+from learngene_core import fewshot
+from learngene_core import fewshot as individuals
+from learngene_core.analysis import tuning
+from learngene_core.collective import train_collective
+from learngene_core.data.division import divide, source_tasks, target_tasks
+from learngene_core.errors import StudyError
 from learngene_core.fewshot import arms_of, evaluate_few_shot
-from learngene_core.files import StudyError
-from learngene_core.images import normalise
-from learngene_core.learngene import Learngene
-from learngene_core.machine import Machine
+from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.network import ConvNet
 from learngene_core.presets import METHODS
-from learngene_core.runs import Run
+from learngene_core.runs.machine import Machine
+from learngene_core.runs.run import Run
+from learngene_core.training import normalise
 
 LAYERS = ("conv11", "conv12", "conv13")
 

@@ -16,12 +16,23 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from learngene_core import explore, figures, statistics
+from learngene_core.analysis import statistics
 from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, best_block, score, score_all
+from learngene_core.explorer import threshold as explore
+from learngene_core.figures.comparison import comparison, paired_dots, training_curves
+from learngene_core.figures.data import division_overview, episode, image_rows, task_table
+from learngene_core.figures.networks import growth, networks_side_by_side, shape_parameters
+from learngene_core.figures.style import DIVERGING, METHOD_COLOURS, METHOD_LABELS, PART_COLOURS, use_style
+from learngene_core.figures.training import (
+    accuracy_matrix,
+    criteria_panel,
+    layer_task_heatmap,
+    learning_curves,
+    profile_with_null,
+)
 from learngene_core.presets import METHODS
 from learngene_core.record import EDGES, N_BINS, Record, edge_index
-from learngene_core.style import DIVERGING, PART_COLOURS
 
 LAYERS = tuple(f"conv{i}" for i in range(1, 7))
 COLUMNS = ("norm", "rms", "norm_times_weight", "weight_norm", "relative_norm")
@@ -30,7 +41,7 @@ COLUMNS = ("norm", "rms", "norm_times_weight", "weight_norm", "relative_norm")
 @pytest.fixture(autouse=True)
 def style():
     with plt.rc_context():
-        figures.use_style()
+        use_style()
         yield
         plt.close("all")
 
@@ -136,22 +147,20 @@ def make_all():
     tasks = [{"number": 1, "classes": ["latin-small-a", "digit-one"]}, {"number": 2, "classes": ["digit-one", "omega"]}]
     paired = statistics.paired_table(make_results(shots=(10, 20)))
     return {
-        "image_rows": lambda: figures.image_rows(pictures(3, 5), ["a", "latin-capital-b", "c"]),
-        "episode": lambda: figures.episode(pictures(5, 1), pictures(5, 6), ["a", "cyrillic-capital-hard-sign", *"cde"]),
-        "division_overview": lambda: figures.division_overview(groups, dict.fromkeys("aei", "vowel")),
-        "task_table": lambda: figures.task_table(tasks),
-        "growth": lambda: figures.growth(COLLECTIVE),
-        "networks_side_by_side": lambda: figures.networks_side_by_side(COLLECTIVE[-1], INDIVIDUAL, ("conv5", "conv6")),
-        "learning_curves": lambda: figures.learning_curves(make_history()),
-        "accuracy_matrix": lambda: figures.accuracy_matrix(matrix),
-        "layer_task_heatmap": lambda: figures.layer_task_heatmap(np.ones((3, 6)), LAYERS, "share", chosen=LAYERS[-2:]),
-        "profile_with_null": lambda: figures.profile_with_null(
-            scores[scores["criterion"] == "released"], chosen=LAYERS[:2]
-        ),
-        "criteria_panel": lambda: figures.criteria_panel(scores, {"released": LAYERS[-3:]}),
-        "training_curves": lambda: figures.training_curves(make_curves()),
-        "comparison": lambda: figures.comparison(paired),
-        "paired_dots": lambda: figures.paired_dots(make_results(), "light", "learngene"),
+        "image_rows": lambda: image_rows(pictures(3, 5), ["a", "latin-capital-b", "c"]),
+        "episode": lambda: episode(pictures(5, 1), pictures(5, 6), ["a", "cyrillic-capital-hard-sign", *"cde"]),
+        "division_overview": lambda: division_overview(groups, dict.fromkeys("aei", "vowel")),
+        "task_table": lambda: task_table(tasks),
+        "growth": lambda: growth(COLLECTIVE),
+        "networks_side_by_side": lambda: networks_side_by_side(COLLECTIVE[-1], INDIVIDUAL, ("conv5", "conv6")),
+        "learning_curves": lambda: learning_curves(make_history()),
+        "accuracy_matrix": lambda: accuracy_matrix(matrix),
+        "layer_task_heatmap": lambda: layer_task_heatmap(np.ones((3, 6)), LAYERS, "share", chosen=LAYERS[-2:]),
+        "profile_with_null": lambda: profile_with_null(scores[scores["criterion"] == "released"], chosen=LAYERS[:2]),
+        "criteria_panel": lambda: criteria_panel(scores, {"released": LAYERS[-3:]}),
+        "training_curves": lambda: training_curves(make_curves()),
+        "comparison": lambda: comparison(paired),
+        "paired_dots": lambda: paired_dots(make_results(), "light", "learngene"),
         "draw_record": lambda: explore.draw_record(make_record(), threshold=1e-6),
     }
 
@@ -185,22 +194,20 @@ def test_nothing_is_clipped_and_every_axis_has_a_name(name):
 
 def test_figures_draw_into_given_axes_and_stay_white():
     figure, ax = plt.subplots()
-    assert figures.layer_task_heatmap(np.ones((2, 6)), LAYERS, "share", ax=ax) is ax
-    assert figures.paired_dots(make_results(), "light", "random", ax=plt.figure().gca()).figure is plt.gcf()
+    assert layer_task_heatmap(np.ones((2, 6)), LAYERS, "share", ax=ax) is ax
+    assert paired_dots(make_results(), "light", "random", ax=plt.figure().gca()).figure is plt.gcf()
     assert figure.get_facecolor() == (1, 1, 1, 1)
 
 
 def test_every_method_has_a_colour_of_its_own_also_for_the_colour_blind():
     methods = [m for known in METHODS.values() for m in known]
-    assert set(figures.METHOD_COLOURS) == set(figures.METHOD_LABELS) == set(methods)
-    assert len(set(figures.METHOD_COLOURS.values())) == len(set(methods))
+    assert set(METHOD_COLOURS) == set(METHOD_LABELS) == set(methods)
+    assert len(set(METHOD_COLOURS.values())) == len(set(methods))
     deutan = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
     protan = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
     for matrix in (np.eye(3), np.array(deutan), np.array(protan)):  # Machado et al. 2009
         for family in METHODS.values():
-            seen = [
-                (matrix @ np.array(to_rgb(figures.METHOD_COLOURS[m])) ** 2.2).clip(0, 1) ** (1 / 2.2) for m in family
-            ]
+            seen = [(matrix @ np.array(to_rgb(METHOD_COLOURS[m])) ** 2.2).clip(0, 1) ** (1 / 2.2) for m in family]
             assert all(np.linalg.norm(a - b) > 0.15 for a, b in itertools.combinations(seen, 2)), family
 
 
@@ -212,42 +219,40 @@ def test_drawing_and_exploring_need_no_torch():
 # --- pictures -------------------------------------------------------------------------------------------------------
 def test_image_rows_put_every_picture_at_its_class():
     pixels = pictures(3, 4)
-    ax = figures.image_rows(pixels, ["a", "b", "c"])
+    ax = image_rows(pixels, ["a", "b", "c"])
     sheet = ax.images[0].get_array()
     for row, column in itertools.product(range(3), range(4)):
         y, x = int(ax.get_yticks()[row]), int(ax.get_xticks()[column])
         assert (sheet[y, x] == pixels[row, column, :, 4, 4]).all()
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
     with pytest.raises(ValueError, match="a name per row"):
-        figures.image_rows(pixels, ["a"])
+        image_rows(pixels, ["a"])
 
 
 def test_episode_keeps_support_and_query_apart():
     support, query = pictures(2, 3), pictures(2, 4, seed=1)
-    ax = figures.episode(support, query, ["a", "b"])
+    ax = episode(support, query, ["a", "b"])
     sheet, x, y = ax.images[0].get_array(), ax.get_xticks(), ax.get_yticks()
     assert len(x) == 7 and (sheet[int(y[1]), int(x[2])] == support[1, 2, :, 4, 4]).all()
     assert (sheet[int(y[1]), int(x[3])] == query[1, 0, :, 4, 4]).all()
     assert {t.get_text().split("\n")[0] for t in ax.texts} == {"support", "query"}
     assert any("2 × 3" in t.get_text() for t in ax.texts)
     with pytest.raises(ValueError, match="do not fit"):
-        figures.episode(support, query[:1], ["a", "b"])
+        episode(support, query[:1], ["a", "b"])
 
 
 def test_division_counts_classes_per_super_class():
     groups = {"novel": ["i"], "base": ["a", "b", "e"], "open_world": ["c"]}
-    ax = figures.division_overview(
-        groups, {"a": "vowel", "e": "vowel", "i": "vowel", "b": "consonant", "c": "consonant"}
-    )
+    ax = division_overview(groups, {"a": "vowel", "e": "vowel", "i": "vowel", "b": "consonant", "c": "consonant"})
     bars = {c.get_label(): [bar.get_width() for bar in c] for c in ax.containers}
     assert bars == {"base (3)": [1, 2], "open-world (1)": [1, 0], "novel (1)": [0, 1]}
     assert [t.get_text() for t in ax.get_yticklabels()] == ["consonant", "vowel"]
-    assert len(figures.division_overview(groups, {}).get_yticklabels()) == 1
+    assert len(division_overview(groups, {}).get_yticklabels()) == 1
 
 
 def test_task_table_marks_exactly_the_classes_of_each_task():
     tasks = [{"number": 1, "classes": ("a", "b")}, {"number": 2, "classes": ("b", "c")}]
-    ax = figures.task_table(tasks)
+    ax = task_table(tasks)
     marked = (ax.images[0].get_array() != 0.95).any(-1)
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
     assert marked.tolist() == [[True, True, False], [False, True, True]]
@@ -260,18 +265,18 @@ def bars_of(ax, part):
 
 
 def test_growth_draws_widths_as_heights_and_says_what_is_new():
-    ax = figures.growth(COLLECTIVE)
+    ax = growth(COLLECTIVE)
     heights = [[bar.get_height() for bar in rows] for rows in bars_of(ax, "new")]
     assert heights == [[], *(s["widths"] for s in COLLECTIVE[1:])]
     assert [bar.get_height() for bar in bars_of(ax, "start")[2]] == COLLECTIVE[0]["widths"]
     second = [t for t in ax.texts if t.get_text() == "8" and t.xy[1] < -10 and t.xy[1] > -60]
     assert len(second) == 1, "row 2 numbers only the block that grew"
-    assert len(figures.growth([COLLECTIVE[0]] * 30, most_rows=5).get_yticks()) == 5
+    assert len(growth([COLLECTIVE[0]] * 30, most_rows=5).get_yticks()) == 5
 
 
 def test_growth_shows_a_block_that_was_inserted():
     deeper = shape((4, 4, 8, 8, 8, 16, 16), names=("conv1", "conv2", "conv3", "conv3+1", "conv4", "conv5", "conv6"))
-    ax = figures.growth([COLLECTIVE[0], deeper])
+    ax = growth([COLLECTIVE[0], deeper])
     assert [t.get_text().split("\n")[0] for t in ax.get_xticklabels()][3] == "conv3+1"
 
 
@@ -281,29 +286,29 @@ def test_predicted_parameters_are_those_of_the_network():
 
     for wanted in (*COLLECTIVE, INDIVIDUAL):
         model = ConvNet.from_shape(wanted, generator=torch.Generator().manual_seed(0))
-        assert figures.shape_parameters(wanted) == sum(p.numel() for p in model.parameters())
+        assert shape_parameters(wanted) == sum(p.numel() for p in model.parameters())
         block = model.blocks[wanted["names"][1]]
-        assert figures.shape_parameters(wanted, wanted["names"][1:2]) == sum(p.numel() for p in block.parameters())
+        assert shape_parameters(wanted, wanted["names"][1:2]) == sum(p.numel() for p in block.parameters())
 
 
 def test_inherited_blocks_have_one_colour_and_are_joined():
-    ax = figures.networks_side_by_side(COLLECTIVE[-1], INDIVIDUAL, ("conv5", "conv6"))
+    ax = networks_side_by_side(COLLECTIVE[-1], INDIVIDUAL, ("conv5", "conv6"))
     blue = bars_of(ax, "inherited")
     assert [bar.get_height() for rows in blue for bar in rows] == [16, 32, 16, 32]
     lines = [line for line in ax.get_lines() if line.get_color() == PART_COLOURS["inherited"]]
     ends = {(x0, x1) for x0, x1 in (line.get_xdata() for line in lines)}
     centres = [bar.get_x() + bar.get_width() / 2 for rows in blue for bar in rows]
     assert ends == {(centres[0], centres[2]), (centres[1], centres[3])}
-    total, kept = figures.shape_parameters(INDIVIDUAL), figures.shape_parameters(INDIVIDUAL, ("conv5", "conv6"))
+    total, kept = shape_parameters(INDIVIDUAL), shape_parameters(INDIVIDUAL, ("conv5", "conv6"))
     assert f"{total:,}" in ax.get_title() and f"{kept:,}" in ax.get_title()
     with pytest.raises(ValueError, match="'conv4' is not a block of equal width"):
-        figures.networks_side_by_side(COLLECTIVE[-1], shape((4,) * 6), ("conv4",))
+        networks_side_by_side(COLLECTIVE[-1], shape((4,) * 6), ("conv4",))
 
 
 # --- training and criteria ------------------------------------------------------------------------------------------
 def test_learning_curves_count_epochs_over_tasks():
     history = make_history().sample(frac=1, random_state=0)  # rows in any order
-    loss, accuracy = figures.learning_curves(history)
+    loss, accuracy = learning_curves(history)
     train = history[history["phase"] == "train"].sort_values(["task", "epoch"])
     drawn = np.concatenate([line.get_xydata() for line in loss.get_lines()])
     np.testing.assert_allclose(drawn, np.column_stack([np.arange(1, 11), train["loss"]]))
@@ -315,7 +320,7 @@ def test_learning_curves_count_epochs_over_tasks():
 
 def test_accuracy_matrix_shows_percent_and_leaves_the_future_empty():
     matrix = pd.DataFrame([[90.0, np.nan], [40.4, 80.6]], index=[1, 2], columns=[1, 2])
-    ax = figures.accuracy_matrix(matrix)
+    ax = accuracy_matrix(matrix)
     drawn = ax.collections[0].get_array().reshape(2, 2)
     np.testing.assert_array_equal(drawn.filled(np.nan), matrix)
     assert sorted(t.get_text() for t in ax.texts) == ["40", "81", "90"]
@@ -325,7 +330,7 @@ def test_accuracy_matrix_shows_percent_and_leaves_the_future_empty():
 def test_heat_map_has_layers_down_and_tasks_across():
     values = np.arange(12.0).reshape(2, 6)
     values[0, 3] = np.nan
-    ax = figures.layer_task_heatmap(values, LAYERS, "share of entries", chosen=("conv5", "conv6"), centre=5)
+    ax = layer_task_heatmap(values, LAYERS, "share of entries", chosen=("conv5", "conv6"), centre=5)
     drawn = ax.collections[0].get_array().reshape(6, 2)
     np.testing.assert_array_equal(drawn.filled(np.nan), values.T)
     assert [t.get_text() for t in ax.get_yticklabels()] == list(LAYERS)
@@ -338,7 +343,7 @@ def test_heat_map_has_layers_down_and_tasks_across():
 
 def test_profile_shows_score_null_and_block():
     table = score(make_record(), "released", threshold=1e-6)
-    ax = figures.profile_with_null(table, chosen=("conv4", "conv5"))
+    ax = profile_with_null(table, chosen=("conv4", "conv5"))
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
     np.testing.assert_allclose(lines["collective"], table["score"])
     np.testing.assert_allclose(lines["untrained networks, mean ± 2 sd"], table["null"])
@@ -350,20 +355,20 @@ def test_profile_shows_score_null_and_block():
         )
     assert (ax.patches[0].get_x(), ax.patches[0].get_width()) == (3.5, 2)
     with pytest.raises(ValueError, match="more than one criterion"):
-        figures.profile_with_null(score_all(make_record(), Config.preset("lecture")))
+        profile_with_null(score_all(make_record(), Config.preset("lecture")))
 
 
 def test_profile_says_when_its_axis_is_logarithmic():
     table = pd.DataFrame({"layer": LAYERS, "score": 0.01, "null": 1.0, "null_sd": 0.1})
-    ax = figures.profile_with_null(table, label="norm")
+    ax = profile_with_null(table, label="norm")
     assert ax.get_yscale() == "log" and ax.get_ylabel() == "norm (log)"
-    assert figures.profile_with_null(table.assign(score=0.5)).get_yscale() == "linear"
+    assert profile_with_null(table.assign(score=0.5)).get_yscale() == "linear"
 
 
 def test_criteria_panel_has_each_criterion_with_its_own_block():
     scores = score_all(make_record(), Config.preset("lecture"))
     chosen = {name: best_block(part, 2) for name, part in scores.groupby("criterion", sort=False)}
-    axes = figures.criteria_panel(scores, chosen)
+    axes = criteria_panel(scores, chosen)
     assert [ax.get_title().split("\n")[0] for ax in axes] == list(CRITERIA)
     for ax, name in zip(axes, CRITERIA, strict=True):
         wanted = scores[scores["criterion"] == name]["score"]
@@ -374,11 +379,11 @@ def test_criteria_panel_has_each_criterion_with_its_own_block():
 # --- comparisons ----------------------------------------------------------------------------------------------------
 def test_training_curves_keep_families_and_shots_apart():
     curves = make_curves()
-    axes = figures.training_curves(pd.concat([curves, curves.iloc[:1].assign(family="none", method="ncm")]))
+    axes = training_curves(pd.concat([curves, curves.iloc[:1].assign(family="none", method="ncm")]))
     assert axes.shape == (2, 2)
     for (i, shots), (j, family) in itertools.product(enumerate((10, 20)), enumerate(("light", "same_shape"))):
         lines = {line.get_label(): line.get_ydata() for line in axes[i, j].get_lines()}
-        assert set(lines) == {figures.METHOD_LABELS[m] for m in METHODS[family]}
+        assert set(lines) == {METHOD_LABELS[m] for m in METHODS[family]}
         part = curves[(curves["family"] == family) & (curves["shots"] == shots) & (curves["method"] == "learngene")]
         np.testing.assert_allclose(lines["learngene"], part["loss"])
         assert f"{shots} shots (n = 9 tasks)" in axes[i, j].get_title()
@@ -390,13 +395,13 @@ def dots(ax):
 
 def test_comparison_draws_the_paired_table_and_never_mixes_families():
     paired = statistics.paired_table(make_results(shots=(20, 10)))
-    axes = figures.comparison(paired, n_way=4)
+    axes = comparison(paired, n_way=4)
     assert axes.shape == (4, 2)
     for (left, right), (family, shots) in zip(axes, itertools.product(("light", "same_shape"), (10, 20)), strict=True):
         part = paired[(paired["family"] == family) & (paired["shots"] == shots)].set_index("method")
         names = [t.get_text() for t in left.get_yticklabels()]
-        assert set(names) == {figures.METHOD_LABELS[m] for m in METHODS[family]}
-        order = [next(m for m, label in figures.METHOD_LABELS.items() if label == name) for name in names]
+        assert set(names) == {METHOD_LABELS[m] for m in METHODS[family]}
+        order = [next(m for m, label in METHOD_LABELS.items() if label == name) for name in names]
         np.testing.assert_allclose(dots(left)[:, 0], part.loc[order, "accuracy"])
         gains = [m for m in order if m != "scratch"]
         np.testing.assert_allclose(dots(right)[:, 0], part.loc[gains, "gain"])
@@ -415,18 +420,18 @@ def test_comparison_draws_the_paired_table_and_never_mixes_families():
 
 def test_comparison_without_reference_interval_or_rivals():
     results = make_results()
-    alone = figures.comparison(statistics.paired_table(results[results["family"] == "none"]))
+    alone = comparison(statistics.paired_table(results[results["family"] == "none"]))
     assert alone.shape == (1, 2) and len(dots(alone[0, 0])) == 1 and len(dots(alone[0, 1])) == 0
     no_scratch = results[(results["family"] == "light") & (results["method"] != "scratch")]
-    right = figures.comparison(statistics.paired_table(no_scratch))[0, 1]
+    right = comparison(statistics.paired_table(no_scratch))[0, 1]
     assert {t.get_text() for t in right.texts} == {"no reference"}
-    one = figures.comparison(statistics.paired_table(results[results["target_task"] == 1]))
+    one = comparison(statistics.paired_table(results[results["target_task"] == 1]))
     assert "(n = 1 task)" in one[0, 0].get_title() and "[" not in one[0, 0].texts[0].get_text()
 
 
 def test_paired_dots_are_the_differences_on_each_task():
     results = make_results(shots=(10, 20))
-    ax = figures.paired_dots(results, "same_shape", "full", shots=20)
+    ax = paired_dots(results, "same_shape", "full", shots=20)
     part = results[(results["family"] == "same_shape") & (results["shots"] == 20)]
     means = part.groupby(["method", "target_task"])["accuracy"].mean()
     wanted = means["full"] - means["scratch"]
@@ -442,7 +447,7 @@ def test_paired_dots_are_the_differences_on_each_task():
 )
 def test_paired_dots_refuse_what_is_not_there(family, method, shots):
     with pytest.raises(ValueError, match="light:scratch"):
-        figures.paired_dots(make_results(shots=(10, 20)), family, method, shots=shots)
+        paired_dots(make_results(shots=(10, 20)), family, method, shots=shots)
 
 
 # --- the explorer ---------------------------------------------------------------------------------------------------

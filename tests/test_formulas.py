@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from learngene_core import notebooks
-from learngene_core.formulas import Formulas
+from learngene_core.study import notebooks
+from learngene_core.study.notebooks import Formulas
 
 INLINE = r"(?<!\$)\$[^\s$](?:[^$\n]*[^\s$])?\$"
 

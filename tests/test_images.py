@@ -10,9 +10,10 @@ import torch
 from conftest import tiny_tree
 from PIL import Image
 
-from learngene_core import glyphs
-from learngene_core.files import StudyError
-from learngene_core.images import augment, channel_statistics, load_images, normalise
+from learngene_core.data import glyphs
+from learngene_core.data.images import load_images
+from learngene_core.errors import StudyError
+from learngene_core.training import augment, channel_statistics, normalise
 
 
 @pytest.fixture

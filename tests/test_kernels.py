@@ -9,8 +9,8 @@ import papermill
 import psutil
 import pytest
 
-from learngene_core import kernels
-from learngene_core.files import HEADLESS
+from learngene_core.errors import HEADLESS
+from learngene_core.study import kernels
 
 
 def kernels_below():

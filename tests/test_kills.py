@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import snapshot
 
-from learngene_core import interrupt
-from learngene_core.files import UNFINISHED, StudyError, read_json
+from learngene_core.errors import UNFINISHED, StudyError, read_json
+from learngene_core.study import cli as interrupt
 
 resource = pytest.importorskip("resource", reason="SIGKILL, mounts and limits of POSIX systems")
 pytestmark = pytest.mark.slow

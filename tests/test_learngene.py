@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from toys import toy_config
 
 from learngene_core.config import Config
-from learngene_core.files import StudyError
+from learngene_core.errors import StudyError
 from learngene_core.learngene import Learngene, build_individual, light_shape
 from learngene_core.network import ConvNet
 from learngene_core.presets import PAPER_FINAL_WIDTHS, PAPER_POOLS

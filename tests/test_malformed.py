@@ -23,17 +23,19 @@ from conftest import snapshot
 from PIL import Image
 from test_safety import HOSTILE
 
-from learngene_core import cli, info, manifests, savepoints
-from learngene_core import options as options_module
-from learngene_core.checkpoints import load_state, save_state
 from learngene_core.config import Config
-from learngene_core.files import read_json, write_json
-from learngene_core.headers import checked_arrays
-from learngene_core.images import load_images
+from learngene_core.data import division as manifests
+from learngene_core.data.images import load_images
+from learngene_core.errors import read_json, write_json
 from learngene_core.learngene import Learngene
 from learngene_core.network import ConvNet
 from learngene_core.record import N_BINS, Record
-from learngene_core.runs import Run
+from learngene_core.runs import info
+from learngene_core.runs import states as savepoints
+from learngene_core.runs.run import Run
+from learngene_core.runs.states import checked_arrays, load_state, save_state
+from learngene_core.study import cli
+from learngene_core.study import cli as options_module
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="its watch for hanging is POSIX's")
 SMOKE = Config.preset("smoke")

@@ -12,16 +12,15 @@ from torch import nn
 from toys import states_equal, toy_config, toy_images
 
 from learngene_core import criteria
-from learngene_core.checkpoints import load_collective
+from learngene_core.analysis.evidence import _per_class, among, block_features, estimate_norms
+from learngene_core.analysis.measures import MEASURES, Evidence, evidence_of, measure, measure_all, null_evidence
 from learngene_core.collective import train_collective
-from learngene_core.division import divide, source_tasks
-from learngene_core.files import StudyError
-from learngene_core.gathering import _per_class
-from learngene_core.measures import MEASURES, Evidence, evidence_of, measure, measure_all, null_evidence
+from learngene_core.data.division import divide, source_tasks
+from learngene_core.errors import StudyError
 from learngene_core.network import ConvNet
-from learngene_core.networkevidence import among, block_features, estimate_norms
 from learngene_core.record import Record
-from learngene_core.runs import Run
+from learngene_core.runs.run import Run
+from learngene_core.runs.states import load_collective
 
 PIXELS = torch.zeros(3), torch.full((3,), 1 / 255)  # mean and std that leave the values of pixels as they are
 

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from learngene_core import notebooks
 from learngene_core.config import FIELDS, RUN_NAMES, Config
-from learngene_core.files import StudyError
-from learngene_core.study import run_study
+from learngene_core.errors import StudyError
+from learngene_core.study import notebooks
+from learngene_core.study.chain import run_study
 
 PATHS = notebooks.numbered()
 every = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from toys import states_equal
 
-from learngene_core import criteria, measures, observe
+from learngene_core import criteria
+from learngene_core.analysis import measures
+from learngene_core.analysis import own as observe
+from learngene_core.analysis.own import Observer, null_record, untrained
 from learngene_core.gradients import Recorder
-from learngene_core.images import normalise
-from learngene_core.observe import Observer, null_record, untrained
 from learngene_core.record import Record
+from learngene_core.training import normalise
 
 MEAN, STD = torch.full((3,), 0.5), torch.full((3,), 0.25)
 

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from learngene_core import opensets
-from learngene_core.files import StudyError
+from learngene_core.errors import StudyError
+from learngene_core.openworld import measures as opensets
 
 
 def draw(seed, ties):

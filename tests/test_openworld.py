@@ -10,14 +10,21 @@ import pytest
 import torch
 from toys import tables_equal, toy_config, toy_images
 
-from learngene_core import openafter, openexplore, openfigures, openlearning, openviews, openworld, scores, statistics
+from learngene_core.analysis import statistics
 from learngene_core.collective import train_collective
 from learngene_core.config import Config
-from learngene_core.division import Division, source_tasks, target_tasks
+from learngene_core.data.division import Division, source_tasks, target_tasks
+from learngene_core.errors import StudyError, read_json, write_json
+from learngene_core.explorer import openworld as openexplore
 from learngene_core.fewshot import evaluate_few_shot
-from learngene_core.files import StudyError, read_json, write_json
+from learngene_core.figures import openworld as openfigures
 from learngene_core.learngene import Learngene
-from learngene_core.runs import Run
+from learngene_core.openworld import learning as openafter
+from learngene_core.openworld import learning as openlearning
+from learngene_core.openworld import noticing as openworld
+from learngene_core.openworld import scores
+from learngene_core.openworld import views as openviews
+from learngene_core.runs.run import Run
 
 CFG = toy_config(open_resamples=50, open_keep=60.0, open_min_images=2, open_epochs=1, open_exemplars=6)
 NAMES = toy_images().class_names

@@ -8,8 +8,8 @@ import time
 import nbformat
 import pytest
 
-from learngene_core import notebooks
 from learngene_core.config import Config
+from learngene_core.study import notebooks
 
 MARK = "was_run"
 TEXTS = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from learngene_core import power
+from learngene_core.analysis import statistics as power
 
 NAN = float("nan")
 

@@ -9,10 +9,10 @@ import time
 import pytest
 from conftest import snapshot
 
-from learngene_core import cli, cost, progress
 from learngene_core.config import Config
-from learngene_core.runs import Run
-from learngene_core.study import Chain
+from learngene_core.runs.run import Run
+from learngene_core.study import cli, cost, progress
+from learngene_core.study.chain import Chain
 
 TINY = {
     "source_images": 8, "held_out_images": 4, "n_source_tasks": 3, "source_way": 3, "width_divisor": 64, "epochs": 2,

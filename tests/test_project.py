@@ -238,8 +238,7 @@ def test_the_project_speaks_of_itself_alone():
 
 def test_the_reproduction_table_of_the_readme_is_what_the_runs_gave():
     """Every number of the table comes from the two committed claims.csv; a changed claim or run needs a new table."""
-    from learngene_core.claims import load_claims
-    from learngene_core.verdicts import reproduction_table
+    from learngene_core.analysis.claims import load_claims, reproduction_table
 
     images = ROOT / "notebooks" / "images"
     runs = {"glyphs": "claims-lecture.csv", "CIFAR-100": "claims-cifar.csv"}

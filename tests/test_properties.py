@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from learngene_core import info, notebooks
-from learngene_core import options as options_module
-from learngene_core.checking import CHOICES, ONCE
-from learngene_core.config import FIELDS, Config
+from learngene_core.config import CHOICES, FIELDS, ONCE, Config
 from learngene_core.presets import ALL_METHODS, CONTROL_NAMES, PRESETS
+from learngene_core.runs import info
+from learngene_core.study import cli as options_module
+from learngene_core.study import notebooks
 
 KINDS = typing.get_type_hints(Config)
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from learngene_core import ranks
+from learngene_core.analysis import ranks
 
 NAN = float("nan")
 

@@ -23,11 +23,11 @@ import yaml
 from packaging.requirements import Requirement
 from PIL import Image
 
-from learngene_core import cli, frontpage, notebooks, refresh
-from learngene_core import options as options_module
 from learngene_core.config import FIELDS, Config
-from learngene_core.files import StudyError
-from learngene_core.runs import Run
+from learngene_core.errors import StudyError
+from learngene_core.runs.run import Run
+from learngene_core.study import cli, frontpage, notebooks, refresh
+from learngene_core.study import cli as options_module
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from learngene_core.files import StudyError
+from learngene_core.errors import StudyError
 from learngene_core.gradients import Recorder, block_weights
 from learngene_core.network import ConvNet
 from learngene_core.record import EDGES, N_BINS, Record, edge_index, raw_bin, share_above

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from conftest import blank_images
 
-from learngene_core import reference
-from learngene_core.checkpoints import load_collective
+from learngene_core.analysis import reference
 from learngene_core.config import Config
-from learngene_core.division import Division
-from learngene_core.files import StudyError
-from learngene_core.runs import Run
+from learngene_core.data.division import Division
+from learngene_core.errors import StudyError
+from learngene_core.runs.run import Run
+from learngene_core.runs.states import load_collective
 
 CFG = Config.preset("smoke", reference_episodes=20)
 
@@ -25,7 +25,7 @@ def ancestor(smoke_run):
 
 @pytest.fixture(scope="module")
 def division(glyph_images):
-    from learngene_core.division import divide
+    from learngene_core.data.division import divide
 
     return divide(glyph_images, CFG)
 

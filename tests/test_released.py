@@ -11,34 +11,36 @@ import torch
 from torch import nn
 from toys import states_equal, tables_equal, toy_config, toy_images
 
-from learngene_core import individuals, releasedtable
-from learngene_core.arms import Arm
-from learngene_core.collective import cut_learngene, train_collective
-from learngene_core.config import Config
-from learngene_core.criteria import choose
-from learngene_core.division import divide, source_tasks, target_tasks
-from learngene_core.ewc import Penalty
-from learngene_core.fewshot import evaluate_few_shot
-from learngene_core.files import StudyError
-from learngene_core.network import ConvNet
-from learngene_core.presets import DEFECT_NAMES
-from learngene_core.procedure import CORRECT, Lesson, procedure_of
-from learngene_core.released import (
+from learngene_core import fewshot as individuals
+from learngene_core.analysis import released as releasedtable
+from learngene_core.analysis.released import (
+    CORRECT,
     DEFECTS,
     LEAK_LENGTH,
     EpochPenalty,
+    Lesson,
     augmented,
     double_softmax,
     in_turn,
     procedure,
+    procedure_of,
 )
-from learngene_core.runs import Run
+from learngene_core.analysis.statistics import paired_interval
+from learngene_core.collective import Walk, train_collective
+from learngene_core.config import Config
+from learngene_core.criteria import choose
+from learngene_core.data.division import divide, source_tasks, target_tasks
+from learngene_core.errors import StudyError
+from learngene_core.ewc import Penalty
+from learngene_core.fewshot import Arm, evaluate_few_shot
+from learngene_core.learngene import cut_learngene
+from learngene_core.network import ConvNet
+from learngene_core.presets import DEFECT_NAMES
+from learngene_core.runs.run import Run
 from learngene_core.stack import Stack
-from learngene_core.statistics import paired_interval
-from learngene_core.streams import generator
-from learngene_core.study import Chain
+from learngene_core.study.chain import Chain
+from learngene_core.tasks import generator
 from learngene_core.training import Recipe, task_loss
-from learngene_core.walk import Walk
 
 LAYERS = ("conv11", "conv12", "conv13")
 SMALL = {"layers": LAYERS, "n_source_tasks": 2, "first_task_epochs": 1, "null_networks": 2}

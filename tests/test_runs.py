@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 from conftest import snapshot
 
+from learngene_core.collective import Walk
 from learngene_core.config import FIELDS, Config
-from learngene_core.files import StudyError, atomic, file_hash, read_json, write_json
-from learngene_core.info import inspect
-from learngene_core.machine import Machine
-from learngene_core.runs import Run, default_folder
-from learngene_core.study import Chain
-from learngene_core.walk import Walk
+from learngene_core.errors import StudyError, atomic, file_hash, read_json, write_json
+from learngene_core.runs.info import inspect
+from learngene_core.runs.machine import Machine
+from learngene_core.runs.run import Run, default_folder
+from learngene_core.study.chain import Chain
 
 SMOKE = Config.preset("smoke")
 TINY = SMOKE.replace(

@@ -21,15 +21,21 @@ import torch
 from conftest import snapshot
 from safetensors.torch import save_file
 
-from learngene_core import cli, cost, criteria, determinism, files, guards, info, notebooks, savepoints, study, training
+from learngene_core import criteria, training
+from learngene_core import errors as files
+from learngene_core import training as guards
 from learngene_core.config import Config
-from learngene_core.files import UNFINISHED, StudyError, atomic, sweep_unfinished, write_json
-from learngene_core.headers import checked_header
-from learngene_core.machine import Machine
+from learngene_core.errors import UNFINISHED, StudyError, atomic, explained, sweep_unfinished, write_json
 from learngene_core.record import N_BINS, Record
-from learngene_core.runs import Run
+from learngene_core.runs import info
+from learngene_core.runs import machine as determinism
+from learngene_core.runs import states as savepoints
+from learngene_core.runs.machine import Machine
+from learngene_core.runs.run import Run
+from learngene_core.runs.states import checked_header
+from learngene_core.study import chain as study
+from learngene_core.study import cli, cost, notebooks
 from learngene_core.training import Penalty, Recipe, fit, task_loss
-from learngene_core.troubles import explained
 
 SMOKE = Config.preset("smoke")
 
@@ -675,7 +681,7 @@ def test_a_deterministic_gpu_run_is_equal_to_the_bit(tmp_path, glyph_images):
     from toys import states_equal, toy_config
 
     from learngene_core.collective import train_collective
-    from learngene_core.division import divide, source_tasks
+    from learngene_core.data.division import divide, source_tasks
 
     cfg = toy_config(device="cuda", deterministic=True, hidden=(16,), dropout=0.5)
     div = divide(glyph_images, cfg)

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import cdist, mahalanobis
 
-from learngene_core import heads, scores
-from learngene_core.files import StudyError
+from learngene_core.errors import StudyError
+from learngene_core.openworld import scores
+from learngene_core.openworld import scores as heads
 
 K, D, N = 6, 9, 40
 

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from learngene_core import StudyError, ranks, selection
-from learngene_core import statistics as st
+from learngene_core import StudyError
+from learngene_core.analysis import blocks as selection
+from learngene_core.analysis import ranks
+from learngene_core.analysis import statistics as st
 from learngene_core.learngene import Learngene
 from learngene_core.network import ConvNet
 

@@ -8,7 +8,7 @@ import re
 import nbformat
 import pytest
 
-from learngene_core import notebooks, slides
+from learngene_core.study import notebooks, slides
 
 PATHS = notebooks.numbered()
 

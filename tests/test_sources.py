@@ -22,14 +22,15 @@ from conftest import tiny_tree
 from PIL import Image
 from test_division import GROUPS, manifest
 
-from learngene_core import cache as cache_module
-from learngene_core import cifar, decoding, sources
 from learngene_core.config import Config
-from learngene_core.division import describe, divide, parts, source_tasks, target_tasks
-from learngene_core.files import StudyError
-from learngene_core.images import load_images
-from learngene_core.layouts import list_images
-from learngene_core.trees import ZipTree, open_tree
+from learngene_core.data import cache as cache_module
+from learngene_core.data import cache as decoding
+from learngene_core.data import cifar
+from learngene_core.data import images as sources
+from learngene_core.data.division import describe, divide, parts, source_tasks, target_tasks
+from learngene_core.data.folders import ZipTree, list_images, open_tree
+from learngene_core.data.images import load_images
+from learngene_core.errors import StudyError
 
 REAL = os.environ.get("LEARNGENE_CIFAR100", "")
 real_cifar = pytest.mark.skipif(not REAL, reason="LEARNGENE_CIFAR100 names no folder with the real CIFAR-100")
@@ -696,7 +697,7 @@ def test_memory_grows_by_less_than_twice_the_images(tmp_path):
 # the real CIFAR-100 ---------------------------------------------------------------------------------------------------
 @real_cifar
 def test_real_cifar100_has_its_published_statistics(cache):
-    from learngene_core.images import channel_statistics
+    from learngene_core.training import channel_statistics
 
     imgs = load_images("cifar100", REAL)
     assert (imgs.images.shape, len(imgs.class_names)) == ((60_000, 3, 32, 32), 100)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from learngene_core import statistics as st
+from learngene_core.analysis import statistics as st
 
 NAN = float("nan")
 

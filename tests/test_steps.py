@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learngene_core import steps, training
+from learngene_core import training
+from learngene_core import training as steps
 from learngene_core.ewc import Frozen, Penalty
 from learngene_core.gradients import Recorder, block_weights
 from learngene_core.network import ConvNet
 from learngene_core.stack import Stack
-from learngene_core.steps import WARM, Captured, Way
-from learngene_core.training import Recipe, evaluate, fit, stack_loss, task_loss
+from learngene_core.training import WARM, Captured, Recipe, Way, evaluate, fit, stack_loss, task_loss
 
 MEAN, STD = torch.full((3,), 0.5), torch.full((3,), 0.25)
 SHAPE = {"widths": (4, 6, 5), "pools": (1, 3), "n_classes": 3, "image_size": 12, "hidden": (7,)}

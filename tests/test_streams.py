@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from learngene_core.streams import derive, generator, numpy_generator
+from learngene_core.tasks import derive, generator, numpy_generator
 
 
 def test_a_streams_seed_is_the_first_63_bits_of_the_hash_of_its_name():

@@ -18,9 +18,17 @@ import test_figures as tables
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.text import Text
 
-from learngene_core import diagrams, figures, openexplore, openfigures, style, theory, theoryfigures
-from learngene_core.alttexts import descriptions
+from learngene_core.explorer import openworld as openexplore
+from learngene_core.figures import networks as diagrams
+from learngene_core.figures import openworld as openfigures
+from learngene_core.figures import style
+from learngene_core.figures import theory as theoryfigures
+from learngene_core.figures.comparison import paired_dots
+from learngene_core.figures.paradigm import paradigm
+from learngene_core.figures.training import layer_task_heatmap
 from learngene_core.presets import METHODS
+from learngene_core.study.notebooks import descriptions
+from learngene_core.theory import theorem as theory
 
 DRAWING = (
     *("drawings", "diagrams", "figures", "comparisons", "openfigures", "atlasfigures", "atlasmargins", "claimfigures"),
@@ -42,7 +50,7 @@ def plain():
 def paradigm():
     layers = tables.LAYERS
     scores = tables.score(tables.make_record(), "released")
-    return figures.paradigm(tables.COLLECTIVE, tables.INDIVIDUAL, layers[-2:], scores, shots=10)
+    return paradigm(tables.COLLECTIVE, tables.INDIVIDUAL, layers[-2:], scores, shots=10)
 
 
 def seen_images(n=40):
@@ -182,7 +190,7 @@ def test_methods_have_their_colour_in_every_figure_that_compares_them():
         colours = drawn_colours(draw())
         assert not [m for m, colour in wanted.items() if colour not in colours and m != "scratch"]
     for method in METHODS["light"][1:]:
-        ax = figures.paired_dots(tables.make_results(), "light", method)
+        ax = paired_dots(tables.make_results(), "light", method)
         assert wanted[method] in drawn_colours(ax)
 
 
@@ -205,7 +213,7 @@ def test_layers_go_from_dark_at_the_input_to_light_at_the_head():
     assert len(set(colours)) == len(tables.LAYERS)
     light = [luminance(c) for c in colours]
     assert light == sorted(light)
-    heat = figures.layer_task_heatmap(np.random.default_rng(0).random((3, 6)), tables.LAYERS, "share")
+    heat = layer_task_heatmap(np.random.default_rng(0).random((3, 6)), tables.LAYERS, "share")
     assert heat.collections[0].get_cmap().name == style.SEQUENTIAL == "viridis"
 
 
@@ -237,13 +245,13 @@ def test_the_paradigm_says_who_chose():
     assert best == ("conv5", "conv6")
     assert any("Lowest in" in " ".join(t.get_text().split()) for t in paradigm().texts)
     first = {**tables.INDIVIDUAL, "names": ["conv1", "conv2", "a", "b"], "widths": [4, 8, 8, 8]}
-    ax = figures.paradigm(tables.COLLECTIVE, first, ("conv1", "conv2"), scores, shots=10)
+    ax = paradigm(tables.COLLECTIVE, first, ("conv1", "conv2"), scores, shots=10)
     assert any("Inherited here: conv1 to conv2" in " ".join(t.get_text().split()) for t in ax.texts)
 
 
 def test_the_paradigm_of_a_network_that_does_not_grow_says_so():
     scores = tables.score(tables.make_record(n_tasks=1), "released_cv")  # no value: there is but one task
-    ax = figures.paradigm(tables.COLLECTIVE[-1:], tables.INDIVIDUAL, tables.LAYERS[-2:], scores, shots=1)
+    ax = paradigm(tables.COLLECTIVE[-1:], tables.INDIVIDUAL, tables.LAYERS[-2:], scores, shots=1)
     ax.figure.canvas.draw()
     words = " ".join(" ".join(t.get_text().split()) for t in ax.texts)
     assert "learns 1 task." in words and "widened" not in words and "Grow" not in words
@@ -260,6 +268,6 @@ def test_no_words_of_the_paradigm_overlap():
 def test_the_paradigm_refuses_what_does_not_fit():
     scores = tables.score(tables.make_record(), "released")
     with pytest.raises(ValueError, match="'conv2' is not a block of equal width"):
-        figures.paradigm(tables.COLLECTIVE, tables.INDIVIDUAL, ("conv2",), scores, shots=10)
+        paradigm(tables.COLLECTIVE, tables.INDIVIDUAL, ("conv2",), scores, shots=10)
     with pytest.raises(ValueError, match="one row per block"):
-        figures.paradigm(tables.COLLECTIVE, tables.INDIVIDUAL, ("conv5",), scores[1:], shots=10)
+        paradigm(tables.COLLECTIVE, tables.INDIVIDUAL, ("conv5",), scores[1:], shots=10)

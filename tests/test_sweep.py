@@ -15,26 +15,19 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from learngene_core import (
-    cli,
-    grid,
-    notebooks,
-    sharing,
-    statistics,
-    sweep,
-    sweepcost,
-    sweepfigures,
-    sweeppoint,
-    sweeptable,
-)
+from learngene_core.analysis import statistics
 from learngene_core.config import Config
-from learngene_core.files import StudyError, write_json
-from learngene_core.grid import load_grid
-from learngene_core.gridfile import ready
-from learngene_core.info import inspect
-from learngene_core.machine import Machine
-from learngene_core.runs import Run
-from learngene_core.sweepcontrasts import ALONG, contrasts
+from learngene_core.errors import StudyError, write_json
+from learngene_core.figures import comparison as sweepfigures
+from learngene_core.runs.info import inspect
+from learngene_core.runs.machine import Machine
+from learngene_core.runs.run import Run
+from learngene_core.study import cli, grid, notebooks, sweep, sweeptable
+from learngene_core.study import point as sweeppoint
+from learngene_core.study import sweep as sharing
+from learngene_core.study import sweep as sweepcost
+from learngene_core.study.grid import load_grid, ready
+from learngene_core.study.sweeptable import ALONG, contrasts
 
 matplotlib.use("Agg")
 
@@ -399,7 +392,7 @@ def test_every_worker_of_an_embedded_cluster_shows_its_kernels_one_gpu(tmp_path,
     import distributed
     import torch
 
-    from learngene_core import sweepcluster
+    from learngene_core.study import cluster as sweepcluster
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -665,7 +658,7 @@ def test_what_is_shared_costs_once_and_nothing_is_forgotten(written):
 
 def test_the_speed_rows_compare_the_same_points_in_turn(tmp_path, monkeypatch):
     """Nothing is computed: a clock that is told how long each sweep and chain takes, by its round."""
-    from learngene_core import sweepbench
+    from learngene_core.study import benchrows as sweepbench
 
     seconds = {"alone": [40, 80, 40], "two": [20, 60, 20], "chain": [25, 50, 25], "shared": [30]}
     now, order, failing = [0.0], [], 0

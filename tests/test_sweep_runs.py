@@ -17,11 +17,11 @@ import psutil
 import pytest
 import yaml
 
-from learngene_core import sweeppoint
-from learngene_core.grid import load_grid
-from learngene_core.info import inspect
-from learngene_core.runs import Run
-from learngene_core.study import Chain
+from learngene_core.runs.info import inspect
+from learngene_core.runs.run import Run
+from learngene_core.study import point as sweeppoint
+from learngene_core.study.chain import Chain
+from learngene_core.study.grid import load_grid
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="signals")]
 COMMAND = Path(sys.executable).with_name("learngene")

@@ -16,11 +16,16 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import Ridge
 
-from learngene_core import bounds, figures, prefixbounds, theory, theoryexplore, theoryfigures
 from learngene_core.config import Config
-from learngene_core.files import HEADLESS, StudyError
-from learngene_core.runs import Run
-from learngene_core.study import Chain
+from learngene_core.errors import HEADLESS, StudyError
+from learngene_core.explorer import theory as theoryexplore
+from learngene_core.figures import theory as theoryfigures
+from learngene_core.figures.theory import bound_pair, bound_tasks, gain_map, norm_figure, risk_curves, term_figure
+from learngene_core.runs.run import Run
+from learngene_core.study.chain import Chain
+from learngene_core.theory import bounds
+from learngene_core.theory import prefixes as prefixbounds
+from learngene_core.theory import theorem as theory
 
 
 @pytest.fixture(autouse=True)
@@ -437,23 +442,23 @@ def line(ax, label):
 
 def test_figures_show_their_tables(heads):
     risks = theory.risk_table(theory.simulate(d=12, k=2, ms=(4, 9), ts=(1, 4), n_repetitions=3))
-    axes = figures.risk_curves(risks)
+    axes = risk_curves(risks)
     own = risks[(risks["m"] == 9) & (risks["space"] == "learned")]
     assert np.allclose(line(axes[1], theoryfigures.SPACE_LABELS["learned"]), own[["t", "risk"]])
-    ax = figures.gain_map(risks)
+    ax = gain_map(risks)
     cell = risks[(risks["m"] == 4) & (risks["t"] == 4) & (risks["space"] == "learned")].iloc[0]
     sure = cell["gain_low"] > 0 or cell["gain_high"] < 0
     assert ax.texts[0].get_text() == (f"{cell['gain']:+.2f}" if sure else f"({cell['gain']:+.2f})")
     norms = theory.norm_terms((4, 16))
-    axes = figures.norm_figure(norms)
+    axes = norm_figure(norms)
     worst = norms[(norms["features"] == "worst") & ~norms["m_inside"]]
     assert np.allclose(line(axes[1], theoryfigures.FEATURE_LABELS["worst"]), worst[["m", "squared_norm"]])
     terms = theory.term_over_tasks((1, 4), d=12, k=2, n_repetitions=3)
-    ax = figures.term_figure(terms)
+    ax = term_figure(terms)
     random = terms[terms["space"] == "random"]
     assert np.allclose(line(ax, theoryfigures.SPACE_LABELS["random"]), random[["t", "term"]])
     summary = prefixbounds.bound_summary(prefixbounds.bound_table(heads))
-    for ax in figures.bound_pair(summary, summary):
+    for ax in bound_pair(summary, summary):
         assert np.allclose(line(ax, "bound (95 %)"), summary[["m", "bound"]])
 
 
@@ -466,7 +471,7 @@ def test_one_state_of_the_explorer(heads):
     with pytest.raises(ValueError, match="shots"):
         theoryexplore.draw_bound(heads, shots=7)
     with pytest.raises(ValueError, match="several m"):
-        figures.bound_tasks(pd.concat([own, own.assign(m=3)]))
+        bound_tasks(pd.concat([own, own.assign(m=3)]))
 
 
 def test_sliders_redraw(heads, monkeypatch):

@@ -9,13 +9,11 @@ from torch import nn
 from toys import states_equal
 
 from learngene_core import training
+from learngene_core.errors import StudyError
 from learngene_core.ewc import Penalty, fisher_diagonal
-from learngene_core.files import StudyError
 from learngene_core.gradients import Recorder, block_weights
-from learngene_core.images import normalise
 from learngene_core.network import ConvNet
-from learngene_core.steps import draw_epoch
-from learngene_core.training import Recipe, evaluate, fit, predict
+from learngene_core.training import Recipe, draw_epoch, evaluate, fit, normalise, predict
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
 

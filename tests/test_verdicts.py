@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from learngene_core import config, verdicts
+from learngene_core import config
+from learngene_core.analysis import claims as verdicts
+from learngene_core.analysis.measures import MEASURES
 from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, score
-from learngene_core.files import StudyError, read_json
-from learngene_core.measures import MEASURES
+from learngene_core.errors import StudyError, read_json
 from learngene_core.record import Record
-from learngene_core.runs import Run
-from learngene_core.study import Chain
+from learngene_core.runs.run import Run
+from learngene_core.study.chain import Chain
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from learngene_core.config import Config
-from learngene_core.images import ImageSet
+from learngene_core.tasks import ImageSet
 
 N_CLASSES, PER_CLASS, SIZE = 20, 24, 32
 

@@ -3,9 +3,8 @@
 import dataclasses
 
 from learngene_core import Learngene, paired_table
-from learngene_core.arms import Arm
-from learngene_core.individuals import Reconstruction
-from learngene_core.study import Chain
+from learngene_core.fewshot import Arm, Reconstruction
+from learngene_core.study.chain import Chain
 
 chain = Chain.of("runs/lecture")
 gene, cfg = chain.learngene, chain.cfg

@@ -1,0 +1,380 @@
+"""The claims of the study, stated so that they can fail, and their verdicts: claims.yaml against the tables of a run.
+
+The file says for every claim what is compared, in what scope, and which numbers mean supported, refuted and undecided; it was
+written before results were looked at. Tables only, no torch.
+
+The study's last stages, from tables to verdicts: layer scores, the atlas table, criteria against the atlas, the claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+
+from ..config import CHOICES, Config, nearest
+from ..criteria import score, score_all
+from ..errors import StudyError, read_json, say
+from ..presets import METHODS
+from ..record import Record
+from ..runs.run import Run
+from ..tasks import ImageSet, SourceTask
+from .blocks import atlas_table, recommended, selection_table
+from .statistics import Interval, equivalence, holm, t_quantile, tasks_needed, verdict
+from .tests import BLOCKS, Evidence, Missing, Tables, atlas, auroc, correlation, difference, rank, rank_difference
+
+FILE = Path(__file__).with_name("claims.yaml")
+NEEDED_FIELDS = {  # test: the fields it reads beside those of every claim, and what they may be (None: anything)
+    "difference": {"table": ("results", "controls"), "a": None, "b": None},
+    "atlas": {"a": BLOCKS, "b": BLOCKS},
+    "rank": {"criterion": None, "among": ("all blocks", "equal length")},
+    "rank_difference": {
+        "criterion": None,
+        "rival": ("depth", "size", "null"),
+        "among": ("all blocks", "equal length"),
+    },
+    "auroc": {"score": CHOICES["open_score"]},
+    "correlation": {"score": CHOICES["open_score"]},
+}
+TESTS: dict[str, Callable[..., Evidence]] = {
+    "difference": difference,
+    "atlas": atlas,
+    "rank": rank,
+    "rank_difference": rank_difference,
+    "auroc": auroc,
+    "correlation": correlation,
+}
+FURTHER_FIELDS = {"difference": ("reference", "over"), "atlas": ("per_parameter",)}
+ARMS = {"results": ("family", "method"), "controls": ("family", "block", "method")}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim: see claims.yaml. `minimum`, `above`, `equivalence` in `unit`; `options`: what its test reads."""
+
+    id: str
+    text: str
+    statement: str
+    test: str
+    unit: str
+    minimum: float
+    scope: str
+    needs: str
+    supported: str
+    refuted: str
+    undecided: str
+    above: float = 0.0
+    equivalence: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+TEXTS = tuple(f.name for f in fields(Claim) if f.type == "str")
+NUMBERS = ("minimum", "above", "equivalence")
+MOST = (
+    500  # target tasks share twenty novel classes and their images; beyond some hundred, more of them say nothing new
+)
+
+
+def load_claims(path: str | Path = FILE) -> tuple[Claim, ...]:
+    """The claims of a file, in its order. Raises StudyError that names the claim and the field that is wrong or missing."""
+    try:
+        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(f"the claims in {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise StudyError(f"{path} is no list of claims; each needs id, statement, test, ...")
+    claims = tuple(_claim(entry, number) for number, entry in enumerate(entries, 1))
+    for claim in claims:
+        if sum(claim.id == other.id for other in claims) > 1:
+            raise StudyError(f"claim {claim.id} stands twice in {path}")
+    return claims
+
+
+def _claim(entry: dict, number: int) -> Claim:
+    """A checked claim; `number`: its place in the file, for one without an id."""
+    name = f"claim {entry['id']}" if isinstance(entry.get("id"), str) else f"claim number {number}"
+    for text in TEXTS:
+        if text not in entry:
+            raise StudyError(f"{name} has no {text}")
+        if not isinstance(entry[text], str) or not entry[text].strip():
+            raise StudyError(f"{name}: {text} is a text, not {entry[text]!r}")
+    test = entry["test"]
+    if test not in NEEDED_FIELDS:
+        raise StudyError(f"{name}: unknown test {test!r}{nearest(test, NEEDED_FIELDS)}")
+    for option, choices in NEEDED_FIELDS[test].items():
+        if option not in entry:
+            raise StudyError(f"{name} has no {option}, which the test {test!r} needs")
+        if choices and entry[option] not in choices:
+            raise StudyError(f"{name}: {option} {entry[option]!r} is none of {', '.join(choices)}")
+    options = {*NEEDED_FIELDS[test], *FURTHER_FIELDS.get(test, ())}
+    if strange := sorted(set(map(str, entry)) - {*TEXTS, *NUMBERS, *options}):
+        raise StudyError(f"{name}: unknown field {strange[0]!r}{nearest(strange[0], [*TEXTS, *NUMBERS, *options])}")
+    if test == "difference":
+        for arm in ("a", "b", "reference", "over"):
+            _check_arm(name, entry["table"], arm, entry.get(arm))
+    plain = {text: entry[text] for text in TEXTS} | _numbers(name, entry)
+    return Claim(**plain, options={option: entry[option] for option in options if option in entry})
+
+
+def _numbers(name: str, entry: dict) -> dict[str, float]:
+    if "minimum" not in entry:
+        raise StudyError(f"{name} has no minimum")
+    values = {number: entry[number] for number in NUMBERS if number in entry}
+    for number, value in values.items():
+        if type(value) not in (int, float) or not np.isfinite(value):
+            raise StudyError(f"{name}: {number} is a number, not {value!r}")
+    if values["minimum"] < values.get("above", 0):
+        raise StudyError(f"{name}: minimum {values['minimum']} lies below above = {values.get('above', 0)}")
+    if values.get("equivalence", 0) < 0:
+        raise StudyError(f"{name}: equivalence is a margin above 0")
+    return {number: float(value) for number, value in values.items()}
+
+
+def _check_arm(name: str, table: str, which: str, arm: object) -> None:
+    """An arm has the columns that tell it apart; in results.csv its method is one of its family's."""
+    if arm is None and which in ("reference", "over"):
+        return
+    if not isinstance(arm, dict) or set(arm) != set(ARMS[table]):
+        raise StudyError(f"{name}: {which} needs exactly {', '.join(ARMS[table])}, not {arm!r}")
+    if arm["family"] not in METHODS:
+        raise StudyError(f"{name}: {which} has unknown family {arm['family']!r}{nearest(arm['family'], METHODS)}")
+    known = METHODS[arm["family"]]
+    if table == "results" and arm["method"] not in known:
+        raise StudyError(f"{name}: {which} has unknown method {arm['method']!r}{nearest(arm['method'], known)}")
+
+
+def evaluate(
+    tables: Mapping[str, pd.DataFrame],
+    claims: Sequence[Claim] | None = None,
+    *,
+    shots: int | None = None,
+    n_blocks: int = 3,
+    budget_percent: float = 50.0,
+) -> pd.DataFrame:
+    """claims.csv: the verdict on each claim, from the tables of a run by name ("results", "atlas_cells", with or without .csv).
+
+    Read are results, controls, atlas_cells, atlas, layer_scores and openworld, as far as they are there. shots: by default the
+    smallest number in a table; n_blocks: length of the last blocks; budget_percent: most parameters of the recommended block.
+
+    Columns: claim, verdict, estimate, low, high (95 %), n, scope (what the limits speak for), unit (of the estimate), minimum,
+    above, text (short), statement, tested (arms, shots, tasks), needed (how many of what n counts, as a rule target tasks,
+    would decide an undecided claim with 80 % power if the estimate is the truth), p (two-sided, against `above`; where the
+    values behind the mean are known), p_holm (over all claims whose id starts with H), reason. A table that is missing, or
+    broken for a claim, leaves that claim undecided with n = 0, and the reason says what is wrong or which command gives the
+    data.
+    """
+    known = Tables(
+        {name.removesuffix(".csv"): table for name, table in tables.items()}, shots, n_blocks, budget_percent
+    )
+    found = pd.DataFrame([_row(claim, known) for claim in (load_claims() if claims is None else claims)])
+    family = found["claim"].str.startswith("H") & found["p"].notna()
+    found["p_holm"] = np.nan
+    if family.any():
+        found.loc[family, "p_holm"] = holm(found.loc[family, "p"])
+    lost = found["verdict"].eq("supported") & found["p_holm"].gt(0.05)
+    found.loc[lost, "reason"] += "; not significant any more after Holm's correction"
+    return found[[*(c for c in found if c != "reason"), "reason"]]
+
+
+def _row(claim: Claim, tables: Tables) -> dict:
+    try:
+        evidence = TESTS[claim.test](tables, claim.scope, **claim.options)
+    except Missing as error:
+        evidence = Evidence.none(claim.scope, f"{error}; run `{claim.needs}`")
+    except (ValueError, StudyError) as error:
+        evidence = Evidence.none(claim.scope, f"cannot be tested: {error}")
+    except KeyError as error:
+        evidence = Evidence.none(claim.scope, f"cannot be tested: a table lacks the column {error}")
+    interval = evidence.interval
+    decision, equal = verdict(interval, claim.minimum, above=claim.above), False
+    if decision == "undecided" and claim.equivalence and evidence.values is not None:
+        equal = equivalence(evidence.values, claim.equivalence).equivalent
+        decision = "refuted" if equal else decision
+    held = evidence.no_verdict or (evidence.no_support if decision == "supported" else "")
+    if held:
+        decision, equal, evidence = "undecided", False, replace(evidence, more_helps=False)
+    needed = _needed(claim, evidence) if decision == "undecided" else np.nan
+    reason = evidence.note
+    if interval.n:
+        why = _why(claim, interval, decision, equal, needed, evidence)
+        reason = "; ".join(text for text in (why, held, evidence.note) if text)
+    shown = ("unit", "minimum", "above", "text", "statement")
+    return (
+        {"claim": claim.id, "verdict": decision}
+        | asdict(interval)
+        | {name: getattr(claim, name) for name in shown}
+        | {"tested": evidence.tested, "needed": needed, "p": _p_value(claim, evidence), "reason": reason}
+    )
+
+
+def _needed(claim: Claim, evidence: Evidence) -> float:
+    """Units that decide the claim with 80 % power if the estimate is the truth; NaN where that cannot be said.
+
+    To be supported the limit must clear `above` and the estimate `minimum`, whichever takes more. An estimate within a
+    standard error of `minimum`, or more than `MOST` units: the truth may lie on either side, and no number is honest.
+    """
+    interval, n = evidence.interval, evidence.interval.n
+    if n < 2 or not evidence.more_helps or np.isnan(interval.low):
+        return np.nan
+    error = max(interval.estimate - interval.low, interval.high - interval.estimate) / t_quantile(n, 0.95)
+    beyond, sd = interval.estimate - claim.minimum, error * np.sqrt(n)
+    if claim.minimum > claim.above or beyond < 0:  # else the line of support is that of the limit alone
+        if abs(beyond) < error:
+            return np.nan
+        units = [tasks_needed(sd, beyond)]
+    else:
+        units = []
+    if beyond >= 0 and interval.estimate - claim.above > sd / 100:
+        units.append(tasks_needed(sd, interval.estimate - claim.above))
+    return float(max(units)) if units and max(units) <= MOST else np.nan
+
+
+def _why(claim: Claim, interval: Interval, decision: str, equal: bool, needed: float, evidence: Evidence) -> str:
+    """The numbers behind the verdict in words."""
+    spec = ".2f" if claim.unit == "rho" else ".1f"
+    low, high, estimate = (f"{value:{spec}}" for value in (interval.low, interval.high, interval.estimate))
+    if decision == "supported":
+        also = f" and the estimate, {estimate}, is at least {claim.minimum:g}" if claim.minimum > claim.above else ""
+        return f"the lower limit, {low}, lies above {claim.above:g}{also}"
+    if equal:
+        return f"equivalent within +- {claim.equivalence:g} (two one-sided tests)"
+    if decision == "refuted":
+        return f"the upper limit, {high}, lies below {claim.minimum:g}"
+    if np.isnan(interval.low):
+        return f"no interval ({interval.n} {evidence.counted})"
+    text = f"the limits, {low} to {high}, leave it open"
+    if not np.isnan(needed):
+        return f"{text}; about {needed:,.0f} {evidence.counted} would decide it"
+    return f"{text}; too near the line for more {evidence.counted} to decide" if evidence.more_helps else text
+
+
+def _p_value(claim: Claim, evidence: Evidence) -> float:
+    """Two-sided t test of the units' mean against `above`; NaN where the units are not known or all the same."""
+    values = evidence.values
+    if values is None or len(values) < 2 or np.ptp(values) == 0:
+        return np.nan
+    return float(stats.ttest_1samp(values, claim.above).pvalue)
+
+
+def describe(found: pd.DataFrame) -> str:
+    """claims.csv as text: one paragraph per claim, verdict first."""
+    lines = []
+    for r in found.itertuples():
+        spec = "+.2f" if r.unit == "rho" else ".1f" if r.unit == "AUROC" else "+.1f"
+        numbers = f", {r.unit} {Interval(r.estimate, r.low, r.high, r.n):{spec}}" if r.n else ""
+        lines.append(f"{r.claim} {r.verdict}{numbers}: {r.statement}")
+        texts = (r.tested, r.reason, f"speaks for {r.scope}" if r.n else "")
+        lines += [f"    {text}" for text in texts if isinstance(text, str) and text]  # empty ones are NaN in a csv
+    return "\n".join(lines)
+
+
+OTHER_THRESHOLD = {5e-10: 5e-4, 5e-4: 5e-10}  # the released scripts had one after the other
+TABLES = ("atlas.csv", "selection.csv", "claims.csv")
+
+
+def layer_scores(imgs: ImageSet, src: list[SourceTask], cfg: Config, run: Run) -> pd.DataFrame:
+    """Every criterion per layer beside its null (layer_scores.csv): those over the gradient record, with the released count at
+    both released thresholds, and those that look at networks.
+
+    Raises StudyError without a finished collective.
+    """
+    if run.done("measures"):
+        say("measures: found in the run folder, loaded")
+        return run.read_table("layer_scores.csv")
+    from .evidence import evidence_of
+    from .measures import measure_all
+
+    with run.computing("measures", ["layer_scores.csv"]):
+        record = Record.load(run.path)
+        tables = [score_all(record, cfg)]
+        other = OTHER_THRESHOLD.get(cfg.threshold)
+        if other is not None:
+            table = score(record, "released", threshold=other, sign=cfg.sign)
+            tables.append(table.assign(criterion=f"released@{other:g}"))
+        tables.append(measure_all(*evidence_of(run, imgs, src, cfg)))
+        run.write_table("layer_scores.csv", pd.concat(tables, ignore_index=True))
+    say("measures: every criterion scored on every layer, saved")
+    return run.read_table("layer_scores.csv")
+
+
+def final_widths(run: Run) -> dict[str, int]:
+    """Block name -> channels of the collective after the last task; read without torch. Raises StudyError when missing."""
+    states = sorted((run.path / "collective").glob("task_*/about.json"), key=lambda p: int(p.parent.name[5:]))
+    if not states:
+        raise StudyError(f"{run.path} holds no collective; run `learngene collective` first")
+    shape = read_json(states[-1])["shape"]
+    return dict(zip(shape["names"], shape["widths"], strict=True))
+
+
+def atlas_of(cells: pd.DataFrame, cfg: Config, run: Run) -> pd.DataFrame:
+    """atlas.csv's table from the cells there are; also of an unfinished atlas (`atlas.finished_cells`)."""
+    widths = final_widths(run)
+    return atlas_table(cells, list(widths.values()), list(widths), n_blocks=cfg.n_blocks)
+
+
+def recommended_layers(cells: pd.DataFrame, cfg: Config, run: Run) -> tuple[str, ...]:
+    """Names of the block that pseudo-tasks recommend within `inherited_share`. Raises StudyError without pseudo-tasks."""
+    first, last = recommended(atlas_of(cells, cfg, run), cfg.inherited_share, cfg.atlas_shots)
+    return tuple(final_widths(run))[first - 1 : last]
+
+
+def judge(tables: Mapping[str, pd.DataFrame], cfg: Config, run: Run) -> dict[str, pd.DataFrame]:
+    """atlas.csv, selection.csv and claims.csv, by name without the ending, made or loaded.
+
+    tables: atlas_cells, layer_scores, results, controls, openworld. Raises StudyError or ValueError for cells that do not fit.
+    """
+    if run.done("claims"):
+        say("claims: found in the run folder, loaded")
+        return {name.removesuffix(".csv"): run.read_table(name) for name in TABLES}
+    with run.computing("claims", list(TABLES)):
+        atlas = atlas_of(tables["atlas_cells"], cfg, run)
+        selection = selection_table(
+            tables["atlas_cells"], atlas, tables["layer_scores"], cfg.n_blocks, cfg.inherited_share, seed=cfg.seed
+        )
+        claims = evaluate({**tables, "atlas": atlas}, n_blocks=cfg.n_blocks, budget_percent=cfg.inherited_share)
+        for name, table in zip(TABLES, (atlas, selection, claims), strict=True):
+            run.write_table(name, table)
+    say(f"claims: {len(claims)} judged, saved")
+    return {name.removesuffix(".csv"): run.read_table(name) for name in TABLES}
+
+
+def summary(found: Mapping[str, pd.DataFrame], cfg: Config) -> str:
+    """The recommended block and the verdicts, as a person reads them."""
+    atlas, lines = found["atlas"], []
+    if (atlas["pseudo_n"] > 0).any():
+        first, last = recommended(atlas, cfg.inherited_share, cfg.atlas_shots)
+        row = atlas[(atlas["first"] == first) & (atlas["last"] == last)].iloc[0]
+        lines.append(
+            f"recommended on pseudo-tasks, at most {cfg.inherited_share:g} % of the parameters: {row['block']} "
+            f"({row['share']:.0f} %), gain on novel classes {row['gain']:+.1f} "
+            f"({row['gain_low']:+.1f} to {row['gain_high']:+.1f}, n={row['n_tasks']})"
+        )
+    return "\n".join([*lines, describe(found["claims"])])
+
+
+def reproduction_table(found: Mapping[str, pd.DataFrame]) -> str:
+    """A markdown table of claims: a row per claim, a column per run (its name -> claims.csv), the scope last."""
+    names = list(found)
+    lines = [f"| claim | {' | '.join(names)} | speaks for |", "|---" * (len(names) + 2) + "|"]
+    indexed = {name: table.set_index("claim") for name, table in found.items()}
+    for row in found[names[0]].itertuples():
+        cells = [_cell(indexed[name].loc[row.claim]) for name in names]
+        lines.append(f"| **{row.claim}** {row.statement.rstrip('.')} | {' | '.join(cells)} | {row.scope} |")
+    return "\n".join(lines)
+
+
+def _cell(row: pd.Series) -> str:
+    """A verdict with its estimate, limits and number of units; what would decide it, where something would."""
+    if not row["n"] or pd.isna(row["estimate"]):
+        return f"{row['verdict']}: not run"
+    digits = 2 if row["unit"] == "rho" else 1
+    sign = "" if row["unit"] == "AUROC" else "+"
+    numbers = [f"{value:{sign}.{digits}f}" for value in (row["estimate"], row["low"], row["high"])]
+    needed = f"; {row['needed']:,.0f} would decide" if pd.notna(row["needed"]) else ""
+    return f"**{row['verdict']}** {numbers[0]} ({numbers[1]} to {numbers[2]}), n={row['n']}{needed}"

@@ -1,0 +1,140 @@
+"""A check against the world: few-shot accuracy of frozen features under the usual protocol of published values.
+
+Episodes of 5 classes with 15 queries per class, drawn from all images of the novel classes (for CIFAR-100 these are the
+CIFAR-FS test classes). It shows whether the baselines that everything else is compared with are straw men.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..collective import Collective
+from ..config import Config
+from ..data.division import Division
+from ..errors import StudyError, say
+from ..runs.run import Run
+from ..tasks import ImageSet, numpy_generator
+from ..training import normalise
+from .statistics import mean_interval
+
+QUERIES = 15
+# Small convolutional networks on CIFAR-FS, 5-way 5-shot, percent, as their sources report them.
+PUBLISHED = {
+    "ProtoNet, 4 conv (in the R2D2 paper)": 72.0,
+    "supervised pre-training and a new head, 4 conv (learn2learn's examples)": 73.1,
+    "MAML, 4 conv (learn2learn's examples)": 73.6,
+    "R2D2, 4 conv (Bertinetto et al. 2019, preprint)": 76.1,
+    "Wang et al. 2021, 4 conv (few-shot leaderboard)": 78.4,
+    "R2D2, wider 4 conv (Bertinetto et al. 2019, preprint; 79.4 in the final paper)": 78.9,
+    "ConstellationNet, 4 conv with attention (few-shot leaderboard)": 82.7,
+}
+
+
+def reference_check(
+    col: Collective, imgs: ImageSet, div: Division, cfg: Config, run: Run | None = None
+) -> pd.DataFrame:
+    """Accuracy of nearest class mean and of a linear probe on frozen features behind every pool, 5-way.
+
+    One row per group of classes, block, method and shots: accuracy (percent) with its 95 % interval over
+    `cfg.reference_episodes` episodes (reference.csv). The block to quote is the one that is best on the open-world classes
+    (`chosen`); the novel classes choose nothing.
+
+    Raises StudyError when there are fewer than five open-world or novel classes.
+    """
+    if run is not None:
+        run.check("reference", cfg)
+    if run is not None and run.done("reference"):
+        say("reference: found in the run folder, loaded")
+        return run.read_table("reference.csv")
+    for group in ("open_world", "novel"):
+        if len(getattr(div, group)) < 5:
+            raise StudyError(f"the reference check needs 5 {group} classes, there are {len(getattr(div, group))}")
+    if run is None:
+        return _check(col, imgs, div, cfg)
+    with run.computing("reference", ["reference.csv"]):
+        table = _check(col, imgs, div, cfg)
+        run.write_table("reference.csv", table)
+    return table
+
+
+def _check(col: Collective, imgs: ImageSet, div: Division, cfg: Config) -> pd.DataFrame:
+    rows = []
+    for group in ("open_world", "novel"):
+        classes = getattr(div, group)
+        features = {}
+        for name in classes:
+            for block, values in block_features(col, imgs.images[imgs.of_class(name)]).items():
+                features.setdefault(block, []).append(values)
+        for block, per_class in features.items():
+            for shots in (1, 5, 10):
+                hits = _episodes(per_class, shots, cfg, group)
+                for method, values in hits.items():
+                    interval = mean_interval(values)
+                    rows.append({"group": group, "block": block, "method": method, "shots": shots,
+                                 "accuracy": interval.estimate, "accuracy_low": interval.low,
+                                 "accuracy_high": interval.high, "n_episodes": interval.n})  # fmt: skip
+    table = pd.DataFrame(rows)
+    tuning = table[table["group"] == "open_world"].set_index(["method", "shots", "block"])["accuracy"]
+    best = tuning.groupby(level=["method", "shots"]).idxmax()
+    table["chosen"] = [r.block == best[r.method, r.shots][2] for r in table.itertuples()]
+    return table
+
+
+@torch.no_grad()
+def block_features(col: Collective, images: Tensor, batch_size: int = 250) -> dict[str, np.ndarray]:
+    """Block with a pool behind it -> flattened features (n, d) of uint8 images, scaled to length 1, evaluation mode."""
+    model = col.model.eval()
+    parts: dict[str, list[Tensor]] = {}
+    for batch in images.split(batch_size):
+        x = normalise(batch, col.mean, col.std)
+        for name, block in model.blocks.items():
+            x = block(x)
+            if block.pool:
+                parts.setdefault(name, []).append(torch.nn.functional.normalize(x.flatten(1), dim=1))
+    return {name: torch.cat(p).numpy() for name, p in parts.items()}
+
+
+def _episodes(features: list[np.ndarray], shots: int, cfg: Config, group: str) -> dict[str, np.ndarray]:
+    """Accuracies (episodes,) in percent of both methods; features: one array (n, d) per class."""
+    rng = numpy_generator(cfg.seed, "reference", group, shots)
+    labels = np.repeat(np.arange(5), QUERIES)
+    accuracies: dict[str, list[float]] = {"ncm": [], "probe": []}
+    for _ in range(cfg.reference_episodes):
+        support, query = [], []
+        for c in rng.choice(len(features), 5, replace=False):
+            picked = rng.choice(len(features[c]), shots + QUERIES, replace=False)
+            support.append(features[c][picked[:shots]])
+            query.append(features[c][picked[shots:]])
+        means, queries = np.stack([s.mean(0) for s in support]), np.concatenate(query)
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        accuracies["ncm"].append(np.mean((queries @ means.T).argmax(1) == labels) * 100)
+        accuracies["probe"].append(np.mean(ridge_probe(np.stack(support), queries) == labels) * 100)
+    return {name: np.array(values) for name, values in accuracies.items()}
+
+
+def ridge_probe(support: np.ndarray, queries: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    """Predicted classes (q,) of a ridge regression onto one-hot labels: support (way, shots, d), queries (q, d).
+
+    Solved in the dual, where it has the size of the support set (Bertinetto et al. 2019 train through the same solution).
+    """
+    way, shots, _ = support.shape
+    x = support.reshape(way * shots, -1).astype(np.float64)
+    centre = x.mean(0)
+    targets = np.repeat(np.eye(way), shots, axis=0)
+    dual = np.linalg.solve((x - centre) @ (x - centre).T + strength * np.eye(len(x)), targets - 1 / way)
+    return ((queries - centre) @ (x - centre).T @ dual).argmax(1)
+
+
+def describe(table: pd.DataFrame, data: str = "cifar100") -> str:
+    """The quoted rows, for CIFAR-100 beside published values."""
+    lines = ["5-way accuracy of frozen features on novel classes, 15 queries, block chosen on open-world classes:"]
+    for r in table[(table["group"] == "novel") & table["chosen"]].itertuples():
+        lines.append(f"  {r.method:<6} {r.shots:>2} shots, after {r.block}: {r.accuracy:.1f} "
+                     f"({r.accuracy_low:.1f} to {r.accuracy_high:.1f}, {r.n_episodes} episodes)")  # fmt: skip
+    if data == "cifar100":
+        lines.append("published for small convolutional networks on CIFAR-FS, 5 shots:")
+        lines += [f"  {value:.1f}  {name}" for name, value in PUBLISHED.items()]
+    return "\n".join(lines)

@@ -1,0 +1,221 @@
+"""Figures of what controls, claims and the defects of the released code came to; a table goes in, Axes come out; no torch.
+
+The tables are controls.csv, claims.csv and released.csv.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ..analysis import statistics
+from .atlas import block_name, checked, signed, with_shots
+from .style import FAINT, GREY, INK, METHOD_COLOURS, MUTED, PALE, REFUTED, SUPPORTED, legend_below, tidy
+
+HOLDS, ANCESTOR = ("ewc:", "l2:"), "ancestor:"  # how arms of controls.csv begin
+UNITS = {"points": "percentage points", "rho": "rank correlation (Spearman's rho)", "AUROC": "AUROC (%)"}
+FOOTNOTES = ("", "*", "\N{DAGGER}", "\N{DOUBLE DAGGER}", "\N{SECTION SIGN}")
+VERDICTS = {"supported": (SUPPORTED, "o"), "refuted": (REFUTED, "X"), "undecided": (MUTED, "D")}
+
+
+def dot(
+    ax: Axes, y: float, row: pd.Series, column: str, colour: str, *, hollow: bool = False, marker: str = "o"
+) -> bool:
+    """An estimate with its limits; whether there is one."""
+    middle, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
+    if np.isnan(middle):
+        return False
+    ax.plot([low, high], [y, y], color=colour, linewidth=1.6 if hollow else 2.6, solid_capstyle="butt")
+    ax.scatter([middle], [y], s=44, color="white" if hollow else colour, edgecolor=colour, linewidth=1.6,
+               marker=marker, zorder=3)  # fmt: skip
+    return True
+
+
+def controls_figure(controls: pd.DataFrame, *, shots: int | None = None, reference: str = "scratch") -> np.ndarray:
+    """What each content control keeps of the gain, a panel per inherited block; returns the axes (blocks,).
+
+    controls: controls.csv, raw (block, method, shots, target_task, init, accuracy, first, last); tasks are the units. The
+    dashed line is the real block, `inherit`, with its 95 % limits. With reference="inherit" the panels show what a control
+    loses, paired on the same tasks: the numbers that decide. In groups: content, what holds the block (as in the table), other
+    ancestors; the first and last sorted by the first panel, largest on top.
+    Raises ValueError for shots or a reference that are not there.
+    """
+    needed = ("block", "method", "shots", "target_task", "init", "accuracy")
+    rows = with_shots(checked(controls, needed, "controls.csv"), shots)
+    if reference not in set(rows["method"]):
+        raise ValueError(f"no reference {reference!r} in controls.csv; there are {', '.join(rows['method'].unique())}")
+    blocks = [b for b in ("learngene", "first") if b in set(rows["block"])] or list(rows["block"].dropna().unique())
+    tables = {block: _paired(rows, block, reference) for block in blocks}
+    order, breaks = _in_groups(pd.concat(tables.values()), reference)
+    size = (12, 0.46 * len(order) + 1.9)
+    axes = plt.subplots(1, len(blocks), figsize=size, sharex=True, squeeze=False, layout="constrained")[1][0]
+    for ax, block in zip(axes, blocks, strict=True):
+        _control_panel(ax, tables[block], order, reference)
+        mine = rows[(rows["block"] == block) & rows.get("first", pd.Series(0, rows.index)).gt(0)]
+        place = f", {block_name(mine[['first', 'last']].iloc[0])}" if len(mine) else ""
+        ax.set_title(f"{block} block{place} (n = {int(tables[block]['n_tasks'].min())} tasks)")
+        ax.set_xlabel(f"paired difference from {reference} (points), 95 %")
+        ax.hlines([y - 0.5 for y in breaks], 0, 1, transform=ax.get_yaxis_transform(), color=GREY, linewidth=1)
+    words = [name.replace("_", " ").replace(":", " ") for name in order]
+    for ax in axes:
+        ax.set_yticks(range(len(order)), words if ax is axes[0] else [""] * len(order))
+    if reference == "scratch" and "inherit" in order:
+        legend_below(axes[0], 2)
+    return axes
+
+
+def _in_groups(table: pd.DataFrame, reference: str) -> tuple[list[str], list[int]]:
+    """Names of the controls from top to bottom, and the rows at which a new group begins."""
+    rest = table[~table.index.duplicated() & ~table.index.isin(["inherit", "scratch"])]
+    held = [name for name in rest.index if name == "frozen" or name.startswith(HOLDS)]
+    rest = list(rest.sort_values("gain", ascending=False, kind="stable").index)
+    content = [name for name in rest if name not in held and not name.startswith(ANCESTOR)]
+    groups = [content, held, [name for name in rest if name.startswith(ANCESTOR)]]
+    other = "scratch" if reference == "inherit" else "inherit"
+    groups = [group for group in ([other] if other in table.index else [], *groups) if group]
+    return sum(groups, []), np.cumsum([len(group) for group in groups])[:-1].tolist()
+
+
+def _paired(rows: pd.DataFrame, block: str, reference: str) -> pd.DataFrame:
+    """`statistics.paired_table` of one block, indexed by method; a reference kept once serves every block."""
+    part = rows[rows["block"] == block]
+    if reference not in set(part["method"]):
+        shared = rows[rows["method"] == reference].drop_duplicates(["target_task", "init"])
+        part = pd.concat([part, shared.assign(block=block)])
+    return statistics.paired_table(part, reference=reference, keys=("block", "shots")).set_index("method")
+
+
+def _control_panel(ax: Axes, table: pd.DataFrame, order: list[str], reference: str) -> None:
+    """A dot with limits and numbers per control; the real block as a band behind them."""
+    ax.axvline(0, color=INK, linewidth=1.2, zorder=1)
+    if reference == "scratch" and "inherit" in table.index:
+        real = table.loc["inherit"]
+        style = {"color": METHOD_COLOURS["learngene"], "zorder": 0}
+        ax.axvline(real["gain"], linestyle="--", linewidth=1.6, label="the real block (inherit)", **style)
+        ax.axvspan(real["gain_low"], real["gain_high"], alpha=0.12, linewidth=0, **style)
+    for y, name in enumerate(order):
+        if name not in table.index:
+            _right(ax, y, "not computed", MUTED)
+            continue
+        row = table.loc[name]
+        dot(ax, y, row, "gain", METHOD_COLOURS["learngene"] if name == "inherit" else INK)
+        _right(ax, y, _limits(row["gain"], row["gain_low"], row["gain_high"], 1))
+    stripe(ax, len(order))
+
+
+def stripe(ax: Axes, n: int) -> None:
+    """Pale stripes behind every other of `n` rows, from the top down, and no tick marks."""
+    for y in range(0, n, 2):
+        ax.axhspan(y - 0.5, y + 0.5, color=FAINT, linewidth=0, zorder=-1)
+    ax.set_ylim(n - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    tidy(ax, grid="x")
+
+
+def _limits(middle: float, low: float, high: float, digits: int) -> str:
+    """ "+1.8  [−0.2, +3.3]"; without limits the estimate alone."""
+    if np.isnan(low):
+        return signed(middle, digits)
+    return f"{signed(middle, digits)}  [{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def _right(ax: Axes, y: float, words: str, colour: str = INK, up: float = 0, **options: object) -> None:
+    """Words right of the axes, `up` points above height `y` of the data."""
+    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
+    ax.annotate(words, (1.02, y), (0, up), fontsize=11, color=colour, **(place | options))
+
+
+def claims_figure(claims: pd.DataFrame) -> np.ndarray:
+    """Each claim's estimate with its 95 % limits, the least that would support it, and the verdict as a word.
+
+    claims: claims.csv (claim, verdict, estimate, low, high, n, scope). Used where there: `unit` (claims of one unit share a
+    panel; without it each has its own axis), `above` (what the lower limit must exceed: the thin line is where most of a panel
+    have it, else at 0), `minimum` (the tick), `text` (beside the claim's name), `needed` (the n that would decide an undecided
+    claim). Signs lead to scopes below the figure. Returns the axes, one per unit in order of appearance.
+    """
+    table = checked(claims, ("claim", "verdict", "estimate", "low", "high", "n", "scope"), "claims.csv")
+    if strange := set(table["verdict"]) - set(VERDICTS):
+        raise ValueError(f"unknown verdict {sorted(strange)[0]!r}; there are {', '.join(VERDICTS)}")
+    scopes = list(table["scope"].dropna().value_counts().index)
+    signs = {scope: FOOTNOTES[k] if k < len(FOOTNOTES) else f"({k})" for k, scope in enumerate(scopes)}
+    table = table.assign(sign=table["scope"].map(signs).fillna(""))
+    unit = table["unit"].fillna("estimate") if "unit" in table else pd.Series(range(len(table)), table.index)
+    groups = {name: table[unit == name] for name in unit.unique()}
+    counts = [len(part) for part in groups.values()]
+    size = (12, sum(0.58 * n + 0.85 for n in counts) + 0.3 + 0.2 * len(scopes))
+    axes = plt.subplots(len(groups), 1, figsize=size, height_ratios=[n + 0.5 for n in counts], squeeze=False,
+                        layout="constrained")[1][:, 0]  # fmt: skip
+    for ax, (name, part) in zip(axes, groups.items(), strict=True):
+        _claim_panel(ax, part, 2 if part[["estimate", "low", "high"]].abs().max(axis=None) < 2.5 else 1)
+        ax.set_xlabel(UNITS.get(name, name) if isinstance(name, str) else "estimate")
+    least = ", and the least that would support the claim (black)" if "minimum" in table else ""
+    axes[0].set_title(f"estimate with 95 % interval{least}")
+    notes = "\n".join(f"{signs[scope]} {scope}".strip() for scope in scopes)
+    axes[0].figure.supxlabel(f"scope: {notes}", fontsize=11, color=MUTED)
+    return axes
+
+
+def _claim_panel(ax: Axes, part: pd.DataFrame, digits: int) -> None:
+    """Claims of one unit, from the top down."""
+    above = part["above"].mode().iloc[0] if "above" in part and part["above"].notna().any() else 0
+    ax.axvline(above, color=INK, linewidth=1, zorder=1)
+    labels = []
+    for y, row in enumerate(part.itertuples()):
+        colour, marker = VERDICTS[row.verdict]
+        ax.plot([row.low, row.high], [y, y], color=colour, linewidth=2.6, solid_capstyle="butt")
+        ax.scatter([row.estimate], [y], s=80, color=colour, marker=marker, zorder=3)
+        if pd.notna(minimum := getattr(row, "minimum", np.nan)):
+            ax.plot([minimum, minimum], [y - 0.32, y + 0.32], color=INK, linewidth=2.6, zorder=2)
+        words = row.verdict
+        if row.verdict == "undecided" and pd.notna(needed := getattr(row, "needed", np.nan)):
+            words += f" (n = {needed:,.0f} would decide)"
+        known = "no estimate" if np.isnan(row.estimate) else _limits(row.estimate, row.low, row.high, digits)
+        known = known.replace("+", "")  # not all of these are differences
+        _right(ax, y, words, colour, up=8, fontweight="bold")
+        _right(ax, y, known if np.isnan(row.n) else f"{known}, n = {row.n:.0f}", up=-8)
+        text = getattr(row, "text", None)
+        name = f"{row.claim}{row.sign}"
+        labels.append(textwrap.fill(f"{name}: {text}" if isinstance(text, str) and text else name, 44))
+    ax.set_yticks(range(len(part)), labels)
+    stripe(ax, len(part))
+
+
+def released_figure(released: pd.DataFrame) -> np.ndarray:
+    """What each defect of the released code does: accuracies, and the paired gain of the learngene; returns the axes (2,).
+
+    released: released.csv (defects, scratch, learngene, gain, gain_low, gain_high, chosen, n_tasks). "none" stands on top and
+    its interval is the band on the right, "all" at the bottom; the chosen layers are in bold where they differ from "none".
+    """
+    columns = ("defects", "scratch", "learngene", "gain", "gain_low", "gain_high", "chosen", "n_tasks")
+    table = checked(released, columns, "released.csv").set_index("defects")
+    names = [n for n in ("none",) if n in table.index] + [n for n in table.index if n not in ("none", "all")]
+    names += [n for n in ("all",) if n in table.index]
+    axes = plt.subplots(1, 2, figsize=(12, 0.46 * len(names) + 1.7), sharey=True, layout="constrained")[1]
+    for y, row in enumerate(table.loc[names].itertuples()):
+        axes[0].plot([row.scratch, row.learngene], [y, y], color=PALE, linewidth=2, zorder=1)
+        differs = "none" in names and row.chosen != table.loc["none", "chosen"]
+        dot(axes[1], y, pd.Series(row._asdict()), "gain", METHOD_COLOURS["learngene"])
+        look = {"colour": REFUTED, "fontweight": "bold"} if differs else {}
+        _right(axes[1], y, str(row.chosen) if pd.notna(row.chosen) else "none", **look)
+    for method in ("scratch", "learngene"):
+        look = {"s": 52, "color": METHOD_COLOURS[method], "marker": "o" if method == "learngene" else "s"}
+        axes[0].scatter(table.loc[names, method], range(len(names)), label=method, zorder=3, **look)
+    axes[1].axvline(0, color=INK, linewidth=1.2, zorder=1)
+    if "none" in names:
+        axes[1].axvspan(
+            *table.loc["none", ["gain_low", "gain_high"]], color=METHOD_COLOURS["learngene"], alpha=0.1, linewidth=0
+        )
+    axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    low, high = int(table["n_tasks"].min()), int(table["n_tasks"].max())
+    count = f"n = {low} tasks" if low == high else f"n = {low} to {high} tasks"
+    axes[0].set(xlabel="accuracy on query images (%)", title=f"one defect at a time ({count})")
+    axes[1].set(xlabel="paired gain over scratch (points), 95 %", title="learngene against scratch")
+    axes[1].text(1.02, 1, "chosen", transform=axes[1].transAxes, va="bottom", fontsize=11, color=MUTED)
+    for ax in axes:
+        stripe(ax, len(names))
+    legend_below(axes[0], 2)
+    return axes

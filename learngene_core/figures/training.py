@@ -1,0 +1,263 @@
+"""Figures of the collective's training and of the criteria: a table goes in, matplotlib Axes come out; no torch.
+
+Everything here takes a DataFrame, an array or a plain mapping, draws into `ax` (or a figure of its own) and returns the
+Axes. Pictures of the data, drawings of networks and the comparison of methods live in `drawings`, `diagrams` and
+`comparisons`; all of them can be called from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from .atlas import atlas_map, choices_of, ends, gain_by_parameters, gain_by_position, margins, score_against_gain
+from .claims import claims_figure, controls_figure, released_figure
+from .comparison import comparison, paired_dots, training_curves
+from .data import division_overview, episode, image_rows, task_table
+from .networks import growth, networks_side_by_side, shape_parameters
+from .paradigm import paradigm
+from .selection import score_panels, selection_figure
+from .style import (
+    ACCENT,
+    CHOSEN,
+    COLLECTIVE,
+    DIVERGING,
+    FAINT,
+    GREY,
+    METHOD_COLOURS,
+    METHOD_LABELS,
+    MUTED,
+    PALE,
+    SCORE_LABELS,
+    SEQUENTIAL,
+    block_text,
+    layer_colours,
+    legend_below,
+    log_where_wide,
+    new_axes,
+    short,
+    thin,
+    tidy,
+    use_style,
+)
+from .theory import bound_curves, bound_pair, bound_tasks, gain_map, norm_figure, risk_curves, term_figure
+
+__all__ = [
+    "METHOD_COLOURS",
+    "METHOD_LABELS",
+    "accuracy_matrix",
+    "atlas_map",
+    "bound_curves",
+    "bound_pair",
+    "bound_tasks",
+    "choices_of",
+    "claims_figure",
+    "comparison",
+    "controls_figure",
+    "criteria_panel",
+    "division_overview",
+    "ends",
+    "episode",
+    "gain_by_parameters",
+    "gain_by_position",
+    "gain_map",
+    "growth",
+    "image_rows",
+    "layer_colours",
+    "layer_task_heatmap",
+    "learning_curves",
+    "margins",
+    "networks_side_by_side",
+    "norm_figure",
+    "paired_dots",
+    "paradigm",
+    "profile_with_null",
+    "released_figure",
+    "risk_curves",
+    "score_against_gain",
+    "score_panels",
+    "selection_figure",
+    "shape_parameters",
+    "task_table",
+    "term_figure",
+    "training_curves",
+    "use_style",
+]
+
+
+def learning_curves(history: pd.DataFrame) -> np.ndarray:
+    """Training loss and accuracy along the task sequence; returns the two axes (2,), x = epochs counted over all tasks.
+
+    history: rows per task and epoch with phase "train" (loss, accuracy in percent); rows of phase "test" where `on_task`
+    equals `task` give the held-out accuracy on the task just learned, drawn at the end of its epochs.
+    """
+    train = history[history["phase"] == "train"].sort_values(["task", "epoch"])
+    x = pd.Series(np.arange(1, len(train) + 1), index=train.index)
+    spans = x.groupby(train["task"]).agg(["min", "max"])
+    own = history[(history["phase"] == "test") & (history["on_task"] == history["task"])].set_index("task")["accuracy"]
+    own = own[own.index.isin(spans.index)]
+    figure, axes = plt.subplots(2, 1, figsize=(10, 5.6), sharex=True, layout="constrained")
+    for ax, column in zip(axes, ("loss", "accuracy"), strict=True):
+        for i, (low, high) in enumerate(spans.to_numpy()):
+            ax.axvspan(low - 0.5, high + 0.5, color=FAINT if i % 2 == 0 else "white", zorder=0, linewidth=0)
+            inside = x.between(low, high)
+            ax.plot(x[inside], train.loc[inside, column], color=COLLECTIVE, marker=".", ms=5)
+        tidy(ax)
+    axes[0].set(ylabel="training loss\n(cross-entropy, nats)", ylim=(0, None))
+    axes[1].set(ylabel="accuracy (%)", xlabel="epoch, counted over all tasks", ylim=(-4, 104))
+    axes[1].plot([], [], color=COLLECTIVE, marker=".", label="training images (as augmented)")
+    if len(own):
+        axes[1].scatter(
+            spans.loc[own.index, "max"], own, marker="D", s=44, color=ACCENT, zorder=3, label="held-out, same task"
+        )
+    axes[0].set_xlim(0.5, len(train) + 0.5)
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    top = axes[0].secondary_xaxis("top")
+    top.set_xticks(spans.mean(axis=1), thin(list(spans.index)))
+    top.set_xlabel("source task")
+    top.tick_params(length=0)
+    legend_below(axes[1], 2)
+    return axes
+
+
+def accuracy_matrix(matrix: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Held-out accuracy in percent: after training task t (rows) on the classes of task s (columns), s <= t.
+
+    matrix: index = task, columns = on_task, as `collective.accuracy_matrix` gives it; NaN cells stay empty.
+    """
+    n = len(matrix)
+    ax = new_axes(ax, 8.4, 6) if n > 6 else new_axes(ax, 7, 4.6)
+    numbers = {"annot": n <= 15, "fmt": ".0f", "annot_kws": {"fontsize": 12 if n <= 10 else 9}}
+    look = {"vmin": 0, "vmax": 100, "cmap": SEQUENTIAL, "linewidths": 1 if n <= 20 else 0, **numbers}
+    sns.heatmap(matrix, ax=ax, mask=matrix.isna().to_numpy(), cbar_kws={"label": "held-out accuracy (%)"}, **look)
+    ax.set_xticks(np.arange(matrix.shape[1]) + 0.5, thin(list(matrix.columns)))
+    ax.set_yticks(np.arange(n) + 0.5, thin(list(matrix.index)), rotation=0)
+    ax.set(xlabel="tested on the classes of task", ylabel="after training task")
+    ax.tick_params(length=0)
+    return ax
+
+
+def layer_task_heatmap(
+    values: np.ndarray,
+    layers: Sequence[str],
+    label: str,
+    *,
+    ax: Axes | None = None,
+    centre: float | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    chosen: Sequence[str] = (),
+) -> Axes:
+    """The appendix's picture: a quantity per layer (rows, the input at the top) and source task (columns, from 1).
+
+    values: (t, l), NaN (hatched) where there is none; label: name and unit for the colour bar. With `centre` the colours
+    diverge from that value. The block `chosen` is framed.
+    """
+    values = np.asarray(values, float)
+    n_tasks, n_layers = values.shape
+    ax = new_axes(ax, 9, 5)
+    norm, low, high = heat_norm(values, centre, vmin, vmax)
+    mesh = ax.pcolormesh(np.ma.masked_invalid(values.T), cmap=SEQUENTIAL if centre is None else DIVERGING, norm=norm)
+    bar = ax.figure.colorbar(mesh, ax=ax, label=label, pad=0.02)
+    if high > low:
+        bar.ax.set_ylim(low, high)  # only what occurs, also where colours are symmetric about the centre
+    bar.outline.set_visible(False)
+    ax.patch.set(facecolor=FAINT, hatch="///", edgecolor=PALE)  # seen where there is no value
+    ax.spines[:].set_visible(False)
+    ax.invert_yaxis()
+    ax.set_xticks(np.arange(n_tasks) + 0.5, thin(range(1, n_tasks + 1)), rotation=0)
+    ax.set_yticks(np.arange(n_layers) + 0.5, list(layers), rotation=0)
+    ax.set(xlabel="source task", ylabel="layer (input at the top)")
+    ax.tick_params(length=0)
+    if chosen:
+        first = list(layers).index(chosen[0]) + 1
+        frame_layers(ax, (first, first + len(chosen) - 1), n_tasks)
+    return ax
+
+
+def frame_layers(ax: Axes, block: tuple[int, int], n_tasks: int) -> Rectangle:
+    """A frame around the rows of a block (first, last: numbers from 1) of `layer_task_heatmap`; returns it."""
+    look = {"fill": False, "edgecolor": ACCENT, "linewidth": 4, "clip_on": False}
+    return ax.add_patch(Rectangle((0, block[0] - 1), n_tasks, block[1] - block[0] + 1, **look))
+
+
+def heat_norm(
+    values: np.ndarray, centre: float | None = None, vmin: float | None = None, vmax: float | None = None
+) -> tuple[Normalize, float, float]:
+    """The colour scale of `layer_task_heatmap`, symmetric about `centre` where there is one, and the ends of what occurs."""
+    seen = values[np.isfinite(values)]
+    low = vmin if vmin is not None else min(seen, default=0.0)
+    high = vmax if vmax is not None else max(seen, default=1.0)
+    half = 0.0 if centre is None else max(high - centre, centre - low)
+    return Normalize(low, high) if centre is None else Normalize(centre - half, centre + half), low, high
+
+
+def profile_with_null(
+    table: pd.DataFrame,
+    *,
+    chosen: Sequence[str] = (),
+    label: str | None = None,
+    ax: Axes | None = None,
+    legend: bool = True,
+) -> Axes:
+    """Score per layer beside its null, the mean of untrained networks +- 2 standard deviations; `chosen` is shaded.
+
+    table: of one criterion, as `criteria.score` gives it (layer, score, null, null_sd). Where all values are positive and
+    span more than a factor of ten, the axis is logarithmic and says so. More than one criterion: ValueError.
+    """
+    if table["layer"].duplicated().any():
+        raise ValueError("the table holds more than one criterion; choose one, or use criteria_panel")
+    layers, x = list(table["layer"]), np.arange(1, len(table) + 1)
+    score, null = table["score"].to_numpy(float), table["null"].to_numpy(float)
+    spread = 2 * table["null_sd"].to_numpy(float)
+    ax = new_axes(ax, 9, 4.6)
+    if chosen:
+        first = layers.index(chosen[0]) + 1
+        text = f"chosen: {block_text(chosen)}"
+        ax.axvspan(first - 0.5, first + len(chosen) - 0.5, color=CHOSEN, alpha=0.55, linewidth=0, label=text, zorder=0)
+    ax.fill_between(x, null - spread, null + spread, color=GREY, alpha=0.35, linewidth=0, zorder=1)
+    ax.plot(x, null, color=MUTED, linestyle="--", linewidth=1.8, label="untrained networks, mean ± 2 sd")
+    ax.plot(x, score, color=COLLECTIVE, marker="o", markersize=6, label="collective", zorder=3)
+    name = str(table["criterion"].iloc[0]) if "criterion" in table else ""
+    label = label or SCORE_LABELS.get(name, name or "score")
+    label += " (log)" if log_where_wide(ax.yaxis, np.concatenate([score, null - spread, null + spread])) else ""
+    ax.set_xticks(x, short(layers), rotation=45 if max(map(len, short(layers))) > 2 else 0)
+    numbered = short(layers) != layers
+    ax.set(xlabel="layer (conv number)" if numbered else "layer", ylabel=label, xlim=(0.5, len(x) + 0.5))
+    tidy(ax, grid="y")
+    if legend:
+        legend_below(ax)
+    return ax
+
+
+def criteria_panel(scores: pd.DataFrame, chosen_by: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """Every criterion beside its null, one small panel each, with the block it would choose; returns the axes (n,).
+
+    scores: `criteria.score_all` (scores.csv); chosen_by: criterion -> layers it chooses (may lack some).
+    """
+    names = list(dict.fromkeys(scores["criterion"]))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(11, 3.2 * rows + 0.5), squeeze=False, layout="constrained")
+    for ax, name in zip(grid.flat, names, strict=False):
+        chosen = tuple(chosen_by.get(name, ()))
+        profile_with_null(scores[scores["criterion"] == name], chosen=chosen, ax=ax, legend=False)
+        ax.set_title(f"{name}\n{block_text(chosen)}", fontsize=13)
+        ax.tick_params(labelsize=10)
+        ax.set_ylabel(ax.get_ylabel(), fontsize=10.5)
+        ax.set_xlabel(ax.get_xlabel(), fontsize=10.5)
+    for ax in grid.flat[len(names) :]:
+        ax.set_visible(False)
+    lines = [h for h in grid.flat[0].get_lines() if not h.get_label().startswith("_")]
+    patch = Rectangle((0, 0), 1, 1, color=CHOSEN, alpha=0.55)
+    labels = [line.get_label() for line in lines] + ["the block it chooses"]
+    figure.legend([*lines, patch], labels, loc="outside lower center", ncols=3)
+    return grid.flat[: len(names)]

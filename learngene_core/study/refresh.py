@@ -1,0 +1,191 @@
+"""What the README and the committed notebooks show, made again: `make notebooks` for the lecture preset, and
+
+    python -m learngene_core.refresh --cifar RUN --reference RUN
+
+for the tables and pictures of finished CIFAR-100 runs (`learngene reconstruct` and `openworld`; `learngene reference`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ..config import Config
+from ..errors import StudyError, say
+from ..record import Record
+from ..runs.info import configuration
+from ..runs.run import Run
+from . import cli, frontpage, notebooks
+from .chain import run_study
+from .summary import summary_markdown
+
+HOME = "runs/lecture"  # where a newcomer's run is
+TOUR = (f"learngene info {HOME}", "learngene criteria")
+
+
+def refresh() -> None:
+    """Run the whole study in a new folder and write the executed, cleaned notebooks over the committed ones.
+
+    One clean run, in order, from nothing: the outputs of one notebook fit those of the next.
+    """
+    with tempfile.TemporaryDirectory(prefix="learngene-") as folder:
+        run = run_study(Config.preset("lecture"), Path(folder, "lecture"))
+        for path in notebooks.numbered():
+            notebooks.write(notebooks.clean(notebooks.read(run.path / "notebooks" / path.name)), path)
+            say(f"{path.name}: executed again")
+        _pictures(run)
+
+
+def _pictures(run: Run) -> None:
+    """The README's pictures, drawn from the same run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from ..analysis.statistics import paired_table
+    from ..figures import training as figures
+    from ..learngene import Learngene, light_shape
+    from ..runs.states import task_states
+
+    figures.use_style()
+    gene = Learngene.load(run.path / "learngene.safetensors")
+    shapes = task_states(run)[-1]["shape"], light_shape(gene, run.cfg.n_way, run.cfg)
+    target = notebooks.folder() / "images"
+    target.mkdir(exist_ok=True)
+    figures.networks_side_by_side(*shapes, gene.layers).figure.savefig(
+        target / "networks.png", dpi=80, bbox_inches="tight"
+    )
+    _front_pictures(run, [state["shape"] for state in task_states(run)], shapes[1], gene.layers, target)
+    axes = figures.comparison(paired_table(run.read_table("results.csv")), n_way=run.cfg.n_way)
+    axes.flat[0].figure.savefig(target / "comparison.png", dpi=80, bbox_inches="tight")
+    _atlas_pictures(run, target)
+    (target / "lecture.md").write_text(summary_markdown(run) + "\n", encoding="utf-8")
+    (target / "tour.txt").write_text(tour(run), encoding="utf-8")
+    _front_page()
+
+
+def _front_page() -> None:
+    if (page := notebooks.folder().with_name("README.md")).exists():
+        frontpage.main([str(page)])  # its tables come from what stands beside the notebooks
+
+
+def keep_cifar(run: Run, reference: Run | None, target: Path) -> None:
+    """Write what the README shows of a CIFAR-100 run, and of the reference check, into the folder `target`.
+
+    That is: its tables (of the open world the state after the last source task), what the criteria choose, two pictures.
+    Raises StudyError for a run that lacks a stage.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from ..analysis.statistics import paired_table
+    from ..explorer import threshold as explore
+    from ..figures import training as figures
+    from ..record import Record
+
+    figures.use_style()
+    for stage in ("criteria", "reconstruct", "openworld"):
+        if not run.done(stage):
+            raise StudyError(f"{run.path} has no finished {stage}; run `learngene {stage}` with the same --out")
+    record, k, heads = Record.load(run.path), run.cfg.n_blocks, run.read_table("openworld_heads.csv")
+    tables = {
+        "results": run.read_table("results.csv"),
+        "openworld": heads[heads["task"] == heads["task"].max()],
+        "timings": run.read_table("timings.csv"),
+        "choices": _choices(record, run.cfg),
+    }
+    if reference is not None:
+        tables["reference"] = reference.read_table("reference.csv")
+    for name, table in tables.items():
+        table.to_csv(target / f"cifar-{name}.csv", index=False, lineterminator="\n")
+    axes = figures.comparison(paired_table(tables["results"]), n_way=run.cfg.n_way)
+    axes.flat[0].figure.savefig(target / "cifar-comparison.png", dpi=80, bbox_inches="tight")
+    axes = explore.draw_record(record, threshold=5e-4, n_blocks=k)
+    axes.flat[0].figure.savefig(target / "cifar-criterion.png", dpi=80, bbox_inches="tight")
+
+
+def tour(run: Run) -> str:
+    """What a newcomer sees in a terminal after `make study`: each command of `TOUR` and its output on this finished run."""
+    shown = []
+    for command in TOUR:
+        words = command.split()[1:]
+        where = ["--preset", run.cfg.preset_name, "--out", str(run.path)] if words[0] != "info" else []
+        heard = io.StringIO()
+        with contextlib.redirect_stdout(heard):
+            cli.main([str(run.path) if word == HOME else word for word in words] + where)
+        shown.append(f"$ {command}\n{heard.getvalue().strip().replace(str(run.path), HOME)}\n")
+    return "\n".join(shown)
+
+
+def _front_pictures(run: Run, shapes: list[dict], individual: dict, layers: tuple[str, ...], target: Path) -> None:
+    """The paradigm, and the film of the gradient record at the threshold of the paper's appendix figure."""
+    from .. import criteria
+    from ..figures import training as figures
+    from ..record import Record
+    from . import animation
+
+    record, cfg = Record.load(run.path), run.cfg
+    name = cfg.criterion if cfg.criterion in criteria.CRITERIA else "released"
+    scores = criteria.score(record, name, **criteria.options_of(name, cfg))
+    ax = figures.paradigm(shapes, individual, layers, scores, shots=cfg.shots[0])
+    ax.figure.savefig(target / "paradigm.png", dpi=100, bbox_inches="tight")
+    animation.record_gif(record, target / "record.gif", threshold=5e-4, sign=cfg.sign, n_blocks=cfg.n_blocks)
+
+
+def _atlas_pictures(run: Run, target: Path) -> None:
+    from ..figures import training as figures
+
+    table = run.read_table("atlas.csv")
+    marks = figures.ends(int(table["last"].max()), run.cfg.n_blocks)
+    chosen = figures.choices_of(run.read_table("selection.csv"), {"recommended": "within budget"})
+    ax = figures.atlas_map(table, marks={**marks, **chosen})
+    ax.figure.savefig(target / "atlas.png", dpi=80, bbox_inches="tight")
+    run.read_table("claims.csv").to_csv(target / "claims-lecture.csv", index=False, lineterminator="\n")
+
+
+def _choices(record: Record, cfg: Config) -> pd.DataFrame:
+    """What every criterion chooses, the released one at both thresholds, and how many untrained networks it gives the same."""
+    import pandas as pd
+
+    from .. import criteria
+
+    asked = [(name, criteria.options_of(name, cfg)) for name in criteria.CRITERIA]
+    asked.insert(1, ("released", {**criteria.options_of("released", cfg), "threshold": 5e-4}))
+    rows = []
+    for name, options in asked:
+        chosen = criteria.best_block(criteria.score(record, name, **options), cfg.n_blocks)
+        null = criteria.null_choices(record, name, cfg.n_blocks, **options)
+        alike = f"{sum(block == chosen for block in null)} of {len(null)}"
+        threshold = f"{options['threshold']:g}" if "threshold" in options else ""
+        rows.append((name, threshold, f"{chosen[0]} to {chosen[-1]}", alike))
+    return pd.DataFrame(rows, columns=["criterion", "threshold", "chooses", "untrained networks alike"])
+
+
+def _run(path: Path) -> Run:
+    return Run.open(configuration(path), path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m learngene_core.refresh`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m learngene_core.refresh", description=__doc__.partition("\n")[0])
+    parser.add_argument("--cifar", metavar="RUN", type=Path, help="finished CIFAR-100 run to show instead")
+    parser.add_argument(
+        "--reference", metavar="RUN", type=Path, help="finished `learngene reference` to show beside it"
+    )
+    given = parser.parse_args(arguments)
+    if given.cifar is None:
+        refresh()
+        return 0
+    reference = None if given.reference is None else _run(given.reference)
+    keep_cifar(_run(given.cifar), reference, notebooks.folder() / "images")
+    _front_page()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
