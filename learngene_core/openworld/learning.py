@@ -1,9 +1,8 @@
-"""The learngene after the open world: cut from the network that has learned the unknown classes, and compared.
-
-Learning what was unknown: flagged by a threshold, labelled by an oracle, joined to the head, trained on.
+"""Learning what was unknown: flagged by a threshold, labelled by an oracle, joined to the head, trained on.
 
 The threshold is fixed on validation images; the stream holds these (what is flagged among them are false alarms) and the
-open-world stream images. Accuracies are on test images, which nothing above has seen.
+open-world stream images. Accuracies are on test images, which nothing above has seen. At the end: the learngene cut from the
+network that has learned, and compared with the one cut before.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..arms import arms_of
 from ..collective import Collective
 from ..config import Config
 from ..errors import StudyError, read_json, say, write_json
 from ..ewc import Penalty, fisher_diagonal
-from ..fewshot import Individuals, arms_of
+from ..fewshot import Individuals
 from ..learngene import Learngene
 from ..network import ConvNet, linear_of
 from ..runs.run import Run
@@ -32,58 +32,13 @@ from ..tasks import ImageSet, TargetTask, generator, numpy_generator
 from ..training import Recipe, fit, task_loss
 from .measures import accuracies, threshold_at
 from .scores import Head, class_means, distances, imprinted
-from .views import OpenSets, View, described, gathered, on_workers
+from .views import OpenSets, View, gathered, on_workers, open_features
 
-# ways of learning on whose networks are kept: with the new classes, and the control that met exemplars of the old ones only
+# ways of learning whose networks are kept: with the new classes, and the control that met exemplars of the old ones only
 SAVED = {"exemplars": "openworld", "rehearsed": "openworld/rehearsed"}
 
 
-def moved(before: ConvNet, after: ConvNet) -> pd.DataFrame:
-    """How far each block's convolution moved: norm of the change over norm of the weights, and the mean angle of its filters
-    in degrees (batch norm undoes a filter's length, not its direction). One row per block."""
-    rows = []
-    for name in before.block_names:
-        a, b = (m.blocks[name].conv.weight.detach().cpu().double().flatten(1) for m in (before, after))  # (out, in * 9)
-        cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-1, 1)
-        angle = float(torch.rad2deg(torch.acos(cosine)).mean())
-        rows.append({"layer": name, "relative_change": float((b - a).norm() / a.norm()), "angle": angle})
-    return pd.DataFrame(rows)
-
-
-def network_after(run: Run, way: str = "exemplars") -> ConvNet:
-    """The network that has learned the unknown classes (or that was `rehearsed` without them), as `open_world` saved it.
-
-    Raises StudyError when the run has not met the open world yet.
-    """
-    if not run.done("openworld"):
-        raise StudyError(f"{run.path} has not met the open world yet; run `learngene openworld` first")
-    return load_state(run.path / SAVED[way])[0]
-
-
-def cut_after(run: Run, layers: tuple[str, ...], way: str = "exemplars") -> Learngene:
-    """The learngene of these layers, cut from `network_after`.
-
-    Raises StudyError when the run has not met the open world yet, and for layers that are no block.
-    """
-    model, about = network_after(run, way), read_json(run.path / SAVED[way] / "about.json")
-    notes = {"chosen_by": "hand", "cut": f"after the open world ({way})", "stage_hash": run.cfg.stage_hash("openworld")}
-    return Learngene.from_model(model, layers, mean=about["mean"], std=about["std"], data=run.cfg.data, **notes)
-
-
-def compare_cuts(
-    cuts: dict[str, Learngene], col: Collective, imgs: ImageSet, tgt: Sequence[TargetTask], cfg: Config
-) -> pd.DataFrame:
-    """Light individuals of every learngene on the same target tasks, initial weights and batches: one row per individual,
-    column `method` holds the learngene's name; `statistics.paired_table` compares them."""
-    tables = []
-    for name, gene in cuts.items():
-        arms = [arm for arm in arms_of(gene, col, cfg, ("learngene",)) if arm.family == "light"]
-        rows, _ = Individuals(arms, imgs, cfg, gene.mean, gene.std).table(tgt)
-        tables.append(rows.assign(method=name))
-    return pd.concat(tables, ignore_index=True)
-
-
-WAYS = ("before", "rehearsed", "imprinted", "nothing", "ewc", "exemplars", "all_given")  # in the order of the table
+TAUGHT = ("before", "rehearsed", "imprinted", "nothing", "ewc", "exemplars", "all_given")  # in the order of the table
 REHEARSING = ("rehearsed", "exemplars", "all_given")  # with exemplars of the old classes among the images
 
 
@@ -152,10 +107,10 @@ def learn(view: View, imgs: ImageSet, sets: OpenSets, cfg: Config, run: Run) -> 
 
     jobs = {way: functools.partial(lesson.examined, way, classes) for way, classes in given.items()}
     found = on_workers(jobs, run, done=done, alone=view.model.dropout > 0)
-    rows = [lesson.row(way, given[way], found[way][1], flags) for way in WAYS]
+    rows = [lesson.row(way, given[way], found[way][1], flags) for way in TAUGHT]
     for way, classes in (("ncm", told), ("ncm_all_given", sets.stream)):
         rows.append(lesson.row(way, classes, lesson.nearest(classes), flags))
-    kept = {way: model for way in WAYS if (model := found[way][0]) is not None}
+    kept = {way: model for way in TAUGHT if (model := found[way][0]) is not None}
     for way, model in kept.items():
         _save(model, [*view.class_names, *given[way]], view, run.path / SAVED[way])
     blocks = [moved(view.model, model).assign(method=way) for way, model in kept.items()]
@@ -254,10 +209,10 @@ class _Lesson:
         before, head = self.view.model.state_dict(), f"classifier.{len(model.classifier) - 1}."
         if all(torch.equal(t, before[n]) for n, t in model.state_dict().items() if not n.startswith(head)):
             return self.view.features(self.imgs, indices)[0]
-        return described(model, self._images(indices), self.mean, self.std)[0]
+        return open_features(model, self._images(indices), self.mean, self.std)[0]
 
     def nearest(self, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The same for nearest class mean on the frozen features (`described`): exemplars, and the given images."""
+        """The same for nearest class mean on the frozen features (`open_features`): exemplars, and the given images."""
         means = class_means(self.old_deep, self.old_labels)
         if given:
             indices, labels = gathered(given, tuple(given))
@@ -280,3 +235,49 @@ class _Lesson:
         images = sum(len(i) for i in given.values())
         joined = {"classes_joined": len(given), "unknown_classes": len(self.sets.unknown), "new_images": images}
         return {"method": way, **values, **joined, **flags.counts}
+
+
+# the learngene after the open world ------------------------------------------------------------------------------------
+def moved(before: ConvNet, after: ConvNet) -> pd.DataFrame:
+    """How far each block's convolution moved: norm of the change over norm of the weights, and the mean angle of its filters
+    in degrees (batch norm undoes a filter's length, not its direction). One row per block."""
+    rows = []
+    for name in before.block_names:
+        a, b = (m.blocks[name].conv.weight.detach().cpu().double().flatten(1) for m in (before, after))  # (out, in * 9)
+        cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-1, 1)
+        angle = float(torch.rad2deg(torch.acos(cosine)).mean())
+        rows.append({"layer": name, "relative_change": float((b - a).norm() / a.norm()), "angle": angle})
+    return pd.DataFrame(rows)
+
+
+def network_after(run: Run, way: str = "exemplars") -> ConvNet:
+    """The network that has learned the unknown classes (or that was `rehearsed` without them), as `open_world` saved it.
+
+    Raises StudyError when the run has not met the open world yet.
+    """
+    if not run.done("openworld"):
+        raise StudyError(f"{run.path} has not met the open world yet; run `learngene openworld` first")
+    return load_state(run.path / SAVED[way])[0]
+
+
+def cut_after(run: Run, layers: tuple[str, ...], way: str = "exemplars") -> Learngene:
+    """The learngene of these layers, cut from `network_after`.
+
+    Raises StudyError when the run has not met the open world yet, and for layers that are no block.
+    """
+    model, about = network_after(run, way), read_json(run.path / SAVED[way] / "about.json")
+    notes = {"chosen_by": "hand", "cut": f"after the open world ({way})", "stage_hash": run.cfg.stage_hash("openworld")}
+    return Learngene.from_model(model, layers, mean=about["mean"], std=about["std"], data=run.cfg.data, **notes)
+
+
+def compare_cuts(
+    cuts: dict[str, Learngene], col: Collective, imgs: ImageSet, tgt: Sequence[TargetTask], cfg: Config
+) -> pd.DataFrame:
+    """Light individuals of every learngene on the same target tasks, initial weights and batches: one row per individual,
+    column `method` holds the learngene's name; `statistics.paired_table` compares them."""
+    tables = []
+    for name, gene in cuts.items():
+        arms = [arm for arm in arms_of(gene, col, cfg, ("learngene",)) if arm.family == "light"]
+        rows, _ = Individuals(arms, imgs, cfg, gene.mean, gene.std).table(tgt)
+        tables.append(rows.assign(method=name))
+    return pd.concat(tables, ignore_index=True)

@@ -14,6 +14,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+import sklearn.linear_model  # noqa: F401 (its thread pool can be limited only once it is loaded)
+import torch
+from sklearn import covariance  # noqa: F401 (the same)
+from threadpoolctl import threadpool_limits
 
 from ..config import Config
 from ..data.division import Division
@@ -22,7 +26,7 @@ from ..runs.machine import machine_of
 from ..runs.run import Run
 from ..tasks import ImageSet, SourceTask
 from ..training import use
-from .learning import SAVED
+from .learning import SAVED, learn
 from .measures import intervals, metrics
 from .scores import FEATURE_SCORES
 from .views import OpenSets, View, gathered, on_workers, open_sets, view_of
@@ -107,8 +111,6 @@ def open_world(imgs: ImageSet, div: Division, src: Sequence[SourceTask], cfg: Co
 
 
 def _computed(imgs: ImageSet, src: Sequence[SourceTask], sets: OpenSets, cfg: Config, run: Run) -> OpenWorld:
-    from .learning import learn
-
     last = src[-1].number
 
     def state(task: int) -> tuple[View | None, list[dict]]:
@@ -130,11 +132,6 @@ def _computed(imgs: ImageSet, src: Sequence[SourceTask], sets: OpenSets, cfg: Co
 @contextlib.contextmanager
 def _one_thread_each(run: Run) -> Iterator[None]:
     """As many threads for NumPy and scikit-learn as for torch, so that equal machines give equal files."""
-    import sklearn.covariance
-    import sklearn.linear_model  # noqa: F401 (only what is loaded by now can be limited)
-    import torch
-    from threadpoolctl import threadpool_limits
-
     torch.optim.SGD([torch.zeros(1)])  # the first one loads much that two workers had better not load at once
     machine = machine_of(run)
     use(machine)
@@ -142,7 +139,7 @@ def _one_thread_each(run: Run) -> Iterator[None]:
         yield
 
 
-def describe(world: OpenWorld) -> str:
+def open_world_text(world: OpenWorld) -> str:
     """The scores after the last source task, and what learning the unknown classes gave."""
     last = world.table[world.table["task"] == world.table["task"].max()]
     first = last.iloc[0]

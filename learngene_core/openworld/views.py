@@ -51,9 +51,9 @@ class View:
     seen: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
 
     def features(self, imgs: ImageSet, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`described` for images with these indices (n,), each looked at once; `imgs` are those of the exemplars."""
+        """`open_features` of images with these indices (n,), each looked at once; `imgs` are those of the exemplars."""
         if missing := [int(i) for i in dict.fromkeys(indices.tolist()) if i not in self.seen]:
-            found = described(self.model, imgs.images[missing], self.mean, self.std, self.depths)
+            found = open_features(self.model, imgs.images[missing], self.mean, self.std, self.depths)
             self.seen.update(zip(missing, zip(*found, strict=True), strict=True))
         rows = [self.seen[i] for i in indices.tolist()]
         return np.stack([below for below, _ in rows]), np.stack([deep for _, deep in rows])
@@ -92,7 +92,7 @@ def gathered(groups: dict[str, np.ndarray], names: Sequence[str]) -> tuple[np.nd
 
 
 @torch.no_grad()
-def described(
+def open_features(
     model: ConvNet, images: Tensor, mean: Tensor, std: Tensor, depths: int = 1, batch_size: int = 250
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the last linear layer sees (n, d), and features (n, e) of the last `depths` blocks with a pool behind them: each
@@ -128,7 +128,7 @@ def view_of(run: Run, imgs: ImageSet, sets: OpenSets, task: int) -> View:
     model.to(machine.device, memory_format=layout(machine)).eval()  # and stays so: workers share it
     names, cfg = tuple(about["class_names"]), run.cfg
     indices, labels = gathered(sets.exemplars, names)
-    features, deep = described(model, imgs.images[torch.from_numpy(indices)], mean, std, cfg.open_depths)
+    features, deep = open_features(model, imgs.images[torch.from_numpy(indices)], mean, std, cfg.open_depths)
     own = Head(*(p.detach().double().cpu().numpy() for p in (model.head.weight, model.head.bias)))
     heads = {"refit": refit_head(features, labels, cfg.open_strength), "own": own}
     made = {

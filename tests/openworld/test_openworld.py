@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,20 +12,15 @@ import torch
 from toys import tables_equal, toy_config, toy_images
 
 from learngene_core.analysis import statistics
-from learngene_core.collective import train_collective
 from learngene_core.config import Config
 from learngene_core.data.division import Division, source_tasks, target_tasks
 from learngene_core.errors import StudyError, read_json, write_json
-from learngene_core.explorer import openworld as openexplore
 from learngene_core.fewshot import evaluate_few_shot
-from learngene_core.figures import openworld as openfigures
 from learngene_core.learngene import Learngene
-from learngene_core.openworld import learning as openafter
-from learngene_core.openworld import learning as openlearning
-from learngene_core.openworld import noticing as openworld
-from learngene_core.openworld import scores
-from learngene_core.openworld import views as openviews
+from learngene_core.openworld import learning, noticing, scores, views
+from learngene_core.runs import stages
 from learngene_core.runs.run import Run
+from learngene_core.training import predict
 
 CFG = toy_config(open_resamples=50, open_keep=60.0, open_min_images=2, open_epochs=1, open_exemplars=6)
 NAMES = toy_images().class_names
@@ -40,35 +36,31 @@ def images():
 def trained(tmp_path_factory, images):
     """A run folder with a finished collective of three tasks, and nothing after it."""
     run = Run.open(CFG, tmp_path_factory.mktemp("open") / "run")
-    train_collective(images, DIVISION, source_tasks(images, DIVISION, CFG), CFG, run)
+    stages.collective(run, images, source_tasks(images, DIVISION, CFG))
     return run.path
 
 
 @pytest.fixture
 def fresh(trained, tmp_path):
     """A copy of it."""
-    import shutil
-
     return shutil.copytree(trained, tmp_path / "copy")
 
 
 def met(path, images, div=DIVISION, cfg=CFG):
     """The open world of a run folder."""
-    return openworld.open_world(images, div, source_tasks(images, div, cfg), cfg, Run.open(cfg, path))
+    return noticing.open_world(images, div, source_tasks(images, div, cfg), cfg, Run.open(cfg, path))
 
 
 @pytest.fixture(scope="module")
 def done(trained, images, tmp_path_factory):
     """A run folder with the open world, and its tables."""
-    import shutil
-
     path = shutil.copytree(trained, tmp_path_factory.mktemp("done") / "run")
     return path, met(path, images)
 
 
 def view_and_sets(path, images, task=3, cfg=CFG):
-    sets = openworld.open_sets(images, DIVISION, source_tasks(images, DIVISION, cfg), cfg)
-    return openworld.view_of(Run(cfg, path), images, sets, task), sets
+    sets = views.open_sets(images, DIVISION, source_tasks(images, DIVISION, cfg), cfg)
+    return views.view_of(Run(cfg, path), images, sets, task), sets
 
 
 # who is known ---------------------------------------------------------------------------------------------------------
@@ -99,10 +91,8 @@ def test_no_image_has_two_roles_and_classes_to_come_are_in_neither(done, images)
 
 
 def test_the_networks_own_head_gives_the_networks_own_answers(done, images):
-    from learngene_core.training import predict
-
     view, sets = view_and_sets(done[0], images)
-    indices, _ = openworld.gathered(sets.test, view.class_names)
+    indices, _ = views.gathered(sets.test, view.class_names)
     logits = predict(view.model, images.images[torch.from_numpy(indices)], view.mean, view.std)
     ours = view.scorers["own"].head.logits(view.features(images, indices)[0])
     assert ours == pytest.approx(logits.numpy(), abs=1e-4)
@@ -122,7 +112,7 @@ def test_other_test_images_change_no_choice(done, fresh, images):
     counts = ["method", "threshold", "budget", "flagged_unknown", "false_alarms", "classes_joined", "new_images"]
     assert tables_equal(other.learning[counts], done[1].learning[counts])
     assert tables_equal(other.blocks, done[1].blocks)
-    for folder in openafter.SAVED.values():
+    for folder in learning.SAVED.values():
         name = f"{folder}/model.safetensors"
         assert (fresh / name).read_bytes() == (done[0] / name).read_bytes()
     choosing = ["validation", "stream"]
@@ -132,7 +122,7 @@ def test_other_test_images_change_no_choice(done, fresh, images):
 
 def test_the_same_seed_gives_the_same_files(done, fresh, images):
     met(fresh, images)
-    for name in openworld.FILES:
+    for name in noticing.FILES:
         assert (fresh / name).read_bytes() == (done[0] / name).read_bytes(), name
 
 
@@ -141,7 +131,7 @@ def test_two_workers_give_the_files_of_one(done, fresh, images):
     machine = fresh / "machine.json"
     write_json(machine, {**read_json(machine), "workers": 2})
     met(fresh, images)
-    for name in openworld.FILES:
+    for name in noticing.FILES:
         assert (fresh / name).read_bytes() == (done[0] / name).read_bytes(), name
 
 
@@ -150,9 +140,9 @@ def test_dropout_which_draws_from_a_global_state_repeats_with_two_workers(tmp_pa
     src = source_tasks(images, DIVISION, cfg)
     for name in ("one", "two"):
         run = Run.open(cfg, tmp_path / name)
-        train_collective(images, DIVISION, src, cfg, run)
-        openworld.open_world(images, DIVISION, src, cfg, run)
-    for name in openworld.FILES:
+        stages.collective(run, images, src)
+        noticing.open_world(images, DIVISION, src, cfg, run)
+    for name in noticing.FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
@@ -161,15 +151,15 @@ def test_an_error_in_a_worker_reaches_the_caller(done):
         raise StudyError("the second job")
 
     with pytest.raises(StudyError, match="the second job"):
-        openviews.on_workers({"first": lambda: 1, "second": fails}, Run(CFG, done[0]), done=lambda k: None)
+        views.on_workers({"first": lambda: 1, "second": fails}, Run(CFG, done[0]), done=lambda k: None)
 
 
 def test_features_are_computed_once_per_image_and_stay_in_order(done, images, monkeypatch):
     view, sets = view_and_sets(done[0], images)
     some = sets.unknown[DIVISION.open_world[0]]
-    whole = openviews.described(view.model, images.images[some], view.mean, view.std, view.depths)
+    whole = views.open_features(view.model, images.images[some], view.mean, view.std, view.depths)
     assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(view.features(images, some), whole, strict=True))
-    monkeypatch.setattr(openviews, "described", None)  # nothing more may be computed
+    monkeypatch.setattr(views, "open_features", None)  # nothing more may be computed
     turned = view.features(images, some[::-1])
     assert all(np.array_equal(a[::-1], b) for a, b in zip(turned, view.features(images, some), strict=True))
 
@@ -183,13 +173,13 @@ def test_a_finished_open_world_is_loaded(done, images, capsys):
 # learning ---------------------------------------------------------------------------------------------------------------
 def test_the_threshold_flags_below_and_the_budget_counts_false_alarms(done, images):
     view, sets = view_and_sets(done[0], images)
-    flags = openlearning.flag(view, images, sets, CFG)
+    flags = learning.flag(view, images, sets, CFG)
     values = view.scorers["refit"](*view.features(images, flags.image))[CFG.open_score][0]
     assert (flags.flagged == (values < flags.threshold)).all()
     assert np.mean(flags.flagged[flags.known]) <= 0.4 + 1e-9
     assert len(flags.image) == 36 // 3 * 3 + 4 * 12 or flags.known.sum() == 36
     assert (flags.labelled == flags.flagged).all() and flags.counts["budget"] == flags.flagged.sum()
-    few = openlearning.flag(view, images, sets, CFG.replace(open_budget=3))
+    few = learning.flag(view, images, sets, CFG.replace(open_budget=3))
     assert few.labelled.sum() == 3 and few.labelled[: np.flatnonzero(few.flagged)[2] + 1].sum() == 3
 
 
@@ -206,7 +196,7 @@ def test_every_way_of_learning_is_reported(done):
 def test_learning_leaves_the_collective_and_the_first_view_as_they_were(done, images):
     view, sets = view_and_sets(done[0], images)
     before = {n: t.clone() for n, t in view.model.state_dict().items()}
-    lesson = openlearning._Lesson(view, images, sets, CFG)
+    lesson = learning._Lesson(view, images, sets, CFG)
     taught = lesson.taught("nothing", sets.stream)
     assert all(torch.equal(t, before[n]) for n, t in view.model.state_dict().items())
     assert taught.n_classes == view.model.n_classes + 4
@@ -214,14 +204,12 @@ def test_learning_leaves_the_collective_and_the_first_view_as_they_were(done, im
 
 @pytest.mark.parametrize("way", ["before", "imprinted", "nothing"])
 def test_examined_is_what_the_network_answers_to_each_test_image(done, images, way):
-    from learngene_core.training import predict
-
     view, sets = view_and_sets(done[0], images)
-    lesson, given = openlearning._Lesson(view, images, sets, CFG), {} if way == "before" else sets.stream
+    lesson, given = learning._Lesson(view, images, sets, CFG), {} if way == "before" else sets.stream
     model = lesson.taught(way, given)
     names = np.array([*view.class_names, *given])
     for right, groups in zip(lesson.predictions(model, given), (sets.test, sets.unknown), strict=True):
-        indices, places = openworld.gathered(groups, tuple(groups))
+        indices, places = views.gathered(groups, tuple(groups))
         answers = predict(model, images.images[indices], view.mean, view.std).argmax(1)
         assert right.tolist() == (names[answers] == np.array(tuple(groups))[places]).tolist()
 
@@ -230,8 +218,8 @@ def test_strong_ewc_holds_the_old_weights(done, images):
     view, sets = view_and_sets(done[0], images)
     away = {}
     for way, strength in (("nothing", 0.0), ("ewc", 1e7)):
-        lesson = openlearning._Lesson(view, images, sets, CFG.replace(open_ewc=strength))
-        away[way] = openafter.moved(view.model, lesson.taught(way, sets.stream))["relative_change"].mean()
+        lesson = learning._Lesson(view, images, sets, CFG.replace(open_ewc=strength))
+        away[way] = learning.moved(view.model, lesson.taught(way, sets.stream))["relative_change"].mean()
     assert away["ewc"] < 0.8 * away["nothing"]
 
 
@@ -245,28 +233,28 @@ def test_where_no_class_is_told_often_enough_none_joins(fresh, images, capsys):
 
 def test_the_learngene_can_be_cut_after(done, trained):
     run = Run(CFG, done[0])
-    gene = openafter.cut_after(run, ("conv2", "conv3"))
-    model = openafter.network_after(run)
+    gene = learning.cut_after(run, ("conv2", "conv3"))
+    model = learning.network_after(run)
     assert torch.equal(gene.tensors["conv2.conv.weight"], model.blocks["conv2"].conv.weight)
     assert gene.notes["cut"].startswith("after the open world")
     with pytest.raises(StudyError, match="learngene openworld"):
-        openafter.cut_after(Run(CFG, trained), ("conv2",))
+        learning.cut_after(Run(CFG, trained), ("conv2",))
 
 
 @pytest.fixture(scope="module")
 def cuts(done, images):
     """The learngene cut before and after the open world, the collective, and the target tasks."""
-    col = train_collective(images, DIVISION, source_tasks(images, DIVISION, CFG), CFG, Run(CFG, done[0]))
+    col = stages.collective(Run(CFG, done[0]), images, source_tasks(images, DIVISION, CFG))
     layers = ("conv2", "conv3")
     before = Learngene.from_model(col.model, layers, mean=col.mean, std=col.std)
-    return before, openafter.cut_after(Run(CFG, done[0]), layers), col, target_tasks(images, DIVISION, CFG)
+    return before, learning.cut_after(Run(CFG, done[0]), layers), col, target_tasks(images, DIVISION, CFG)
 
 
 def test_equal_cuts_make_equal_individuals(cuts, images):
     """Same target tasks, initial weights and batches: nothing but the learngene tells individuals apart."""
     before, _, col, tgt = cuts
     copied = dataclasses.replace(before, tensors={n: t.clone() for n, t in before.tensors.items()})
-    table = openafter.compare_cuts({"one": before, "two": copied}, col, images, tgt, CFG)
+    table = learning.compare_cuts({"one": before, "two": copied}, col, images, tgt, CFG)
     one, two = (table[table["method"] == name].drop(columns="method").reset_index(drop=True) for name in ("one", "two"))
     assert len(one) == len(tgt) * CFG.n_inits * len(CFG.shots) and set(one["family"]) == {"light"}
     assert one["final_loss"].nunique() > 1
@@ -283,7 +271,7 @@ def test_every_cut_has_its_own_individuals_under_its_own_name(cuts, images):
         alone[name] = rows[rows["family"] == "light"]["final_loss"].to_numpy()
     assert (alone["before"] != alone["after"]).all()
     for pair in ({"before": before, "after": after}, {"after": after, "before": before}):
-        table = openafter.compare_cuts(pair, col, images, tgt, CFG)
+        table = learning.compare_cuts(pair, col, images, tgt, CFG)
         assert list(dict.fromkeys(table["method"])) == list(pair)
         for name in pair:
             assert table.loc[table["method"] == name, "final_loss"].tolist() == alone[name].tolist()
@@ -308,8 +296,8 @@ def test_a_single_image_per_class_and_the_own_head_work(tmp_path, images, change
     cfg = CFG.replace(n_source_tasks=1, growth="none", **changes)
     run = Run.open(cfg, tmp_path / "run")
     src = source_tasks(images, DIVISION, cfg)
-    train_collective(images, DIVISION, src, cfg, run)
-    world = openworld.open_world(images, DIVISION, src, cfg, run)
+    stages.collective(run, images, src)
+    world = noticing.open_world(images, DIVISION, src, cfg, run)
     assert np.isfinite(world.table[["auroc", "aupr", "fpr95", "oscr"]]).all(axis=None)
     expected = {"refit", "none"} if "open_head" not in changes else {"own", "none"}
     assert set(world.table["head"]) == expected
@@ -332,59 +320,3 @@ def test_without_a_collective_the_open_world_says_so(tmp_path, images):
 def test_bad_values_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         Config.preset("smoke", **{name: value})
-
-
-# figures ----------------------------------------------------------------------------------------------------------------
-def test_figures_draw_what_the_tables_hold(done, images):
-    import matplotlib.pyplot as plt
-
-    world, pixels = done[1], images.images.numpy()
-    axes = openfigures.score_distributions(world.images)
-    assert [a.get_title() for a in axes if a.get_visible()] == list(openfigures.SCORE_NAMES.values())
-    row = world.table[(world.table["task"] == 3) & (world.table["score"] == "msp")].iloc[0]
-    labels = openfigures.roc_with_band(world.images, "msp", n_resamples=5).get_legend_handles_labels()[1]
-    assert f"largest probability: AUROC {row['auroc']:.1f}" in labels
-    labels = openfigures.oscr_curves(world.images).get_legend_handles_labels()[1]
-    assert f"largest probability: OSCR {row['oscr']:.1f}" in labels
-    assert openfigures.over_tasks(world.table)[0].lines[0].get_ydata()[-1] == row["auroc"]
-    assert len(openfigures.learning(world.learning).get_yticklabels()) == len(world.learning)
-    assert len(openfigures.gallery({"some": pixels[:3], "none": pixels[:0]})) == 2
-    assert len(openexplore.draw_threshold(world.images, pixels)) == 5
-    plt.close("all")
-
-
-def test_the_threshold_puts_every_image_in_one_place(done):
-    shown = done[1].images[done[1].images["part"].isin(openexplore.PARTS)]
-    for threshold in (-np.inf, float(shown["ncm"].median()), np.inf):
-        groups = openfigures.threshold_counts(shown, "ncm", threshold)
-        assert sum(map(len, groups.values())) == len(shown)
-        assert pd.concat(groups.values())["image"].is_unique
-        assert all(
-            (rows["known"] == known).all()
-            for rows, (known, _) in zip(groups.values(), openfigures.GROUPS.values(), strict=True)
-        )
-    with pytest.raises(ValueError, match="no score 'mps'"):
-        openfigures.split(shown, "mps")
-
-
-def test_the_explorer_redraws(done, images):
-    import matplotlib.pyplot as plt
-
-    box = openexplore.openworld_explorer(done[1].images, images.images.numpy())
-    pictures = [bytes(box.picture.value)]
-    for name, value in (("keep", 80.0), ("score", "energy")):
-        box.controls[name].value = value
-        pictures.append(bytes(box.picture.value))
-    assert len({*pictures}) == 3 and all(picture.startswith(b"\x89PNG") for picture in pictures)
-    assert box.error.value == "" and not plt.get_fignums()
-
-
-def test_open_figures_need_no_torch():
-    import subprocess
-    import sys
-
-    code = "import sys\nfrom learngene_core import openfigures, openexplore\nprint('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        == "False"
-    )

@@ -26,12 +26,12 @@ def test_measures_equal_scikit_learn_and_counting(seed, ties):
     known, unknown, right = draw(seed, ties)
     found = opensets.metrics(known, unknown, right)
     truth, values = np.r_[np.ones(70), np.zeros(50)], np.r_[known, unknown]
-    assert found["auroc"] == pytest.approx(100 * roc_auc_score(truth, values), abs=1e-5)
-    assert found["aupr"] == pytest.approx(100 * average_precision_score(1 - truth, -values), abs=1e-5)
+    assert found["auroc"] == pytest.approx(100 * roc_auc_score(truth, values), abs=1e-9)
+    assert found["aupr"] == pytest.approx(100 * average_precision_score(1 - truth, -values), abs=1e-9)
     fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
-    assert found["fpr95"] == pytest.approx(100 * fpr[tpr >= 0.95].min(), abs=1e-5)
+    assert found["fpr95"] == pytest.approx(100 * fpr[tpr >= 0.95].min(), abs=1e-9)
     won = sum((k > u) + 0.5 * (k == u) for k, r in zip(known, right, strict=True) if r for u in unknown)
-    assert found["oscr"] == pytest.approx(100 * won / 3500, abs=1e-5)
+    assert found["oscr"] == pytest.approx(100 * won / 3500, abs=1e-9)
 
 
 @pytest.mark.parametrize("ties", [False, True])
