@@ -174,7 +174,7 @@ def weibull_fit(tails: np.ndarray, steps: int = 100) -> tuple[np.ndarray, np.nda
     """Shapes and scales (k,), (k,) of Weibull distributions from 0 on, of greatest likelihood for each row of tails (k, m) > 0.
 
     Newton's method on the logarithm of the shape, all rows at once. A row of equal values gets the largest shape, 1000.
-    `scipy.stats.weibull_min.fit` takes 50 times as long and stops within 3e-5 of the largest likelihood, where this goes to the end.
+    `scipy.stats.weibull_min.fit` takes 50 times as long and stops within 3e-5 of where this ends.
     """
     x = np.log(np.maximum(checked(tails, "distances"), 1e-12))
     top = x.max(1, keepdims=True)
