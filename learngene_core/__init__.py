@@ -41,6 +41,7 @@ _EXPORTS = {
     "analysis.own": ("Observer",),
     "analysis.tuning": ("tune",),
     "openworld.noticing": ("OpenWorld", "open_world"),
+    "explorer.cutting": ("save_choice",),
     "study.chain": ("run_study",),
     "study.grid": ("load_grid",),
     "study.sweep": ("run_sweep",),

@@ -1,6 +1,6 @@
 """Which block of the atlas a criterion would choose, and what that choice is worth; read from atlas.csv and layer_scores.csv.
 
-`draw_choice` draws one state, static; the same choice under widgets: `layerexplorer`.
+`draw_choice` draws one state, static; the same choice under widgets: `layers`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..analysis.blocks import depth_and_size, predicted, recommended
-from ..figures.atlas import Block, atlas_map, checked, signed, with_shots
+from ..figures.atlas import atlas_map
+from ..figures.tables import Block, checked, signed, with_shots
 
 ANY = 0  # stands for blocks of any length
 BEST = "best it could choose"
@@ -56,18 +57,18 @@ def choose(
         if not len(places):
             return None, places
         block = recommended(atlas.iloc[places], 100.0)
-        return next(k for k in places if _block(atlas, k) == block), places
+        return next(k for k in places if _ends(atlas, k) == block), places
     if length == ANY:
-        blocks = [_block(atlas, k) for k in places]
+        blocks = [_ends(atlas, k) for k in places]
         within = [any(f <= a and b <= e and (f, e) != (a, b) for f, e in blocks) for a, b in blocks]
         places = places[~np.array(within, bool)]
     if not len(places) or not np.isfinite(values).all() or (len(places) > 1 and np.ptp(values[places]) == 0):
         return None, places
     rounded = (values / (np.abs(values).max() or 1.0)).round(12)
-    return max(places, key=lambda k: (rounded[k], *_block(atlas, k)[::-1])), places
+    return max(places, key=lambda k: (rounded[k], *_ends(atlas, k)[::-1])), places
 
 
-def _block(atlas: pd.DataFrame, place: int) -> Block:
+def _ends(atlas: pd.DataFrame, place: int) -> Block:
     return int(atlas["first"].iloc[place]), int(atlas["last"].iloc[place])
 
 
@@ -110,7 +111,7 @@ def draw_choice(
     marks, words = {}, _no_choice(criterion, values, places)
     if place is not None:
         best = places[int(table["gain"].to_numpy(float)[places].argmax())]
-        marks = {f"{criterion} chooses": _block(table, place), BEST: _block(table, best)}
+        marks = {f"{criterion} chooses": _ends(table, place), BEST: _ends(table, best)}
         words = choice_text(table, values, place, places)
     room = {"left": 0.01, "right": 0.93, "bottom": 0.01, "top": 0.8}  # fixed places are drawn faster than a solver's
     figure, ax = plt.subplots(figsize=(10, 7.8), layout="none", gridspec_kw=room)

@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..analysis.blocks import block_parameters, depth_and_size, predicted
 from ..criteria import CRITERIA, RECOMMENDED, null_choices, score
-from ..figures.atlas import Block
 from ..figures.networks import shape_flops, shape_parameters
+from ..figures.tables import Block
 from .blocks import ANY, choose
 from .runview import RunView
 
@@ -98,7 +98,7 @@ def make_choice(view: RunView, options: Options) -> Choice:
     blocks = all_blocks(view)
     table = _score_table(view, options)
     values = _values(view, options.criterion, table, blocks)
-    block, why = _block(view, options, blocks, values)
+    block, why = _chosen(view, options, blocks, values)
     if block is None:
         return Choice(table, why=why)
     ends = {(a, b): k for k, (a, b) in enumerate(blocks[["first", "last"]].to_numpy(int).tolist())}
@@ -148,7 +148,7 @@ def _values(view: RunView, name: str, table: pd.DataFrame | None, blocks: pd.Dat
     return depth_and_size(blocks)[:, BASELINES.index(name)]
 
 
-def _block(view: RunView, options: Options, blocks: pd.DataFrame, values: np.ndarray) -> tuple[Block | None, str]:
+def _chosen(view: RunView, options: Options, blocks: pd.DataFrame, values: np.ndarray) -> tuple[Block | None, str]:
     """The chosen block and "", or None and why there is none."""
     if options.by_hand is not None:
         return options.by_hand, ""

@@ -1,6 +1,6 @@
 """The run that ships with the package: what the explorer needs of a finished lecture run, small.
 
-`python -m learngene_core.demo RUN` makes it. Tables as they are; of the network its shape, and the learngene without its
+`python -m learngene_core.explorer.demo RUN` makes it. Tables as they are; of the network its shape, and the learngene without its
 Fisher information. The bookkeeping lists what is there, so the folder is a run of its own kind: it can be explored, not gone
 on with.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StudyError, file_hash, read_json, say, write_json
+from ..learngene import Learngene
 from .runview import RunView
 from .server import DEMO
 
@@ -52,8 +53,6 @@ def extract(run: str | Path, target: Path = DEMO) -> int:
 
 def _copy(view: RunView, made: Path) -> None:
     """The files of the demonstration into the empty folder `made`."""
-    from ..learngene import Learngene
-
     manifest: dict[str, Any] = read_json(view.path / "manifest.json")
     last = f"collective/task_{view.cfg.n_source_tasks:02d}/about.json"
     for name in ("config.json", *(name for names in TABLES.values() for name in names)):
@@ -93,7 +92,7 @@ def _smaller_record(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m learngene_core.demo RUN")
+        sys.exit("usage: python -m learngene_core.explorer.demo RUN")
     try:
         say(f"{DEMO}: {extract(sys.argv[1]):,} bytes")
     except StudyError as error:

@@ -1,17 +1,13 @@
-"""What can be made of a choice in the layer explorer: the command that repeats it, and the learngene cut out as a file."""
+"""The command that repeats a choice of the layer explorer; no torch."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 from ..config import Config
 from ..criteria import CRITERIA, choose
 from ..errors import StudyError
-from ..figures.style import block_text
-from ..learngene import Learngene
 from ..runs.info import command
 from .choice import Choice, Options
 from .runview import RunView
@@ -39,37 +35,9 @@ def command_line(view: RunView, options: Options, choice: Choice, home: Path) ->
     cfg = configuration_of(view, options, choice)
     if cfg == view.cfg and home == view.path.parent:
         return command(cfg, view.path, "criteria")
-    return command(cfg, home / f"{view.path.name}-{_dashed(choice)}", "criteria", redo=["criteria"])
+    return command(cfg, home / f"{view.path.name}-{dashed(choice)}", "criteria", redo=["criteria"])
 
 
-def save_learngene(view: RunView, options: Options, choice: Choice, folder: Path) -> Path:
-    """Cut the chosen block out of the saved network into `folder`; the file that `command_line` would make, under a name of
-    its own. Imports torch. Raises StudyError where nothing is chosen or the network is not whole."""
-    cfg = configuration_of(view, options, choice)
-    from ..learngene import Learngene, notes_of
-    from ..runs.states import load_state
-
-    state, notes = view.path / "collective" / f"task_{view.cfg.n_source_tasks:02d}", notes_of(cfg)
-    if (state / "model.safetensors").exists():
-        model, groups, _ = load_state(state)
-        gene = Learngene.from_model(model, choice.layers, fisher=groups["gene_fisher"] or None, **notes)
-    else:  # the shipped run has its learngene alone
-        gene = _part(Learngene.load(view.path / "learngene.safetensors"), choice.layers, notes)
-    path = folder / f"learngene-{_dashed(choice)}.safetensors"
-    gene.save(path)
-    return path
-
-
-def _part(gene: Learngene, layers: tuple[str, ...], notes: dict[str, Any]) -> Learngene:
-    """A block within a learngene. Raises StudyError for one that is not."""
-    if not set(layers) <= set(gene.layers):
-        raise StudyError(
-            f"this run ships without its network, only with {block_text(gene.layers)}; the line below makes other blocks"
-        )
-    tensors = {name: tensor for name, tensor in gene.tensors.items() if name.split(".")[0] in layers}
-    pools = tuple(name for name in gene.pools if name in layers)
-    return dataclasses.replace(gene, layers=layers, tensors=tensors, pools=pools, fisher=None, notes=notes)
-
-
-def _dashed(choice: Choice) -> str:
+def dashed(choice: Choice) -> str:
+    """The chosen block in the name of a file or folder: "conv4-conv6"."""
     return "-".join(dict.fromkeys((choice.layers[0], choice.layers[-1])))

@@ -22,11 +22,11 @@ from ..errors import StudyError
 from ..figures.style import INK, MUTED, REFUTED, use_style
 from ..runs.run import Run
 from .choice import Options
-from .live import Watch
+from .live import LiveRun
 from .panel import FONT, Panel, controls_of, offer
 from .runview import RunView, fingerprint
 from .server import RUNS
-from .threshold import unwatched
+from .sliders import unwatched
 
 SECONDS = 3.0  # between two looks at a run that still trains
 STYLE = """<style>
@@ -62,12 +62,12 @@ def served() -> widgets.Widget:
         return widgets.HTML(f"<p style='{FONT}'>{html.escape(str(error))}</p>")
 
 
-def shown(method: Callable) -> Callable:
+def guarded(method: Callable) -> Callable:
     """A callback of the explorer, in which nobody would see an error: it is shown as one line above the pictures, until
     something that the reader does works. What runs by itself takes back its own errors alone."""
 
     @functools.wraps(method)
-    def guarded(self: LayerExplorer, *arguments: Any) -> Any:
+    def call(self: LayerExplorer, *arguments: Any) -> Any:
         name = method.__name__
         try:
             result = method(self, *arguments)
@@ -81,7 +81,7 @@ def shown(method: Callable) -> Callable:
             self.error.value, self._failed = "", ""
         return result
 
-    return guarded
+    return call
 
 
 class LayerExplorer:
@@ -101,7 +101,7 @@ class LayerExplorer:
         self.refresh_button = widgets.Button(description="refresh", icon="refresh", layout={"width": "100px"})
         homes = [Path(home).absolute() if home else view.path.parent for view in views]
         self.panels = [Panel(view, at, narrow=len(views) > 1) for view, at in zip(views, homes, strict=True)]
-        self.watches = [Watch(view.path, view.cfg) for view in views]
+        self.watches = [LiveRun(view.path, view.cfg) for view in views]
         self._states, self._task = states, None
         self.box = widgets.VBox([*self._head(), self.error, widgets.HBox([panel.box for panel in self.panels])])
         self.box.explorer, self.box.controls = self, self.controls
@@ -123,14 +123,14 @@ class LayerExplorer:
         if not self._busy:
             self._moved(name)
 
-    @shown
+    @guarded
     def _moved(self, name: str) -> None:
         if name == "picked":  # whoever moves it wants to see that block
             with self._quietly():
                 self.controls["by_hand"].value = True
         self._draw()
 
-    @shown
+    @guarded
     def _redraw(self) -> None:
         self._draw()
 
@@ -143,12 +143,12 @@ class LayerExplorer:
             with self._quietly():
                 self.controls["picked"].value = block
 
-    @shown
+    @guarded
     def _save(self, panel: Panel, _: object = None) -> None:
         panel.save_choice()
 
     # a run that still trains ------------------------------------------------------------------------------------------
-    @shown
+    @guarded
     def _refresh(self, _: object = None) -> None:
         self.look()
 
@@ -191,7 +191,7 @@ class LayerExplorer:
             await asyncio.sleep(SECONDS)
             idle = 0 if self._tick() else idle + 1
 
-    @shown
+    @guarded
     def _tick(self) -> bool:
         return self.look()
 

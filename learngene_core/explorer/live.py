@@ -10,6 +10,8 @@ import re
 import time
 from pathlib import Path
 
+import psutil
+
 from ..config import Config
 from ..errors import duration
 
@@ -36,7 +38,7 @@ class State:
         return f"{self.stage}{f', {self.text}' if self.text else ''}: {100 * self.share:.0f} %, {left}"
 
 
-class Watch:
+class LiveRun:
     """Looks at a run folder as often as one likes, and remembers when it saw what."""
 
     def __init__(self, path: Path, cfg: Config):
@@ -69,8 +71,6 @@ class Watch:
         found = re.fullmatch(r"process (\d+) on (.*)", owner)
         if not found or found[2] != platform.node():
             return time.time() - progressed < FRESH
-        import psutil
-
         return psutil.pid_exists(int(found[1]))
 
     def _left(self, stage: str, done: float, total: float) -> float | None:

@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..figures.openworld import GROUPS, SCORE_NAMES, _histogram, _row, threshold_counts
+from ..figures.openworld import GROUPS, SCORE_NAMES, histogram, picture_row, threshold_counts
 from ..figures.style import INK, tidy
 from ..openworld.measures import threshold_at
-from .threshold import explorer, unwatched
+from .sliders import explorer, unwatched
 
 PICTURES = 14
 PARTS = ("validation", "stream")
@@ -32,7 +32,7 @@ def draw_threshold(
     figure, axes = plt.subplots(
         5, 1, figsize=(11, 7.9), height_ratios=[2, 1, 1, 1, 1], layout="none", gridspec_kw=place
     )
-    _histogram(axes[0], known, shown.loc[~shown["known"], score])
+    histogram(axes[0], known, shown.loc[~shown["known"], score])
     axes[0].axvline(threshold, color=INK, linewidth=2)
     axes[0].set_title(f"{SCORE_NAMES[score]}: flagged below {threshold:.3g}, which keeps {keep:g} % of validation")
     axes[0].set_yticks([])
@@ -48,7 +48,7 @@ def draw_threshold(
             if len(rows)
             else []
         )
-        _row(ax, pixels[np.asarray(picked, int)], PICTURES, ())
+        picture_row(ax, pixels[np.asarray(picked, int)], PICTURES, ())
     return axes
 
 

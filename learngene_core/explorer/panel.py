@@ -1,7 +1,4 @@
-"""The controls of the layer explorer: sliders, buttons and menus by the names of `choosing.Options`.
-
-One run in the layer explorer: its pictures, the numbers of a choice, and what can be done with it.
-"""
+"""One run in the layer explorer: its controls by the names of `choice.Options`, its pictures, and the numbers of a choice."""
 
 from __future__ import annotations
 
@@ -14,14 +11,25 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
-from ..figures.atlas import GAINS, signed
+import learngene_core
+
+from ..figures.atlas import GAINS
 from ..figures.style import INK, MUTED, REFUTED, block_text
+from ..figures.tables import signed
 from .blocks import ANY
 from .choice import Choice, Options, Rank, criteria_of, make_choice
-from .keeping import command_line, save_learngene
+from .keeping import command_line
 from .pictures import AtlasPicture, HeatPicture, NetworkPicture, accuracy_picture, profile_picture
 from .runview import RunView
 from .threshold import thresholds
+
+FONT = "font-family:Verdana,sans-serif;line-height:1.45"
+COPY = "navigator.clipboard.writeText(this.dataset.line).then(()=>{this.textContent='copied'})"
+SIZES = {  # pixels; alone on a page, and one of two beside each other
+    False: {"heat": (410, 390), "profile": (360, 390), "network": (770, 190), "side": (570, 455)},
+    True: {"heat": (350, 340), "profile": (320, 340), "network": (670, 170), "side": (570, 455)},
+}
+PICTURES = ("heat", "profile", "network", "side")
 
 
 def controls_of(views: Sequence[RunView]) -> dict[str, widgets.Widget]:
@@ -84,17 +92,6 @@ def offer(
     menu.value = named if named in names else names[0]
     pseudo = any(v.atlas is not None and v.atlas["pseudo_gain"].notna().any() for v in views)
     controls["gains"].disabled = not pseudo
-
-
-FONT = "font-family:Verdana,sans-serif;line-height:1.45"
-COPY = "navigator.clipboard.writeText(this.dataset.line).then(()=>{this.textContent='copied'})"
-
-
-SIZES = {  # pixels; alone on a page, and one of two beside each other
-    False: {"heat": (410, 390), "profile": (360, 390), "network": (770, 190), "side": (570, 455)},
-    True: {"heat": (350, 340), "profile": (320, 340), "network": (670, 170), "side": (570, 455)},
-}
-PICTURES = ("heat", "profile", "network", "side")
 
 
 class Panel:
@@ -164,7 +161,7 @@ class Panel:
     def save_choice(self) -> Path:
         """Save the chosen learngene in the run folder (for a shipped run: where the command was started) and say where."""
         folder = self.view.path if self.home == self.view.path.parent else self.home
-        path = save_learngene(self.view, self.options, self.choice, folder)
+        path = learngene_core.save_choice(self.view, self.options, self.choice, folder)  # torch is imported only now
         self.saved.value = _line(f"saved: {path}")
         return path
 

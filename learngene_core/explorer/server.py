@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HEADLESS, StudyError, say
+from .live import LiveRun
+from .runview import RunView
 
 NOTEBOOK = Path(__file__).with_name("explorer.ipynb")
 DEMO = Path(__file__).with_name("demo_run")
@@ -49,9 +51,6 @@ def serve(runs: Sequence[str | Path], *, demo: bool = False, port: int = 0, brow
 
 def _checked(runs: Sequence[str | Path], demo: bool) -> list[Path]:
     """The folders to show. Raises StudyError for what cannot be shown, and says why."""
-    from .live import Watch
-    from .runview import RunView
-
     if demo and not (DEMO / "config.json").exists():
         raise StudyError("this installation ships no demonstration run; give the folder of a run")
     paths = [*([DEMO] if demo else []), *(Path(run).expanduser().absolute() for run in runs)]
@@ -59,7 +58,7 @@ def _checked(runs: Sequence[str | Path], demo: bool) -> list[Path]:
         raise StudyError("name one run folder, or two to have them side by side, or --demo for the run that ships")
     for path in paths:
         view = RunView.load(path)
-        if not Watch(path, view.cfg).look().running:
+        if not LiveRun(path, view.cfg).look().running:
             view.require_record()  # a run that trains may have none yet
     return paths
 

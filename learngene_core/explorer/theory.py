@@ -10,7 +10,7 @@ import numpy as np
 
 from ..figures.theory import bound_tasks, budget_bars
 from ..theory.prefixes import DELTA, SPREAD, Heads, bound_table
-from .threshold import explorer, unwatched
+from .sliders import explorer, unwatched
 
 SPREADS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.12, SPREAD, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)
 
@@ -20,7 +20,7 @@ def draw_bound(
 ) -> np.ndarray:
     """The bound of every target task beside the errors on query images, and what its budget is made of; the two axes (2,).
 
-    heads: `prefixbounds.fit_heads`. Raises ValueError for a number of shots that no head was fitted on.
+    heads: `theory.prefixes.fit_heads`. Raises ValueError for a number of shots that no head was fitted on.
     """
     chosen = [own for own in heads if own.shots == shots]
     if not chosen:

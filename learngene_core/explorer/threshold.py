@@ -1,27 +1,21 @@
 """The threshold explorer: widgets over `figures`, on a gradient record that is read, never computed again.
 
 `draw_record` draws one static figure and needs no widget; `threshold_explorer` calls it with what its sliders say. A threshold
-moves along the edges of the record's histograms, where counts are exact. The explorer of a whole run: `layerexplorer`.
+moves along the edges of the record's histograms, where counts are exact. The explorer of a whole run: `layers`.
 """
 
 from __future__ import annotations
-
-import html
-import os
-from collections.abc import Callable
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 
-from ..criteria import best_block
-from ..errors import HEADLESS, say
 from ..figures.style import block_text
 from ..figures.training import layer_task_heatmap, profile_with_null
 from ..record import EDGES, Record
+from .sliders import explorer, unwatched
 
 NORMALISATIONS = ("share", "relative", "z")
 AGGREGATIONS = ("mean", "last")
@@ -85,7 +79,7 @@ def draw_record(
     """
     options = {"threshold": threshold, "sign": sign, "normalisation": normalisation, "aggregation": aggregation}
     values, table = layer_task_values(record, **options)
-    chosen, why = _block(table, n_blocks)
+    chosen, why = _choice_or_reason(table, n_blocks)
     axes = _two_panels(1.25)
     middle = {"share": None, "relative": 1.0, "z": 0.0}[normalisation]
     layer_task_heatmap(values, record.layers, LABELS[normalisation], ax=axes[0], centre=middle, chosen=chosen)
@@ -139,46 +133,6 @@ def thresholds(record: Record) -> list[float]:
     return sorted({float(f"{edge:.6g}") for edge in inside} | {5e-10, 5e-4})
 
 
-def unwatched() -> bool:
-    """Whether this kernel runs headlessly; then there is nobody to move a slider."""
-    if os.environ.get(HEADLESS):
-        say("(in a live kernel the sliders appear here; the picture above is one of their states)")
-        return True
-    return False
-
-
-def explorer(controls: dict[str, widgets.Widget], draw: Callable, *, tight: bool = True) -> widgets.VBox:
-    """The controls above a picture of what `draw` draws from their values; every change draws anew and keeps no figure.
-
-    draw(**values) returns Axes, one or an array. tight: cut the empty rim, as inline figures do; costs a third of the time.
-
-    Where drawing fails, the error stands in place of the picture. An `Output` widget would do the same in fewer lines, but a
-    notebook run without a browser can wait for its messages for ever.
-    """
-    unstretched = {"align_self": "flex-start", "max_width": "100%"}  # a box gives a picture its own width otherwise
-    picture, error = widgets.Image(format="png", layout=unstretched), widgets.HTML()
-
-    def redraw(_: object = None) -> None:
-        open_before = set(plt.get_fignums())
-        try:
-            axes = draw(**{name: control.value for name, control in controls.items()})
-            figure = np.ravel(axes)[0].figure
-            picture.value, error.value = print_figure(figure, bbox_inches="tight" if tight else None), ""
-        except Exception as failure:  # in a widget's callback nobody would see it
-            error.value = f"<pre>{html.escape(f'{type(failure).__name__}: {failure}')}</pre>"
-        finally:
-            for number in set(plt.get_fignums()) - open_before:
-                plt.close(number)
-        picture.layout.display, error.layout.display = ("none", None) if error.value else (None, "none")
-
-    for control in controls.values():
-        control.observe(redraw, names="value")
-    redraw()
-    box = widgets.VBox([*controls.values(), picture, error])
-    box.controls, box.picture, box.error = controls, picture, error
-    return box
-
-
 def _two_panels(left: float) -> np.ndarray:
     """Two axes side by side, the first `left` times as wide; at fixed places, which draws twice as fast as a solver."""
     place = {"left": 0.08, "right": 0.985, "bottom": 0.22, "top": 0.92, "wspace": 0.34}
@@ -190,13 +144,14 @@ def _legend(ax: Axes) -> None:
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="lower center", ncols=3)
 
 
-def _block(table: pd.DataFrame, n_blocks: int, column: str = "score") -> tuple[tuple[str, ...], str]:
+def _choice_or_reason(table: pd.DataFrame, n_blocks: int) -> tuple[tuple[str, ...], str]:
     """The chosen block and "", or () and why nothing can be chosen."""
     try:
-        return best_block(table, n_blocks, column), ""
-    except ValueError as error:
-        reason = str(error).removeprefix(f"criterion {table['criterion'].iloc[0]!r} ").partition(";")[0]
-        return (), f"no choice: {column} {reason}"
+        return best_block(table, n_blocks), ""
+    except ValueError:
+        missing = table.loc[~np.isfinite(table["score"].to_numpy(float)), "layer"]
+        reason = f"has no value for {missing.iloc[0]}" if len(missing) else "is the same for every layer"
+        return (), f"no choice: the score {reason}"
 
 
 def _title(ax: Axes, prefix: str, chosen: tuple[str, ...], why: str) -> None:

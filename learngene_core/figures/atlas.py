@@ -1,16 +1,12 @@
-"""Figures of the atlas: what inheriting each contiguous block gains; a table goes in, matplotlib Axes come out; no torch.
+"""Figures of the atlas: what inheriting each block gains, as a map, by position, by parameters, and against a criterion.
 
 A block is written [first..last] with numbers from 1; gains are accuracy minus that of scratch on the same target task,
-initial weights and batches, in percentage points. Figures of what criteria and claims make of it: `claimfigures`.
-
-The margins of the atlas: gain along blocks of equal length, against parameters, and against a criterion's score.
-
-Tables go in, matplotlib Axes come out; no torch. The map itself: `atlasfigures`.
+initial weights and batches, in percentage points. A table goes in, matplotlib Axes come out; no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,46 +38,14 @@ from .style import (
     thin,
     tidy,
 )
+from .tables import Block, block_name, checked, signed, with_shots
 
-Block = tuple[int, int]
 POINTS = "gain over scratch (percentage points)"
 UNSURE, BLANK = GREY, PALE
 GAINS = {  # whose gains: their columns, the tasks in words, what an interval is
     "novel": ("gain", "band_low", "band_high", "n_tasks", "target tasks", "simultaneous band"),
     "pseudo": ("pseudo_gain", "pseudo_low", "pseudo_high", "pseudo_n", "pseudo-tasks", "interval"),
 }
-
-
-def checked(table: pd.DataFrame, columns: Iterable[str], name: str) -> pd.DataFrame:
-    """`table`, if it has rows and these columns. Raises StudyError that says what to run."""
-    if table.empty:
-        raise StudyError(f"{name} has no rows to draw; run `learngene atlas` first, or choose rows that it holds")
-    if missing := [column for column in columns if column not in table]:
-        raise StudyError(f"{name} lacks the column(s) {', '.join(missing)}; build it again with `learngene atlas`")
-    return table
-
-
-def with_shots(table: pd.DataFrame, shots: int | None) -> pd.DataFrame:
-    """The rows of one number of shots. Raises ValueError where it must be named, or is not there."""
-    if "shots" not in table and shots is None:
-        return table
-    there = sorted(table["shots"].unique()) if "shots" in table else []
-    if shots is None and len(there) == 1:
-        shots = there[0]
-    if shots not in there:
-        raise ValueError(f"name one number of shots, not {shots}; there are {', '.join(map(str, there)) or 'none'}")
-    return table[table["shots"] == shots].reset_index(drop=True)
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """A number with its sign, a true minus and no negative zero: "+1.2", "−0.4", "+0.0"."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def block_name(block: Sequence[int]) -> str:
-    """A block in numbers: "11–13", or "4" for a single one."""
-    first, last = (int(b) for b in block)
-    return str(first) if first == last else f"{first}\N{EN DASH}{last}"
 
 
 def ends(n_layers: int, length: int) -> dict[str, Block]:

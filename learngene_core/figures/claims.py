@@ -13,26 +13,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..analysis import statistics
-from .atlas import block_name, checked, signed, with_shots
-from .style import FAINT, GREY, INK, METHOD_COLOURS, MUTED, PALE, REFUTED, SUPPORTED, legend_below, tidy
+from .style import (
+    GREY,
+    INK,
+    METHOD_COLOURS,
+    MUTED,
+    PALE,
+    REFUTED,
+    SUPPORTED,
+    dot,
+    legend_below,
+    right_of,
+    stripe,
+)
+from .tables import block_name, checked, estimate_text, with_shots
 
 HOLDS, ANCESTOR = ("ewc:", "l2:"), "ancestor:"  # how arms of controls.csv begin
 UNITS = {"points": "percentage points", "rho": "rank correlation (Spearman's rho)", "AUROC": "AUROC (%)"}
 FOOTNOTES = ("", "*", "\N{DAGGER}", "\N{DOUBLE DAGGER}", "\N{SECTION SIGN}")
 VERDICTS = {"supported": (SUPPORTED, "o"), "refuted": (REFUTED, "X"), "undecided": (MUTED, "D")}
-
-
-def dot(
-    ax: Axes, y: float, row: pd.Series, column: str, colour: str, *, hollow: bool = False, marker: str = "o"
-) -> bool:
-    """An estimate with its limits; whether there is one."""
-    middle, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
-    if np.isnan(middle):
-        return False
-    ax.plot([low, high], [y, y], color=colour, linewidth=1.6 if hollow else 2.6, solid_capstyle="butt")
-    ax.scatter([middle], [y], s=44, color="white" if hollow else colour, edgecolor=colour, linewidth=1.6,
-               marker=marker, zorder=3)  # fmt: skip
-    return True
 
 
 def controls_figure(controls: pd.DataFrame, *, shots: int | None = None, reference: str = "scratch") -> np.ndarray:
@@ -99,34 +98,12 @@ def _control_panel(ax: Axes, table: pd.DataFrame, order: list[str], reference: s
         ax.axvspan(real["gain_low"], real["gain_high"], alpha=0.12, linewidth=0, **style)
     for y, name in enumerate(order):
         if name not in table.index:
-            _right(ax, y, "not computed", MUTED)
+            right_of(ax, y, "not computed", MUTED)
             continue
         row = table.loc[name]
         dot(ax, y, row, "gain", METHOD_COLOURS["learngene"] if name == "inherit" else INK)
-        _right(ax, y, _limits(row["gain"], row["gain_low"], row["gain_high"], 1))
+        right_of(ax, y, estimate_text(row["gain"], row["gain_low"], row["gain_high"], 1))
     stripe(ax, len(order))
-
-
-def stripe(ax: Axes, n: int) -> None:
-    """Pale stripes behind every other of `n` rows, from the top down, and no tick marks."""
-    for y in range(0, n, 2):
-        ax.axhspan(y - 0.5, y + 0.5, color=FAINT, linewidth=0, zorder=-1)
-    ax.set_ylim(n - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    tidy(ax, grid="x")
-
-
-def _limits(middle: float, low: float, high: float, digits: int) -> str:
-    """ "+1.8  [−0.2, +3.3]"; without limits the estimate alone."""
-    if np.isnan(low):
-        return signed(middle, digits)
-    return f"{signed(middle, digits)}  [{signed(low, digits)}, {signed(high, digits)}]"
-
-
-def _right(ax: Axes, y: float, words: str, colour: str = INK, up: float = 0, **options: object) -> None:
-    """Words right of the axes, `up` points above height `y` of the data."""
-    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
-    ax.annotate(words, (1.02, y), (0, up), fontsize=11, color=colour, **(place | options))
 
 
 def claims_figure(claims: pd.DataFrame) -> np.ndarray:
@@ -173,10 +150,10 @@ def _claim_panel(ax: Axes, part: pd.DataFrame, digits: int) -> None:
         words = row.verdict
         if row.verdict == "undecided" and pd.notna(needed := getattr(row, "needed", np.nan)):
             words += f" (n = {needed:,.0f} would decide)"
-        known = "no estimate" if np.isnan(row.estimate) else _limits(row.estimate, row.low, row.high, digits)
+        known = "no estimate" if np.isnan(row.estimate) else estimate_text(row.estimate, row.low, row.high, digits)
         known = known.replace("+", "")  # not all of these are differences
-        _right(ax, y, words, colour, up=8, fontweight="bold")
-        _right(ax, y, known if np.isnan(row.n) else f"{known}, n = {row.n:.0f}", up=-8)
+        right_of(ax, y, words, colour, up=8, fontweight="bold")
+        right_of(ax, y, known if np.isnan(row.n) else f"{known}, n = {row.n:.0f}", up=-8)
         text = getattr(row, "text", None)
         name = f"{row.claim}{row.sign}"
         labels.append(textwrap.fill(f"{name}: {text}" if isinstance(text, str) and text else name, 44))
@@ -200,7 +177,7 @@ def released_figure(released: pd.DataFrame) -> np.ndarray:
         differs = "none" in names and row.chosen != table.loc["none", "chosen"]
         dot(axes[1], y, pd.Series(row._asdict()), "gain", METHOD_COLOURS["learngene"])
         look = {"colour": REFUTED, "fontweight": "bold"} if differs else {}
-        _right(axes[1], y, str(row.chosen) if pd.notna(row.chosen) else "none", **look)
+        right_of(axes[1], y, str(row.chosen) if pd.notna(row.chosen) else "none", **look)
     for method in ("scratch", "learngene"):
         look = {"s": 52, "color": METHOD_COLOURS[method], "marker": "o" if method == "learngene" else "s"}
         axes[0].scatter(table.loc[names, method], range(len(names)), label=method, zorder=3, **look)

@@ -66,7 +66,7 @@ def score_distributions(images: pd.DataFrame, scores: Sequence[str] = tuple(SCOR
     axes = plt.subplots(rows, min(4, len(scores)), figsize=size, squeeze=False, layout="constrained")[1].ravel()
     for ax, score in zip(axes, scores, strict=False):
         known, unknown = split(images, score)
-        _histogram(ax, known[score], unknown[score])
+        histogram(ax, known[score], unknown[score])
         line = np.quantile(images.loc[images["part"] == "validation", score], 0.05)
         ax.axvline(line, color=INK, linestyle="--", linewidth=1.6, label="5 % of validation below")
         ax.set(title=SCORE_NAMES[score], yticks=[])
@@ -80,7 +80,7 @@ def score_distributions(images: pd.DataFrame, scores: Sequence[str] = tuple(SCOR
     return axes
 
 
-def _histogram(ax: Axes, known: pd.Series, unknown: pd.Series) -> None:
+def histogram(ax: Axes, known: pd.Series, unknown: pd.Series) -> None:
     """Two histograms over the same bins, each of area 1; the outermost percent at both ends is gathered in the end bins."""
     both = np.concatenate([known, unknown])
     low, high = np.quantile(both, [0.01, 0.99])
@@ -205,7 +205,7 @@ def gallery(
     for ax, (title, row) in zip(axes[:, 0], pixels.items(), strict=True):
         ax.set_title(title, loc="left", fontsize=12)
         ax.axis("off")
-        _row(ax, row, widest, wrapped.get(title, ()))
+        picture_row(ax, row, widest, wrapped.get(title, ()))
     return axes[:, 0]
 
 
@@ -215,7 +215,7 @@ def _wrapped(words: str, width: float) -> str:
     return "\n".join(textwrap.fill(line, letters) for line in words.splitlines())
 
 
-def _row(ax: Axes, row: np.ndarray, widest: int, words: Sequence[str]) -> None:
+def picture_row(ax: Axes, row: np.ndarray, widest: int, words: Sequence[str]) -> None:
     """Pictures (k, 3, h, w) side by side, at the left of a row for `widest`."""
     if not len(row):
         ax.text(0, 0.5, "none", transform=ax.transAxes, va="center", fontsize=11, color=MUTED)

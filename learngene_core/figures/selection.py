@@ -13,9 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .atlas import Block, block_name, checked, with_shots
-from .claims import dot, stripe
-from .style import ACCENT, CHOSEN, COLLECTIVE, GREY, INK, MUTED, legend_below, log_where_wide, tidy
+from .style import ACCENT, CHOSEN, COLLECTIVE, GREY, INK, MUTED, dot, legend_below, log_where_wide, stripe, tidy
+from .tables import Block, block_name, checked, with_shots
 
 BASELINES = ("depth", "shallow", "size", "small", "random")
 NULL = "null:"

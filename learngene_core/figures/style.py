@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -150,3 +151,31 @@ def montage(pixels: np.ndarray, gap: int = 2) -> np.ndarray:
     sheet = np.full((rows, height + gap, k, width + gap, 3), 255, dtype=np.uint8)
     sheet[:, :height, :, :width] = pixels.transpose(0, 3, 1, 4, 2)
     return sheet.reshape(rows * (height + gap), k * (width + gap), 3)[: -gap or None, : -gap or None]
+
+
+def dot(
+    ax: Axes, y: float, row: pd.Series, column: str, colour: str, *, hollow: bool = False, marker: str = "o"
+) -> bool:
+    """An estimate with its limits; whether there is one."""
+    middle, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
+    if np.isnan(middle):
+        return False
+    ax.plot([low, high], [y, y], color=colour, linewidth=1.6 if hollow else 2.6, solid_capstyle="butt")
+    ax.scatter([middle], [y], s=44, color="white" if hollow else colour, edgecolor=colour, linewidth=1.6,
+               marker=marker, zorder=3)  # fmt: skip
+    return True
+
+
+def stripe(ax: Axes, n: int) -> None:
+    """Pale stripes behind every other of `n` rows, from the top down, and no tick marks."""
+    for y in range(0, n, 2):
+        ax.axhspan(y - 0.5, y + 0.5, color=FAINT, linewidth=0, zorder=-1)
+    ax.set_ylim(n - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    tidy(ax, grid="x")
+
+
+def right_of(ax: Axes, y: float, words: str, colour: str = INK, up: float = 0, **options: object) -> None:
+    """Words right of the axes, `up` points above height `y` of the data."""
+    place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
+    ax.annotate(words, (1.02, y), (0, up), fontsize=11, color=colour, **(place | options))

@@ -133,7 +133,7 @@ def term_figure(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def bound_curves(summary: pd.DataFrame, *, ax: Axes | None = None, title: str = "") -> Axes:
     """The bound and the errors on query images over m: means over target tasks with 95 % intervals.
 
-    summary: `prefixbounds.bound_summary`.
+    summary: `theory.prefixes.bound_summary`.
     """
     ax = new_axes(ax, 8, 4.8)
     for name, (label, colour, marker) in BOUND_LINES.items():
@@ -164,7 +164,7 @@ def bound_pair(learned: pd.DataFrame, untrained: pd.DataFrame) -> np.ndarray:
 def bound_tasks(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Task by task at one m: from the error of drawn heads on query images up to the bound; sorted by that error.
 
-    table: rows of `prefixbounds.bound_table` of one number of shots; more than one: ValueError.
+    table: rows of `theory.prefixes.bound_table` of one number of shots; more than one: ValueError.
     """
     if table["m"].nunique() != 1:
         raise ValueError("the table holds several m; choose one")
@@ -186,7 +186,7 @@ def budget_bars(table: pd.DataFrame, delta: float, *, ax: Axes | None = None) ->
 
     The axis is in nats per image, the legend gives the same parts in nats for all m images.
 
-    table: rows of `prefixbounds.bound_table` of one number of shots; the mean over target tasks.
+    table: rows of `theory.prefixes.bound_table` of one number of shots; the mean over target tasks.
     """
     ax = new_axes(ax, 4, 4.6)
     m, choice = table["m"].iloc[0], np.log(table["n_candidates"].iloc[0])

@@ -1,9 +1,4 @@
-"""Figures of the collective's training and of the criteria: a table goes in, matplotlib Axes come out; no torch.
-
-Everything here takes a DataFrame, an array or a plain mapping, draws into `ax` (or a figure of its own) and returns the
-Axes. Pictures of the data, drawings of networks and the comparison of methods live in `drawings`, `diagrams` and
-`comparisons`; all of them can be called from here.
-"""
+"""Figures of the collective's training and of its gradient record: a table goes in, matplotlib Axes come out; no torch."""
 
 from __future__ import annotations
 
@@ -18,13 +13,6 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .atlas import atlas_map, choices_of, ends, gain_by_parameters, gain_by_position, margins, score_against_gain
-from .claims import claims_figure, controls_figure, released_figure
-from .comparison import comparison, paired_dots, training_curves
-from .data import division_overview, episode, image_rows, task_table
-from .networks import growth, networks_side_by_side, shape_parameters
-from .paradigm import paradigm
-from .selection import score_panels, selection_figure
 from .style import (
     ACCENT,
     CHOSEN,
@@ -32,65 +20,18 @@ from .style import (
     DIVERGING,
     FAINT,
     GREY,
-    METHOD_COLOURS,
-    METHOD_LABELS,
     MUTED,
     PALE,
     SCORE_LABELS,
     SEQUENTIAL,
     block_text,
-    layer_colours,
     legend_below,
     log_where_wide,
     new_axes,
     short,
     thin,
     tidy,
-    use_style,
 )
-from .theory import bound_curves, bound_pair, bound_tasks, gain_map, norm_figure, risk_curves, term_figure
-
-__all__ = [
-    "METHOD_COLOURS",
-    "METHOD_LABELS",
-    "accuracy_matrix",
-    "atlas_map",
-    "bound_curves",
-    "bound_pair",
-    "bound_tasks",
-    "choices_of",
-    "claims_figure",
-    "comparison",
-    "controls_figure",
-    "criteria_panel",
-    "division_overview",
-    "ends",
-    "episode",
-    "gain_by_parameters",
-    "gain_by_position",
-    "gain_map",
-    "growth",
-    "image_rows",
-    "layer_colours",
-    "layer_task_heatmap",
-    "learning_curves",
-    "margins",
-    "networks_side_by_side",
-    "norm_figure",
-    "paired_dots",
-    "paradigm",
-    "profile_with_null",
-    "released_figure",
-    "risk_curves",
-    "score_against_gain",
-    "score_panels",
-    "selection_figure",
-    "shape_parameters",
-    "task_table",
-    "term_figure",
-    "training_curves",
-    "use_style",
-]
 
 
 def learning_curves(history: pd.DataFrame) -> np.ndarray:
