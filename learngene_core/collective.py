@@ -26,10 +26,12 @@ from .growth import Belongings, deepen, growth_schedule, widen
 from .network import ConvNet
 from .presets import PAPER_POOLS
 from .record import Record
-from .tasks import ImageSet, SourceTask, generator
+from .tasks import ImageSet, SourceTask, derive, generator
 from .training import (
+    Loss,
     Recipe,
     accuracy_of,
+    among,
     channel_statistics,
     fit,
     here,
@@ -76,7 +78,8 @@ class Collective:
 class State:
     """The collective between two tasks: all that the next task starts from, and what was seen so far (for `runs.states`).
 
-    history: rows of history.csv; entries: of the record, one per task and epoch; done: number of the last finished task.
+    history: rows of history.csv; entries: of the record, one per task and epoch; shapes: of the network while it learned each
+    task; done: number of the last finished task.
     """
 
     model: ConvNet
@@ -84,6 +87,7 @@ class State:
     owned: Belongings
     history: list[dict] = dataclasses.field(default_factory=list)
     entries: list[dict] = dataclasses.field(default_factory=list)
+    shapes: list[dict] = dataclasses.field(default_factory=list)
     done: int = 0
 
     def to(self, machine: Machine) -> State:
@@ -116,9 +120,16 @@ class Source:
         """Normalised images (n, 3, h, w) on the device."""
         return normalise(self.images.images[indices].to(self.device), *self.normal)
 
+    def kept(self, task: SourceTask) -> np.ndarray:
+        """Indices of the images that replay keeps of a task: `replay_images` of every class."""
+        labels, g = self.images.labels[task.train], generator(self.cfg.collective_seed, "replay", task.number)
+        order = torch.randperm(len(task.train), generator=g)
+        first = [order[labels[order] == k][: self.cfg.replay_images] for k in labels.unique()]
+        return task.train[torch.cat(first).numpy()]
+
     def calibration(self, task: SourceTask) -> Tensor:
         """A batch of the task's training images, from which new channels take their batch-norm statistics."""
-        g = generator(self.cfg.seed, "calibration", task.number)
+        g = generator(self.cfg.collective_seed, "calibration", task.number)
         return self.prepared(task.train[torch.randperm(len(task.train), generator=g)[: self.cfg.batch_size].numpy()])
 
 
@@ -141,6 +152,7 @@ def train_collective(
     """
     if cfg.defects:
         raise ValueError("defects of the released scripts are the business of analysis.released, not of the method")
+    stage_hash, cfg = cfg.stage_hash("collective"), cfg.as_ancestor(len(tasks[0].classes))
     machine = machine or here()
     use(machine)
     source = Source(images, tasks, cfg, machine)
@@ -151,21 +163,21 @@ def train_collective(
         state.to(machine)
         # train: cross-entropy over the task's outputs, held by EWC near the weights as they are now
         penalty = ewc_penalty(state, tasks, cfg, source)
-        outputs = loss_outputs(state.outputs(task), cfg, source.device)
-        for _ in learn(state, task, cfg, source, task_loss(outputs), penalty, machine):
+        shown, loss = lesson(state, task, tasks, cfg, source)
+        for _ in learn(state, task, cfg, source, shown, loss, penalty, machine):
             warn_if_dead(state.history, tasks, cfg)
             on_epoch(state)
         # measure: held-out accuracy on every task so far
         measure(state, tasks[: task.number], source)
         state.done = task.number
         after_task(state)
-    return finished(state, tasks, cfg, source, machine)
+    return dataclasses.replace(finished(state, tasks, cfg, source, machine), stage_hash=stage_hash)
 
 
 def newborn(tasks: Sequence[SourceTask], cfg: Config) -> State:
     """The collective before its first task: start widths, outputs for the first task's classes."""
     names = list(tasks[0].classes)
-    born = {"dropout": cfg.dropout, "generator": generator(cfg.seed, "initial weights")}
+    born = {"dropout": cfg.dropout, "generator": generator(cfg.collective_seed, "initial weights")}
     model = ConvNet(cfg.start_widths, PAPER_POOLS, len(names), cfg.image_size, cfg.hidden, **born)
     return State(model, names, Belongings.of(model))
 
@@ -173,7 +185,7 @@ def newborn(tasks: Sequence[SourceTask], cfg: Config) -> State:
 def grow(state: State, task: SourceTask, cfg: Config, calibration: Tensor, widen: Callable = widen) -> None:
     """New outputs for new classes, an identity block and the widenings due before this task; whatever belongs to weights
     follows. calibration: a batch (n, 3, h, w) of the task's normalised images; widen: `growth.widen`, or another form of it."""
-    stream, model = functools.partial(generator, cfg.seed), state.model
+    stream, model = functools.partial(generator, cfg.collective_seed), state.model
     if new := [n for n in task.classes if n not in state.class_names]:
         model.grow_head(len(new), generator=stream("head", task.number))
         state.class_names += new
@@ -184,6 +196,7 @@ def grow(state: State, task: SourceTask, cfg: Config, calibration: Tensor, widen
         options = {"mode": cfg.growth, "generator": stream("widening", task.number, name, width)}
         mapping = widen(model, name, width, calibration=calibration, **options)
         state.owned.widened(mapping, model, cfg.new_columns)
+    state.shapes.append(model.shape)
 
 
 def loss_outputs(outputs: Tensor, cfg: Config, device: torch.device) -> Tensor | None:
@@ -205,7 +218,7 @@ def task_fisher(
     state: State, tasks: Sequence[SourceTask], number: int, cfg: Config, source: Source, n: int
 ) -> dict[str, Tensor]:
     """Diagonal Fisher information on n training images of task `number`, among the outputs that the task knew."""
-    task, g = tasks[number - 1], generator(cfg.seed, "fisher", number)
+    task, g = tasks[number - 1], generator(cfg.collective_seed, "fisher", number)
     picked = task.train[torch.randperm(len(task.train), generator=g)[:n].numpy()]
     outputs = state.outputs(task)
     if cfg.loss == "class-incremental":  # later outputs have taken no part in what it learned
@@ -214,31 +227,53 @@ def task_fisher(
     return fisher_diagonal(state.model, images, outputs.to(source.device), *source.normal, g)
 
 
+def lesson(
+    state: State, task: SourceTask, tasks: Sequence[SourceTask], cfg: Config, source: Source
+) -> tuple[tuple[Tensor, Tensor], Loss]:
+    """What a task shows, (images, labels), and its loss: the task's own images, and with ancestor=replay a few kept images of
+    every class of every earlier task, each among the outputs of its own task."""
+    outputs = loss_outputs(state.outputs(task), cfg, source.device)
+    own = source.shown(task.train, task, state.outputs(task))
+    if cfg.ancestor != "replay" or not state.done:
+        return own, task_loss(outputs)
+    kept = [source.shown(source.kept(earlier), earlier, state.outputs(earlier)) for earlier in tasks[: state.done]]
+    images, labels = (torch.cat(parts) for parts in zip(own, *kept, strict=True))
+    if outputs is None:
+        return (images, labels), task_loss()
+    every = [own[0], *(part for part, _ in kept)]
+    rows = [state.outputs(t).expand(len(x), -1) for t, x in zip([task, *tasks[: state.done]], every, strict=True)]
+    among_own = torch.cat(rows).to(source.device)  # (n, way): each image's own task's outputs
+
+    def loss(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        logits, places = among(logits, labels[index], among_own[index])
+        return nn.functional.cross_entropy(logits, places), (logits.detach().argmax(1) == places).float().mean()
+
+    return (images, torch.arange(len(images), device=source.device)), loss
+
+
 def learn(
     state: State,
     task: SourceTask,
     cfg: Config,
     source: Source,
-    loss: Callable,
+    shown: tuple[Tensor, Tensor],
+    loss: Loss,
     penalty: Penalty | None,
     machine: Machine,
-    outputs: Tensor | None = None,
 ) -> Iterator[dict]:
-    """Train the network on one task; history and record grow by one entry per epoch, which is yielded. outputs: of the head
-    that stand for the task's classes, by default their own."""
+    """Train the network on one task's images and labels (`shown`); history and record grow by one entry per epoch, which is
+    yielded."""
     where, model = f"source task {task.number}", state.model
     recipe = Recipe.of_collective(cfg, cfg.first_task_epochs if task.number == 1 else cfg.epochs, *source.normal)
     recorder, optimiser = Recorder(block_weights(model), cfg.record_every), recipe.optimiser(model, machine)
     if cfg.carry_momentum:
         give_momentum(state.owned.momentum, model, optimiser)
-    images, labels = source.shown(task.train, task, state.outputs(task) if outputs is None else outputs)
     for row in fit(
         model,
-        images,
-        labels,
+        *shown,
         loss,
         recipe,
-        stream=lambda epoch: generator(cfg.seed, "batches", task.number, epoch),
+        stream=lambda epoch: generator(cfg.collective_seed, "batches", task.number, epoch),
         where=where,
         lower="learning_rate (or ewc_lambda)",
         optimiser=optimiser,
@@ -247,7 +282,7 @@ def learn(
         machine=machine,
     ):
         if penalty is not None:
-            penalty.check(row["penalty"], row["epoch"] * -(-len(images) // cfg.batch_size), where)
+            penalty.check(row["penalty"], row["epoch"] * -(-len(shown[0]) // cfg.batch_size), where)
         state.history.append({"task": task.number, "phase": "train", "on_task": task.number, **row})
         rows, counts, zeros = recorder.take()
         seen = {"rows": rows, "counts": counts, "zeros": zeros}
@@ -277,7 +312,7 @@ def finished(
     each = max(1, cfg.fisher_images // len(tasks))
     parts = [task_fisher(state, tasks, task.number, cfg, source, each) for task in tasks]
     fisher = {n: torch.stack([p[n] for p in parts]).mean(0).cpu() for n in parts[0]}
-    null = collective_null(state, tasks[:8], cfg, source, machine, loss)
+    null = collective_null(state, tasks[: cfg.null_tasks], cfg, source, machine, loss)
     record = Record.of_epochs(state.model.block_names, state.entries, *null)
     model, owned = state.model.cpu(), state.owned.to(torch.device("cpu"))
     model.normalisation = tuple(source.mean.tolist()), tuple(source.std.tolist())
@@ -289,24 +324,28 @@ def finished(
 def collective_null(
     state: State, tasks: Sequence[SourceTask], cfg: Config, source: Source, machine: Machine, loss: Callable
 ) -> tuple[list[dict], np.ndarray, np.ndarray]:
-    """The record of `cfg.null_networks` untrained networks of the collective's shape on its tasks' images, with labels drawn
-    anew among each task's outputs, under its loss (`loss(outputs)`); see `gradients.null_record`."""
-    shape = state.model.shape
+    """The record of `cfg.null_networks` untrained networks on the collective's tasks' images, with labels drawn anew among each
+    task's outputs, under its loss (`loss(outputs)`); see `gradients.null_record`. At each task they have the shape that the
+    collective had: what width alone does to a layer's gradients is in the null too."""
 
     def network(k: int, t: int, before: nn.Module | None) -> nn.Module:
-        if before is not None:
+        # where blocks were inserted, early shapes lack layers: the final shape has them all
+        shape = state.model.shape if cfg.deepen_before else state.shapes[t - 1]
+        if isinstance(before, ConvNet) and before.shape == shape:
             return before
-        model = ConvNet.from_shape(shape, generator=generator(cfg.seed, "null network", k))
+        model = ConvNet.from_shape(shape, generator=generator(cfg.collective_seed, "null network", k, t))
         return model.to(source.device, memory_format=torch.channels_last).train()
 
     def losses(model: nn.Module, k: int, t: int) -> Iterator[Tensor]:
-        task, g = tasks[t - 1], generator(cfg.seed, "null labels", k, t)
+        task, g = tasks[t - 1], generator(cfg.collective_seed, "null labels", k, t)
         outputs = loss_outputs(state.outputs(task), cfg, source.device)
-        among = torch.arange(model.n_classes) if outputs is None else outputs.cpu()
+        own = torch.arange(model.n_classes) if outputs is None else outputs.cpu()
+        if cfg.dropout:  # the one draw that torch takes from its global state
+            torch.manual_seed(derive(cfg.collective_seed, "null dropout", k, t))
         for _ in range(cfg.null_steps):
             picked = task.train[torch.randperm(len(task.train), generator=g)[: cfg.batch_size].numpy()]
             images = source.prepared(picked)
-            labels = among[torch.randint(len(among), (len(picked),), generator=g)].to(source.device)
+            labels = own[torch.randint(len(own), (len(picked),), generator=g)].to(source.device)
             yield loss(outputs)(logits_of(model, images, machine), labels)[0]
 
     return null_record(cfg.null_networks, len(tasks), network, losses)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -24,7 +25,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .presets import ALL_METHODS, CONTROL_NAMES, DATA, DEFECT_NAMES, METHODS, PAPER_FINAL_WIDTHS, PAPER_WIDTHS, PRESETS
+from .presets import (
+    ALL_METHODS,
+    ANCESTORS,
+    CONTROL_NAMES,
+    DATA,
+    DEFECT_NAMES,
+    METHODS,
+    PAPER_FINAL_WIDTHS,
+    PAPER_WIDTHS,
+    PRESETS,
+)
 
 CHOICES = {
     "data": ("glyphs", "cifar100", "imagenet100", "cub200", "folder"),
@@ -38,6 +49,7 @@ CHOICES = {
     "sign": ("positive", "absolute"),
     "atlas_blocks": ("coarse", "full"),
     "defects": DEFECT_NAMES,
+    "ancestor": ANCESTORS,
     "ancestors": ("single_task", "fixed_width", "joint", "permuted"),
     "open_head": ("refit", "own"),
     "open_score": ("msp", "maxlogit", "energy", "openmax", "ncm", "mahalanobis", "relative_mahalanobis"),
@@ -194,17 +206,56 @@ def _check_names(cfg: Config) -> None:
             )
 
 
+@functools.cache
+def yaml_loader() -> type:
+    """PyYAML's safe loader with the numbers of YAML 1.2, which are those that people mean.
+
+    In YAML 1.1, which PyYAML reads, 010 is eight, 1:30 is ninety and 5e-4 is text. Here they are ten, text (which no number's
+    field takes) and 0.0005; a date is text too.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Numbers as people mean them."""
+
+    kinds = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp")}
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in known if tag not in kinds]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    whole, real = r"[-+]?(0x[0-9a-fA-F]+|[0-9][0-9_]*)$", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(whole), [*"-+0123456789"])
+    named = r"[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{real}|{named}"), [*"-+0123456789."])
+
+    def as_int(loader: Loader, node: yaml.ScalarNode) -> int:
+        text = node.value.replace("_", "")
+        return int(text, 16 if "x" in text else 10)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", as_int)
+    return Loader
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text, numbers as people mean them. Raises ValueError for text that is no YAML (its error names the
+    line), and RecursionError for one that is nested too deeply."""
+    import yaml
+
+    try:
+        return yaml.load(text, yaml_loader())  # a safe loader
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 def spoken(name: str, text: str) -> Any:
     """The value that a person means by `text` for parameter `name`: YAML, but a parameter that holds text takes it as it
     stands where YAML would see something else in it. Raises ValueError for text that is no value."""
-    import yaml
-
     if not text:
         return ""
     of = _holds(name)
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):  # ValueError: a date that is none
+        value = read_yaml(text)
+    except (RecursionError, ValueError):
         if of is not str or text[:1] in "\"'":
             raise ValueError(f"--set {name}: {text[:200]!r} is no value") from None
         return text
@@ -251,6 +302,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 
 
+MANY = 1_000_000  # more of anything that is counted is a slip of the keyboard
 PLAIN = bool | int | float | str | list | tuple | dict  # what a parameter may be; other globals are modules, ...
 STAGE_VERSION = 1  # part of every hash; raised when a change of the code changes results
 
@@ -276,6 +328,8 @@ class Config:
     # fmt: off
     preset_name: str = _field("lecture", "", "the preset these values started from")
     seed: int = _field(0, "division", "master seed; named streams fan out from it (tasks, initial weights, batches, ...)", 0)
+    ancestor_seed: int = _field(-1, "collective", "another collective for the same target tasks; -1: as seed", -1, kind="switch")
+    division_seed: int = _field(-1, "division", "base and novel classes drawn anew among both; -1: as they are", -1, kind="switch")
 
     # images and division
     data: str = _field("glyphs", "division", "data source: glyphs, cifar100, imagenet100, cub200 or folder")
@@ -284,26 +338,28 @@ class Config:
     image_size: int = _field(32, "division", "side of the square images, pixels (84 in the paper's ImageNet runs)", 8, 512)
     split: str = _field("", "division", "class division: a JSON file, 'seed' (64:16:20 drawn by seed), '' the data's own")
     official_split: bool = _field(True, "division", "keep an official test split held out; False pools it (as released)")
-    source_images: int = _field(100, "division", "training images per base class; 0: all there are", 0)
-    held_out_images: int = _field(20, "division", "held-out images per base class, half validation, half test; 0: all", 0)
-    support_pool: int = _field(60, "division", "images per novel or open-world class that supports are drawn from; 0: all", 0)
-    query_images: int = _field(60, "division", "query (test) images per novel or open-world class; 0: all", 0)
+    source_images: int = _field(100, "division", "training images per base class; 0: all there are", 0, MANY)
+    held_out_images: int = _field(20, "division", "held-out images per base class, half validation, half test; 0: all", 0, MANY)
+    support_pool: int = _field(60, "division", "images per novel or open-world class to draw supports from; 0: all", 0, MANY)
+    query_images: int = _field(60, "division", "query (test) images per novel or open-world class; 0: all", 0, MANY)
 
     # collective model
-    n_source_tasks: int = _field(8, "collective", "source tasks in the sequence (paper's figure: 50)", 1)
-    source_way: int = _field(8, "collective", "base classes per source task (released: 5)", 2)
+    ancestor: str = _field("sequential", "collective", "how it meets its classes: sequential, joint, replay, ewc", kind="switch")
+    replay_images: int = _field(40, "collective", "ancestor=replay: images kept per earlier class", 1, MANY, kind="replay")
+    n_source_tasks: int = _field(8, "collective", "source tasks in the sequence (paper's figure: 50)", 1, 10_000)
+    source_way: int = _field(8, "collective", "base classes per source task (released: 5)", 2, 10_000)
     source_draw: str = _field("disjoint", "collective", "classes of the source tasks: disjoint, or overlap (redrawn per task)")
-    width_divisor: int = _field(8, "collective", "all widths of the paper's network are divided by this", 1)
-    min_width: int = _field(4, "collective", "no block is narrower than this many channels", 1)
-    hidden: tuple[int, ...] = _field((), "collective", "widths of the classifier's hidden layers (released: 1024, 1024)", 1)
+    width_divisor: int = _field(8, "collective", "all widths of the paper's network are divided by this", 1, 512)
+    min_width: int = _field(4, "collective", "no block is narrower than this many channels", 1, 4096)
+    hidden: tuple[int, ...] = _field((), "collective", "widths of its classifier's hidden layers (released: 1024, 1024)", 1, 65_536)
     dropout: float = _field(0.0, "collective", "dropout in the collective's classifier (released: 0.5)", 0, 0.95)
     growth: str = _field("zero-out", "collective", "how blocks widen: zero-out, uneven, net2net, none (final widths at once)")
-    growth_start: int = _field(2, "collective", "the first widening happens before this task (released: 1)", 1)
-    deepen_before: tuple[int, ...] = _field((), "collective", "tasks before which an identity block is inserted (off)", 1)
+    growth_start: int = _field(2, "collective", "the first widening happens before this task (released: 1)", 1, MANY)
+    deepen_before: tuple[int, ...] = _field((), "collective", "tasks before which an identity block is inserted (off)", 1, MANY)
     loss: str = _field("task-incremental", "collective", "softmax over the task's classes, or over all classes seen so far")
-    epochs: int = _field(6, "collective", "epochs per source task (released: 100)", 1)
-    first_task_epochs: int = _field(12, "collective", "epochs of source task 1, which starts from nothing", 1)
-    batch_size: int = _field(64, "collective", "images per training step (released: 64)", 2)
+    epochs: int = _field(6, "collective", "epochs per source task (released: 100)", 1, MANY)
+    first_task_epochs: int = _field(12, "collective", "epochs of source task 1, which starts from nothing", 1, MANY)
+    batch_size: int = _field(64, "collective", "images per training step (released: 64)", 2, 65_536)
     learning_rate: float = _field(0.03, "collective", "peak rate of SGD (released: 0.001)", 1e-8, 10)
     schedule: str = _field("one-cycle", "collective", "learning rate over a task: one-cycle, cosine, constant")
     momentum: float = _field(0.9, "collective", "momentum of SGD (released: 0.9), collective and individuals", 0, 0.999)
@@ -315,67 +371,68 @@ class Config:
     ewc_form: str = _field("penalty", "collective", "EWC as a penalty on the loss, or as a proximal step (cannot diverge)")
     ewc_decay: float = _field(1.0, "collective", "share of the earlier tasks' Fisher that is kept (online EWC)", 0, 1)
     new_columns: str = _field("imputed", "collective", "earlier tasks' Fisher of the input columns born by zero-out widening")
-    fisher_images: int = _field(200, "collective", "images for the Fisher: per task in EWC, over all tasks in a learngene", 1)
-    record_every: int = _field(1, "collective", "the gradient record looks at every k-th step", 1)
-    null_networks: int = _field(6, "collective", "untrained networks with random labels behind every null", 2)
-    null_steps: int = _field(2, "collective", "mini-batches per untrained network and task", 1)
+    fisher_images: int = _field(200, "collective", "images for the Fisher: per task in EWC, of all tasks in a learngene", 1, MANY)
+    record_every: int = _field(1, "collective", "the gradient record looks at every k-th step", 1, MANY)
+    null_networks: int = _field(6, "collective", "untrained networks with random labels behind every null", 2, MANY)
+    null_steps: int = _field(2, "collective", "mini-batches per untrained network and task", 1, MANY)
+    null_tasks: int = _field(8, "collective", "source tasks behind the null: the first ones", 1, MANY)
 
     defects: tuple[str, ...] = _field((), "collective", "defects of the released scripts (see `released`)", kind="switch")
 
     # criteria and the learngene
     criterion: str = _field("released", "criteria", "criterion that chooses the learngene (see `criteria`), or recommended")
-    threshold: float = _field(5e-10, "criteria", "threshold on gradient entries (released: 5e-10 CIFAR, 5e-4 ImageNet)", 0)
+    threshold: float = _field(5e-4, "criteria", "threshold on gradient entries (the code at publication: 5e-4; its last commit: 5e-10)", 0)
     sign: str = _field("positive", "criteria", "count entries above the threshold: positive (as released) or absolute")
-    n_blocks: int = _field(3, "criteria", "blocks in the learngene (paper: 3)", 1)
+    n_blocks: int = _field(3, "criteria", "blocks in the learngene (paper: 3)", 1, 100)
     layers: tuple[str, ...] = _field((), "criteria", "blocks chosen by hand, e.g. conv11, conv12, conv13; (): by criterion")
 
     # target tasks and individual models
     target_seed: int = _field(0, "targets", "redraws target tasks, initial weights and batches for the same ancestor", 0)
-    n_target_tasks: int = _field(20, "targets", "target tasks of novel classes (released: 5 or 10)", 1)
-    n_way: int = _field(5, "targets", "classes per target task", 2)
-    shots: tuple[int, ...] = _field((10,), "targets", "support images per class; smaller sets are prefixes of larger ones", 1)
-    n_inits: int = _field(2, "targets", "initial weights per target task; every method starts from the same ones", 1)
-    individual_epochs: int = _field(30, "targets", "epochs of an individual (released: 30)", 1)
-    individual_batch: int = _field(25, "targets", "images per step of an individual (released: 32)", 2)
+    n_target_tasks: int = _field(20, "targets", "target tasks of novel classes (released: 5 or 10)", 1, 100_000)
+    n_way: int = _field(5, "targets", "classes per target task", 2, 10_000)
+    shots: tuple[int, ...] = _field((10,), "targets", "support images per class; smaller sets begin the larger ones", 1, MANY)
+    n_inits: int = _field(2, "targets", "initial weights per target task; every method starts from the same ones", 1, 1000)
+    individual_epochs: int = _field(30, "targets", "epochs of an individual (released: 30)", 1, MANY)
+    individual_batch: int = _field(25, "targets", "images per step of an individual (released: 32)", 2, 65_536)
     individual_rate: float = _field(0.02, "targets", "peak learning rate of individuals (released: 0.005)", 1e-8, 10)
     individual_rates: tuple[str, ...] = _field((), "targets", "exceptions, each 'family:method=rate', from `learngene tune`")
     individual_schedule: str = _field("cosine", "targets", "learning rate over an individual's training")
-    individual_hidden: tuple[int, ...] = _field((), "targets", "hidden layers of a light individual's classifier", 1)
+    individual_hidden: tuple[int, ...] = _field((), "targets", "hidden layers of a light individual's classifier", 1, 65_536)
     methods: tuple[str, ...] = _field(ALL_METHODS, "reconstruct tune", "methods that are compared")
     individual_ewc: float = _field(100.0, "reconstruct", "strength of EWC towards the inherited weights (learngene_ewc)", 0)
 
     # pseudo-tasks of the open-world classes, for tuning only
-    tune_tasks: int = _field(12, "tune", "pseudo-tasks of open-world classes used by `learngene tune`", 2)
+    tune_tasks: int = _field(12, "tune", "pseudo-tasks of open-world classes used by `learngene tune`", 2, MANY)
     tune_rates: tuple[float, ...] = _field((0.005, 0.01, 0.02, 0.05, 0.1), "tune", "learning rates tried", 1e-8, 10)
     tune_ewc: tuple[float, ...] = _field((1.0, 10.0, 100.0), "tune", "EWC strengths tried for learngene_ewc", 0)
 
-    reference_episodes: int = _field(600, "reference", "episodes of the check against published values (the usual 600)", 2)
+    reference_episodes: int = _field(600, "reference", "episodes of the check against published values (the usual 600)", 2, MANY)
 
     # the open world: defaults chosen on validation and stream images of a `lecture` run, never on test images
     open_head: str = _field("refit", "openworld", "head behind the logit scores: refit on exemplars, or the network's own")
-    open_exemplars: int = _field(20, "openworld", "training images kept per seen class: head, means, tails, rehearsal", 1)
+    open_exemplars: int = _field(20, "openworld", "training images kept per seen class: head, means, tails, rehearsal", 1, MANY)
     open_strength: float = _field(0.1, "openworld", "inverse penalty of the refit head (logistic regression)", 1e-6, 1e6)
-    open_tail: int = _field(10, "openworld", "OpenMax: largest distances per class behind a Weibull tail (paper: 20)", 1)
-    open_alpha: int = _field(10, "openworld", "OpenMax: largest logits that are revised (paper: 10)", 1)
-    open_resamples: int = _field(500, "openworld", "resamples of classes behind the intervals of the open world", 50)
-    open_depths: int = _field(3, "openworld", "pooled blocks, from the last one up, that the feature scores read", 1)
+    open_tail: int = _field(10, "openworld", "OpenMax: largest distances per class behind a Weibull tail (paper: 20)", 1, MANY)
+    open_alpha: int = _field(10, "openworld", "OpenMax: largest logits that are revised (paper: 10)", 1, MANY)
+    open_resamples: int = _field(500, "openworld", "resamples of classes behind the intervals of the open world", 50, MANY)
+    open_depths: int = _field(3, "openworld", "pooled blocks, from the last one up, that the feature scores read", 1, MANY)
     open_score: str = _field("relative_mahalanobis", "openworld", "score that flags images of the stream as unknown")
     open_keep: float = _field(95.0, "openworld", "percent of the validation images that the threshold keeps", 1, 99.9)
-    open_budget: int = _field(0, "openworld", "flagged images that the oracle labels, in order of arrival; 0: all", 0)
-    open_min_images: int = _field(5, "openworld", "labelled images that a new class needs to join the head", 1)
-    open_epochs: int = _field(3, "openworld", "epochs of training on once new classes have joined", 1)
+    open_budget: int = _field(0, "openworld", "flagged images that the oracle labels, in order of arrival; 0: all", 0, MANY)
+    open_min_images: int = _field(5, "openworld", "labelled images that a new class needs to join the head", 1, MANY)
+    open_epochs: int = _field(3, "openworld", "epochs of training on once new classes have joined", 1, MANY)
     open_rate: float = _field(0.03, "openworld", "peak learning rate of that training", 1e-8, 10)
     open_ewc: float = _field(3000.0, "openworld", "strength of EWC in that training (as a proximal step)", 0)
 
     # the atlas of all blocks, and the controls beside it
     atlas_blocks: str = _field("coarse", "atlas", "coarse (prefixes, suffixes, one length) or full (every block)", kind="extent")
-    atlas_length: int = _field(3, "atlas", "length of the blocks that a coarse atlas has at every depth", 1, kind="extent")
-    atlas_tasks: int = _field(5, "atlas", "target tasks of the atlas (the first ones)", 2, kind="extent")
-    atlas_pseudo_tasks: int = _field(2, "atlas", "pseudo-tasks of open-world classes (they recommend)", 0, kind="extent")
-    atlas_inits: int = _field(2, "atlas", "initial weights per task of the atlas", 1, kind="extent")
-    atlas_epochs: int = _field(10, "atlas", "epochs of an individual of the atlas", 1)
+    atlas_length: int = _field(3, "atlas", "length of the blocks that a coarse atlas has at every depth", 1, MANY, kind="extent")
+    atlas_tasks: int = _field(5, "atlas", "target tasks of the atlas (the first ones)", 2, MANY, kind="extent")
+    atlas_pseudo_tasks: int = _field(2, "atlas", "pseudo-tasks of open-world classes (they recommend)", 0, MANY, kind="extent")
+    atlas_inits: int = _field(2, "atlas", "initial weights per task of the atlas", 1, MANY, kind="extent")
+    atlas_epochs: int = _field(10, "atlas", "epochs of an individual of the atlas", 1, MANY)
     atlas_rate: float = _field(0.03, "atlas", "peak learning rate of the atlas", 1e-8, 10)
-    atlas_shots: int = _field(10, "atlas", "support images per class in the atlas", 1)
+    atlas_shots: int = _field(10, "atlas", "support images per class in the atlas", 1, MANY)
     controls: tuple[str, ...] = _field(("all",), "controls", "content controls, by name; all; or none")
     control_ewc: tuple[float, ...] = _field((100.0,), "controls", "strengths of EWC to the inherited weights", 0)
     control_l2: tuple[float, ...] = _field((0.1,), "controls", "strengths of the plain pull to them (L2-SP)", 0)
@@ -387,7 +444,7 @@ class Config:
     device: str = _field("auto", "", "auto, cpu, cuda or mps")
     workers: int = _field(0, "", "workers over independent individuals; 0: as many as processors, at most 2 on a CPU", 0, 256)
     deterministic: bool = _field(False, "", "GPUs: only operations that give equal bits on every call (slower, and it is said)")
-    threads: int = _field(1, "", "threads of one training loop; 0: all there are (more than one pays only on large networks)", 0)
+    threads: int = _field(1, "", "threads of one training; 0: all there are (more than one pays only on large networks)", 0, 256)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -464,6 +521,7 @@ class Config:
         if self.split not in ("", "seed"):
             values["split"] = "file"  # its content is compared with division.json, its path is nobody's business
         asleep = {n for n, f in FIELDS.items() if f.metadata["kind"] == "switch" and getattr(self, n) == f.default}
+        asleep |= {"replay_images"} if self.ancestor != "replay" else set()
         return {
             n: values[n]
             for n, f in FIELDS.items()
@@ -491,6 +549,26 @@ class Config:
             if name == f"{family}:{method}":
                 return float(value)
         return self.individual_rate
+
+    @property
+    def collective_seed(self) -> int:
+        """Seed of the collective: its source tasks, weights and batches."""
+        return self.seed if self.ancestor_seed < 0 else self.ancestor_seed
+
+    def as_ancestor(self, n_base: int) -> Config:
+        """The settings that this kind of `ancestor` trains with, given the number of base classes.
+
+        joint: all base classes at once at the final widths, for as many image passes as the sequence has (rounded to epochs);
+        replay, ewc: the sequence; ewc with a proximal pull of strength 300 where `ewc_lambda` is 0 (the best of the pilots).
+        """
+        if self.ancestor == "joint":
+            passes = self.source_way * (self.first_task_epochs + self.epochs * (self.n_source_tasks - 1))
+            once = {"n_source_tasks": 1, "source_way": n_base, "source_draw": "disjoint", "growth": "none"}
+            epochs = max(1, round(passes / n_base))
+            return self.replace(**once, deepen_before=(), first_task_epochs=epochs, ancestor="sequential")
+        if self.ancestor == "ewc" and not self.ewc_lambda:
+            return self.replace(ewc_lambda=300.0, ewc_form="proximal")
+        return self
 
     @property
     def start_widths(self) -> tuple[int, ...]:

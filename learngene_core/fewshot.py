@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
@@ -23,22 +23,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .arms import Arm, Draw, arms_of, block_of, stream_of
 from .collective import Collective
 from .config import Config, Machine
 from .errors import OutOfTime, StudyError, say
 from .ewc import Frozen, Penalty
-from .learngene import Learngene, light_shape
+from .learngene import Learngene
 from .network import ConvNet
 from .presets import METHODS
 from .stack import Stack
 from .tasks import ImageSet, TargetTask, generator
-from .training import Recipe, evaluate, fit, here, predict, stack_loss, use
+from .training import Recipe, confusion, fit, here, predict, stack_loss, use
 
-Draw = tuple[TargetTask, int]
-"""A target task and the number of a set of initial weights."""
-
-Donor = Callable[[Draw], Learngene | None]
-"""What to inherit, made anew for every draw; None: nothing."""
+ROW_KEYS = ("family", "method", "block", "rate", "ewc", "shots", "target_task", "init")
 
 
 class Keep(Protocol):
@@ -56,93 +53,6 @@ class Keep(Protocol):
         """What to raise when no more pieces may be begun."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One way to make an individual.
-
-    family, method; rate: learning rate; shape: of the network (`ConvNet.from_shape`); donor: what it inherits; ewc: strength of
-    the pull towards the inherited weights (0: none); hold: what that pull weighs with, "fisher" (EWC) or "l2" (all alike:
-    L2-SP, Li et al. 2018), or "frozen": inherited parameters do not move at all (their batch-norm statistics do); columns:
-    further columns of the arm's rows.
-    """
-
-    family: str
-    method: str
-    rate: float
-    shape: dict = dataclasses.field(compare=False)
-    donor: Donor = dataclasses.field(default=lambda draw: None, compare=False)
-    ewc: float = 0.0
-    hold: str = "fisher"
-    columns: tuple[tuple[str, object], ...] = ()
-
-    @property
-    def holds(self) -> bool:
-        """Whether something pulls it towards its inherited weights, or holds it there."""
-        return bool(self.ewc) or self.hold == "frozen"
-
-
-def same_shape(col: Collective, cfg: Config) -> dict:
-    """Shape of the same-shape individuals: the collective's own, with a head of `n_way` outputs."""
-    return {**col.model.shape, "n_classes": cfg.n_way, "dropout": 0.0}
-
-
-def arms_of(gene: Learngene, col: Collective, cfg: Config, methods: Sequence[str]) -> list[Arm]:
-    """Every family's arms among `methods`, in the order of `presets.METHODS`.
-
-    `random` inherits the learngene's blocks from an untrained collective, another one for each draw: in distribution it is
-    `scratch`, and it cannot tell content from scale. `first`: as many blocks from the first on; `full`: all.
-
-    Raises ValueError for an unknown method, StudyError for EWC with a learngene that has no Fisher information.
-    """
-    known = list(dict.fromkeys(m for names in METHODS.values() for m in names))
-    if unknown := set(methods) - set(known):
-        raise ValueError(f"unknown method {sorted(unknown)[0]!r}; there are {', '.join(known)}")
-    if "learngene_ewc" in methods and gene.fisher is None:
-        raise StudyError(
-            "learngene_ewc needs the Fisher information, and this learngene has none; "
-            "cut it again with its Fisher or leave the method out"
-        )
-    names, scale = col.model.block_names, {"mean": gene.mean, "std": gene.std}
-
-    def untrained(draw: Draw) -> Learngene:
-        g = generator(cfg.seed, "untrained collective", cfg.target_seed, *stream_of(draw))
-        return Learngene.from_model(ConvNet.from_shape(col.model.shape, generator=g), gene.layers, **scale)
-
-    donors: dict[str, Donor] = {
-        "scratch": lambda draw: None,
-        "learngene": lambda draw: gene,
-        "learngene_ewc": lambda draw: gene,
-        "random": untrained,
-        "first": constant(lambda: Learngene.from_model(col.model, names[: len(gene.layers)], **scale)),
-        "full": constant(lambda: Learngene.from_model(col.model, names, **scale)),
-    }
-    shapes = {"light": light_shape(gene, cfg.n_way, cfg), "same_shape": same_shape(col, cfg)}
-    return [
-        Arm(
-            family,
-            method,
-            cfg.rate(family, method),
-            shapes[family],
-            donors[method],
-            ewc=cfg.individual_ewc if method == "learngene_ewc" else 0.0,
-        )
-        for family in shapes
-        for method in METHODS[family]
-        if method in methods
-    ]
-
-
-def constant(cut: Callable[[], Learngene | None]) -> Donor:
-    """A donor that gives every draw the same: `cut()`."""
-    gene = cut()
-    return lambda draw: gene
-
-
-def stream_of(draw: Draw) -> tuple[str, int, int]:
-    """Names of the random streams that belong to a draw: group and number of the task, number of the initial weights."""
-    return draw[0].group, draw[0].number, draw[1]
-
-
 def evaluate_few_shot(
     gene: Learngene,
     col: Collective,
@@ -151,6 +61,7 @@ def evaluate_few_shot(
     cfg: Config,
     *,
     methods: Sequence[str] | None = None,
+    blocks: Mapping[str, tuple[str, ...]] | None = None,
     machine: Machine | None = None,
 ) -> pd.DataFrame:
     """Train and test every method on every target task; one row per individual (results.csv), accuracy in percent.
@@ -158,7 +69,7 @@ def evaluate_few_shot(
     Raises StudyError for EWC with a learngene that has no Fisher information, or a learngene that does not fit.
     """
     methods = cfg.methods if methods is None else methods
-    work = Individuals(arms_of(gene, col, cfg, methods), images, cfg, gene.mean, gene.std, machine=machine)
+    work = Individuals(arms_of(gene, col, cfg, methods, blocks), images, cfg, gene.mean, gene.std, machine=machine)
     rows, _ = work.table(tasks)
     if "ncm" in methods:
         rows = sorted_rows(pd.concat([rows, nearest_class_mean(col, images, tasks, cfg, work.device)]))
@@ -284,12 +195,12 @@ class Individuals:
             for arms in self._stacks():
                 genes = [arm.donor(draw) for draw in draws for arm in arms]
                 stack, history = self.fit(draws, arms, genes, shots)
-                accuracy = evaluate(stack, query_images, query_labels, *self.normal).tolist()
+                cells = confusion(predict(stack, query_images, *self.normal), query_labels)
                 for i, gene in enumerate(genes):
                     (task, init), arm = draws[i // len(arms)], arms[i % len(arms)]
                     where = {"shots": shots, "target_task": task.number, "init": init}
                     piece = pieces[i // len(arms)]
-                    piece["rows"].append(row_of(arm, where, accuracy[i], gene, history, i))
+                    piece["rows"].append(row_of(arm, where, cells[i], gene, history, i))
                     piece["curves"] += curve_of(arm, where, history, i)
         return pieces
 
@@ -360,8 +271,9 @@ def pull_weights(arm: Arm, gene: Learngene) -> dict[str, Tensor]:
     return {f"blocks.{n}": torch.full_like(t, strength) for n, t in gene.tensors.items() if "running" not in n}
 
 
-def row_of(arm: Arm, where: dict, accuracy: float, gene: Learngene | None, history: list[dict], i: int) -> dict:
-    """The row of results.csv of network i of a stack: `where` it stands, its accuracy (percent) and what `fit` gave (history)."""
+def row_of(arm: Arm, where: dict, cells: Tensor, gene: Learngene | None, history: list[dict], i: int) -> dict:
+    """The row of results.csv of network i of a stack: `where` it stands, the confusion counts (k, k) of its query images, and
+    what `fit` gave (history)."""
     penalties = [float(torch.as_tensor(h["penalty"]).expand(len(h["loss"]))[i]) if arm.ewc else 0.0 for h in history]
     loss, pulled = float(history[-1]["loss"][i]), sum(penalties)
     total = sum(float(h["loss"][i]) for h in history)
@@ -369,14 +281,26 @@ def row_of(arm: Arm, where: dict, accuracy: float, gene: Learngene | None, histo
         "family": arm.family,
         "method": arm.method,
         **where,
-        "accuracy": accuracy,
+        **measured(cells),
         "final_loss": loss + penalties[-1],
         "rate": arm.rate,
         "ewc": arm.ewc,
         "ewc_share": 100 * pulled / (total + pulled),
-        "inherited": "nothing" if gene is None else f"{gene.layers[0]}-{gene.layers[-1]}",
+        "inherited": "nothing" if gene is None else block_of(gene),
         "inherited_parameters": 0 if gene is None else gene.n_parameters,
         **dict(arm.columns),
+    }
+
+
+def measured(cells: Tensor) -> dict[str, float | str]:
+    """Of confusion counts (k, k), true class by row: accuracy, balanced accuracy and macro-F1 in percent, and the hits of each
+    class in the order of the task's classes ("48 51 20 60 33")."""
+    hits, true, said = cells.diagonal().double(), cells.sum(1).double(), cells.sum(0).double()
+    return {
+        "accuracy": float(hits.sum() * 100 / true.sum()),
+        "balanced_accuracy": float((hits / true).mean() * 100),
+        "macro_f1": float((2 * hits / (true + said)).mean() * 100),  # true is never 0: every class has query images
+        "hits": " ".join(str(int(h)) for h in hits),
     }
 
 
@@ -392,9 +316,9 @@ def curve_of(arm: Arm, where: dict, history: list[dict], i: int) -> list[dict]:
 def sorted_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Rows by family, method (in the order of `presets.METHODS`), rate, shots, task and initial weights."""
     order = {m: i for i, m in enumerate(dict.fromkeys(m for known in METHODS.values() for m in known))}
-    keys = ["family", "method", "rate", "ewc", "shots", "target_task", "init"]
+    keys = [k for k in ROW_KEYS if k in table]
     if table.empty:
-        return pd.DataFrame(columns=[*keys, "accuracy"])
+        return pd.DataFrame(columns=[*ROW_KEYS, "accuracy"])
     return table.sort_values(keys, key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True)
 
 
@@ -427,13 +351,14 @@ def nearest_class_mean(
     features = torch.nn.functional.normalize(features, dim=1).cpu()
     place = {int(image): i for i, image in enumerate(needed)}
     names = col.model.block_names
-    size = sum(p.numel() for p in col.model.blocks.parameters())
+    size, whole = sum(p.numel() for p in col.model.blocks.parameters()), f"{names[0]}-{names[-1]}"
     about = {
         "rate": 0.0,
         "ewc": 0.0,
         "ewc_share": 0.0,
-        "inherited": f"{names[0]}-{names[-1]}",
+        "inherited": whole,
         "inherited_parameters": size,
+        "block": whole,
     }
 
     def of(indices: np.ndarray) -> Tensor:
@@ -444,7 +369,7 @@ def nearest_class_mean(
         query = of(task.query)  # (way, k, d)
         for shots in cfg.shots:
             means = torch.nn.functional.normalize(of(task.support[:, :shots]).mean(1), dim=1)  # (way, d)
-            hits = (query @ means.T).argmax(-1) == torch.arange(len(query))[:, None]
+            cells = confusion((query @ means.T).flatten(0, 1), labels_of(task.query))
             where = {"family": "none", "method": "ncm", "shots": shots, "target_task": task.number, "init": 1}
-            rows.append({**where, "accuracy": float(hits.double().mean() * 100), **about})
+            rows.append({**where, **measured(cells), **about})
     return pd.DataFrame(rows)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .errors import StudyError, atomic
 from .network import ConvNet
 
 FORMAT = "learngene/1"
+LARGEST = 1e18  # of a stored value: the square of a larger one is beyond 32-bit floats
 PARTS = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 
 
@@ -145,8 +147,7 @@ class Learngene:
             with safe_open(path, "pt") as file:
                 about, expected = checked_header(file)
                 tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (not a dict)
-            if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-                raise ValueError("its tensors are not finite")
+            check_values(tensors)
             return cls(
                 tuple(about["layers"]),
                 {n: tensors[n] for n in expected},
@@ -200,7 +201,7 @@ def light_shape(gene: Learngene, n_way: int, cfg: Config) -> dict:
     leads = gene.input_width == 3
     target = gene.widths[-1] if leads else gene.input_width
     fresh = [f"fresh{k}" for k in range(1, 5)]
-    fresh_widths = [max(1, target >> k) for k in (3, 2, 1, 0)] if not leads else [target] * 4
+    fresh_widths = [max(cfg.min_width, target >> k) for k in (3, 2, 1, 0)] if not leads else [target] * 4
     names = [*gene.layers, *fresh] if leads else [*fresh, *gene.layers]
     widths = [*gene.widths, *fresh_widths] if leads else [*fresh_widths, *gene.widths]
     pools, side = [], cfg.image_size
@@ -280,16 +281,33 @@ def _expected(about: dict) -> dict[str, tuple[int, ...]]:
     side = about["image_size"]
     if not set(about["pools"]) <= set(layers) or not isinstance(side, int) or not 1 <= side <= 65536:
         raise ValueError("its pools or image size cannot be")
-    numbers = [*about["mean"], *about["std"]]
-    if (
-        len(about["mean"]) != 3
-        or len(about["std"]) != 3
-        or not all(math.isfinite(v) for v in numbers)
-        or min(about["std"]) <= 0
-    ):
-        raise ValueError("its mean and std are not three finite numbers each")
+    check_scale(about["mean"], about["std"])
     shapes: dict[str, tuple[int, ...]] = {}
     for name, n_in, n_out in zip(layers, sizes, widths, strict=False):
         shapes[f"{name}.conv.weight"] = (n_out, n_in, 3, 3)
         shapes.update({f"{name}.{p}": (n_out,) for p in PARTS[1:]})
     return shapes
+
+
+def check_values(tensors: Mapping[str, Tensor], where: str = "") -> None:
+    """Raise ValueError that names the first tensor (`where` stands before its name) with a value that no training gives: not
+    finite, too large for its square to be, or below zero where only squares go (variances, Fisher information)."""
+    for name, tensor in tensors.items():
+        shown = f"{where}{name}"[:80]
+        low, high = (float(v) for v in torch.aminmax(tensor)) if tensor.numel() else (0.0, 0.0)
+        if not (math.isfinite(low) and math.isfinite(high)):  # of a tensor with a NaN both are
+            raise ValueError(f"{shown!r} holds a value that is not finite")
+        if max(-low, high) > LARGEST:
+            raise ValueError(f"{shown!r} holds {max(-low, high):.3g}, larger than any training gives")
+        if low < 0 and ("fisher/" in shown or name.endswith("running_var")):
+            raise ValueError(f"{shown!r} holds {low:.3g}, and it cannot be below zero")
+
+
+def check_scale(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError (or TypeError) unless these are three numbers each that images in 0..1 can have as mean and standard
+    deviation (0: a constant channel), with room for other scales of a stranger's network."""
+    for name, values, low, high in (("mean", mean, -1e3, 1e3), ("std", std, 1e-6, 1e3)):
+        if len(values) != 3 or not all(math.isfinite(v) for v in values):
+            raise ValueError(f"its {name} is not three finite numbers")
+        if odd := [v for v in values if v != 0 and not low <= v <= high]:
+            raise ValueError(f"its {name} holds {odd[0]:.3g}, and images have {low:g} to {high:g}")

@@ -13,7 +13,7 @@ PAPER_POOLS = (2, 4, 7, 10, 13)
 PAPER_STEPS = (3, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13)
 
 METHODS = {
-    "light": ("scratch", "learngene", "learngene_ewc", "random"),
+    "light": ("scratch", "learngene", "learngene_ewc", "random", "first", "longest_prefix", "recommended"),
     "same_shape": ("scratch", "learngene", "first", "full"),
     "none": ("ncm",),
 }
@@ -28,7 +28,8 @@ CONTROL_NAMES = (
     "norm_only",
     "untrained",
 )
-ALL_METHODS = ("scratch", "random", "learngene", "learngene_ewc", "first", "full", "ncm")
+ALL_METHODS = ("scratch", "random", "learngene", "learngene_ewc", "first", "longest_prefix", "full", "ncm")
+ANCESTORS = ("sequential", "joint", "replay", "ewc")  # how a collective meets its base classes
 
 # Switches of `released`, by name; later ones have the last word where two replace the same step.
 DEFECT_NAMES = ("double_softmax", "labels_reused", "exact_copies", "bn_gap", "signed_threshold", "epoch_ewc", "zero_ewc",

@@ -349,6 +349,11 @@ def _hits(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.detach().argmax(-1) == labels).float().mean(-1)
 
 
+def among(logits: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, k) of each image's own outputs, `rows` (n, k), out of (n, outputs), and its label's place (n,) among them."""
+    return logits.gather(1, rows), (rows == labels[:, None]).to(torch.uint8).argmax(1)
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, *, batch_size: int = 250, features: bool = False
@@ -370,6 +375,13 @@ def evaluate(
 ) -> Tensor:
     """Accuracy in percent, () or (m,), on un-augmented images; among the outputs `classes` only, if given."""
     return accuracy_of(predict(model, images, mean, std), labels, classes)
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts (m, k, k), or (k, k), of true class (rows) and predicted class (columns); logits as in `accuracy_of`."""
+    k, own = logits.shape[-1], _own_labels(logits, labels)
+    cells = own * k + logits.argmax(-1)  # (m, n) or (n,)
+    return nn.functional.one_hot(cells, k * k).sum(-2).unflatten(-1, (k, k)).cpu()
 
 
 def accuracy_of(logits: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:

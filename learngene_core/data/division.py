@@ -84,8 +84,17 @@ def divide(imgs: ImageSet, cfg: Config) -> Division:
         div = _without_absent_open_world(Division(*read_division(manifest)), imgs)
     else:
         div = _by_seed(imgs.class_names, cfg)
+    div = div if cfg.division_seed < 0 else redrawn(div, cfg.division_seed)
     _check(div, imgs, cfg)
     return div
+
+
+def redrawn(div: Division, seed: int) -> Division:
+    """As many base and novel classes, drawn anew among both; the open-world classes stay, since rates were tuned on them."""
+    rng, names = numpy_generator(seed, "redrawn division"), sorted(div.base + div.novel)
+    order = [names[i] for i in rng.permutation(len(names))]
+    base, novel = order[: len(div.base)], order[len(div.base) :]
+    return Division(tuple(sorted(base)), div.open_world, tuple(sorted(novel)), f"{div.name} Redrawn by seed {seed}.")
 
 
 def _without_absent_open_world(div: Division, imgs: ImageSet) -> Division:
@@ -162,7 +171,8 @@ def source_tasks(imgs: ImageSet, div: Division, cfg: Config) -> list[SourceTask]
 
     Raises StudyError when disjoint tasks need more base classes than there are.
     """
-    rng = numpy_generator(cfg.seed, "source tasks")
+    cfg = cfg.as_ancestor(len(div.base))
+    rng = numpy_generator(cfg.collective_seed, "source tasks")
     if cfg.source_draw == "disjoint":
         if cfg.n_source_tasks * cfg.source_way > len(div.base):
             raise StudyError(

@@ -11,19 +11,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from ..arms import Arm, arms_of
 from ..collective import Collective, State, train_collective
 from ..config import Config, Machine
 from ..criteria import score_all
 from ..data.division import GROUPS, Division, divide, read_division
 from ..errors import OutOfTime, StudyError, read_json, say, write_json
-from ..fewshot import Arm, Individuals, arms_of, nearest_class_mean, sorted_rows
+from ..fewshot import Individuals, nearest_class_mean, sorted_rows
 from ..learngene import Learngene, cut_learngene
 from ..tasks import ImageSet, SourceTask, TargetTask
 from ..training import channel_statistics
+from . import inputs
 from .machine import keep_machine, machine_of
 from .pieces import Pieces
 from .run import Run
-from .states import FILES, load_collective, resume, save_gene_fisher, save_task, task_folder
+from .seals import FILES, task_folder
+from .states import load_collective, resume, save_gene_fisher, save_task
 
 
 def divided(run: Run, images: ImageSet) -> Division:
@@ -57,10 +60,11 @@ def divided(run: Run, images: ImageSet) -> Division:
 def collective(run: Run, images: ImageSet, tasks: Sequence[SourceTask]) -> Collective:
     """The collective (history.csv, gradients.csv, histograms.npz, collective/): loaded, or trained from the last whole task on.
 
-    Raises OutOfTime after the task in which `minutes` ended, and as `train_collective` does.
+    Raises OutOfTime after the task in which `minutes` ended, StudyError where the run's was trained on other tasks or images,
+    and as `train_collective` does.
     """
     cfg = run.cfg
-    if run.done("collective"):
+    if run.done("collective", {"list of source tasks": inputs.of_tasks(tasks), "set of images": images.fingerprint}):
         say("collective: found in the run folder, loaded")
         return load_collective(run)
     return train_and_save(run, images, tasks, lambda **hooks: train_collective(images, tasks, cfg, **hooks))
@@ -71,11 +75,12 @@ def train_and_save(
 ) -> Collective:
     """Call `train(start=, after_task=, on_epoch=, machine=)` so that every finished task is saved, and enter the stage."""
     cfg, machine, folder = run.cfg, machine_of(run), run.path / "collective"
-    stage_hash = cfg.stage_hash("collective")
+    stage_hash, own = cfg.stage_hash("collective"), cfg.as_ancestor(len(tasks[0].classes))
+    given = {"list of source tasks": inputs.of_tasks(tasks), "set of images": images.fingerprint}
     mean, std = channel_statistics(images.images[np.unique(np.concatenate([t.train for t in tasks]))])
 
     def after_task(state: State) -> None:
-        save_task(task_folder(folder, state.done), state, stage_hash, mean, std)
+        save_task(task_folder(folder, state.done), state, stage_hash, mean, std, given)
         if not run.in_time and state.done < len(tasks):
             raise OutOfTime(
                 f"collective: task {state.done} of {len(tasks)} is done and saved after minutes={cfg.minutes:g}; "
@@ -84,14 +89,14 @@ def train_and_save(
 
     def on_epoch(state: State) -> None:
         row = state.history[-1]
-        before = 0 if row["task"] == 1 else cfg.first_task_epochs + cfg.epochs * (row["task"] - 2)
-        total = cfg.first_task_epochs + cfg.epochs * (len(tasks) - 1)
+        before = 0 if row["task"] == 1 else own.first_task_epochs + own.epochs * (row["task"] - 2)
+        total = own.first_task_epochs + own.epochs * (len(tasks) - 1)
         text = f"task {row['task']} of {len(tasks)}, epoch {row['epoch']}"
         run.progress("collective", before + row["epoch"], total, text)
 
     states = [f"collective/task_{t.number:02d}/{n}" for t in tasks for n in FILES]
-    with run.computing("collective", ["history.csv", "gradients.csv", "histograms.npz", *states]):
-        start = resume(folder, stage_hash, len(tasks))
+    with run.computing("collective", ["history.csv", "gradients.csv", "histograms.npz", *states], given):
+        start = resume(folder, stage_hash, len(tasks), given)
         col = train(start=start, after_task=after_task, on_epoch=on_epoch, machine=machine)
         save_gene_fisher(task_folder(folder, len(tasks)), col)
         run.write_table("history.csv", col.history)
@@ -103,14 +108,15 @@ def train_and_save(
 def learngene(run: Run, col: Collective, *, layers: tuple[str, ...] | None = None) -> Learngene:
     """The learngene (scores.csv, learngene.safetensors); layers: chosen elsewhere, by default as the configuration says.
 
-    Raises StudyError as `cut_learngene` does.
+    Raises StudyError where the run's was cut out of another collective, and as `cut_learngene` does.
     """
     cfg, path = run.cfg, run.path / "learngene.safetensors"
-    if run.done("criteria"):
+    given = {"collective": inputs.of_collective(col)}
+    if run.done("criteria", given):
         say("criteria: found in the run folder, loaded")
         return Learngene.load(path)
     gene = cut_learngene(col, cfg, layers=layers)
-    with run.computing("criteria", ["scores.csv", path.name]):
+    with run.computing("criteria", ["scores.csv", path.name], given):
         run.write_table("scores.csv", score_all(col.record, cfg))
         gene.save(path)
     say(f"criteria: learngene {gene.layers[0]} to {gene.layers[-1]} cut and saved")
@@ -120,15 +126,22 @@ def learngene(run: Run, col: Collective, *, layers: tuple[str, ...] | None = Non
 def results(run: Run, gene: Learngene, col: Collective, images: ImageSet, tasks: Sequence[TargetTask]) -> pd.DataFrame:
     """Every method's individuals on every target task (results.csv, curves.csv).
 
-    Raises OutOfTime (finished pieces are kept) after `minutes`, and as `evaluate_few_shot` does.
+    Raises OutOfTime (finished pieces are kept) after `minutes`, StudyError where the run's were made from another learngene,
+    collective, tasks or images, and as `evaluate_few_shot` does.
     """
     cfg = run.cfg
-    if run.done("reconstruct"):
+    given = {
+        "learngene": inputs.of_learngene(gene),
+        "collective": inputs.of_collective(col),
+        "list of target tasks": inputs.of_tasks(tasks),
+        "set of images": images.fingerprint,
+    }
+    if run.done("reconstruct", given):
         say("reconstruct: found in the run folder, loaded")
         return run.read_table("results.csv")
     work = individuals(run, "reconstruct", arms_of(gene, col, cfg, cfg.methods), images, cfg, gene.mean, gene.std)
-    with run.computing("reconstruct", ["results.csv", "curves.csv"]):
-        pieces = Pieces(run, "reconstruct")
+    with run.computing("reconstruct", ["results.csv", "curves.csv"], given):
+        pieces = Pieces(run, "reconstruct", given)
         rows, curves = work.table(tasks, pieces)
         if "ncm" in cfg.methods:
             rows = sorted_rows(pd.concat([rows, nearest_class_mean(col, images, tasks, cfg, work.device)]))
