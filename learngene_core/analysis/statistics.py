@@ -79,9 +79,11 @@ def paired_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Int
 
 
 def paired_table(
-    results: pd.DataFrame, *, reference: str = "scratch", keys: Columns = ("family", "shots"), unit: str = "target_task"
+    results: pd.DataFrame, *, reference: str = "scratch", keys: Columns = (), unit: str = "target_task"
 ) -> pd.DataFrame:
     """Accuracy and paired gain over `reference` per method: one row per `keys` x method, in order of appearance.
+
+    keys: by default family, block (a light individual's shape depends on where its block is) and shots.
 
     `results` has one row per individual: `keys`, method, `unit`, init, accuracy (percent). Inits are averaged within a
     task, tasks are the units. The reference has the same `keys`: families are never compared; without one the gain is
@@ -89,6 +91,7 @@ def paired_table(
     Columns: family, method, shots (`keys` around method); accuracy and gain, each with _low and _high (95 %);
     sd_difference (sample sd over tasks), n_tasks, n_inits (the fewest in a task).
     """
+    keys = keys or ("family", *(("block",) if "block" in results else ()), "shots")
     individual = [*keys, "method", unit, "init"]
     _check_columns(results, [*individual, "accuracy"])
     if (twice := results.duplicated(individual)).any():
