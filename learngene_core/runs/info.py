@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import STAGES, Config, quoted
-from ..errors import StudyError, read_json, say
-from ..study.notebooks import parameters_of
-from .run import changed, checked_manifest, default_folder, only_extent, stored_machine
-from .states import inspected, state_of
+from ..errors import expanded, say
+from .bookkeeping import changed, checked_manifest, configuration, only_extent, state_of, stored_machine
+from .run import default_folder, parameters_of
+from .seals import inspected
 
 # what `learngene study` computes
 STUDY = ("division", "collective", "criteria", "reconstruct", "openworld", "measures", "atlas", "controls", "claims")
@@ -52,20 +52,6 @@ def inspect(path: Path) -> dict[str, Any]:
     }
 
 
-def configuration(path: Path) -> Config:
-    """What config.json of the run folder `path` asks for. Raises StudyError when it is no run folder, or of another version."""
-    file = path / "config.json"
-    if not file.is_file():
-        raise StudyError(f"{path} is no run folder (it has no config.json)")
-    try:
-        return Config.from_dict(read_json(file))
-    except (StudyError, ValueError, TypeError, AttributeError) as error:
-        reason = "" if isinstance(error, StudyError) else f" ({error})"
-        raise StudyError(
-            f"{file} is damaged or of another version{reason}; the command that made this run, called again, writes it anew"
-        ) from None
-
-
 def _stage(path: Path, entry: dict[str, Any] | None, cfg: Config, stage: str) -> dict[str, Any]:
     if entry is None:
         return {"state": "missing", "configuration": "none", "files": {}}
@@ -100,7 +86,7 @@ def _option(name: str, value: str) -> list[str]:
 
 def report(run: str | Path, *, as_json: bool = False) -> int:
     """Print what `inspect` finds; returns 0 when the run is whole (so far), else 1."""
-    facts = inspect(Path(run).expanduser().absolute())
+    facts = inspect(expanded(run).absolute())
     if as_json:
         say(json.dumps(facts, indent=1))
         return 0 if facts["whole"] else 1

@@ -21,9 +21,9 @@ import torch
 from ..config import Config, Machine
 from ..errors import StudyError, write_json
 from ..presets import PAPER_POOLS
-from .run import Run, stored_machine
+from .bookkeeping import stored_machine
+from .run import WORKERS, Run
 
-WORKERS = "LEARNGENE_WORKERS"  # variable: individuals side by side where the configuration leaves it open (sweeps: 1)
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # read by cuBLAS when it is first used
 FIXED = ":4096:8"  # eight buffers of 4 MiB: one of the two settings that cuBLAS documents as deterministic
 LARGEST_STACK = 128  # networks; larger ones gain nothing more where launching no longer limits

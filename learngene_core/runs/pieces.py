@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import OutOfTime, StudyError, atomic, read_json
@@ -14,13 +15,14 @@ from .run import Run
 class Pieces:
     """The pieces of one stage: JSON values by name, below `.parts/<stage>` in the run folder.
 
-    Pieces of another configuration are left out, so that a changed parameter never mixes with what was there.
+    Pieces of another configuration are left out, so that a changed parameter never mixes with what was there; so are those of
+    other `inputs`, the fingerprints of what the stage is handed (see `inputs`).
     """
 
-    def __init__(self, run: Run, stage: str):
+    def __init__(self, run: Run, stage: str, inputs: Mapping[str, str] | None = None):
         self.run, self.stage = run, stage
         self.folder = run.path / ".parts" / stage
-        self.hash = run.cfg.piece_hash(stage)
+        self.hash = "-".join([run.cfg.piece_hash(stage), *(inputs or {}).values()])
 
     def get(self, name: str) -> Any:
         """The value of a finished piece, or None. A damaged piece counts as unfinished."""

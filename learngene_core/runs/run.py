@@ -1,8 +1,4 @@
-"""The lock of a run folder: one process computes there, with the kernels that it starts; others may read.
-
-The manifest of a run folder: what it must look like, and in what the settings of two runs differ.
-
-The run folder: the hand-over between stages, notebooks and people.
+"""The run folder: the hand-over between stages, notebooks and people.
 
 Every file is written whole or not at all (temporary name, fsync, rename) and listed with its size and hash in
 `manifest.json` under the stage that made it. A stage loads what matches its hash, computes what is missing, and refuses
@@ -12,139 +8,21 @@ what was made with another configuration. Times and paths stand in `timings.csv`
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import errno
 import json
 import os
-import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import FIELDS, STAGES, Config, Machine
-from ..errors import SEALED, StudyError, atomic, file_hash, read_json, say, sweep_unfinished, write_json
+from ..config import STAGES, Config
+from ..errors import StudyError, atomic, expanded, read_json, say, write_json
+from . import tables
+from .bookkeeping import changed, checked_manifest, facts_of, only_extent, state_of
+from .lock import alone
 
-PATIENCE = 0.5  # seconds: who only notes something is waited for, and whoever computes has written who it is
-ABOUT_MACHINE = ("torch", "system", "processors")  # of machine.json: for people, not read again
-HELD = "LEARNGENE_LOCKED"  # run folders locked by this process and the kernels that it starts
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Keep other processes out of the folder. The system frees the lock of a process that died, and what that one was
-    writing is swept away.
-
-    Kernels that `learngene study` started work under its lock. Raises StudyError that names the owner, or says that the
-    folder may only be read, that its file system knows no locks, or that a link in it leads out of it.
-    """
-    import filelock
-
-    held = json.loads(os.environ.get(HELD, "[]"))
-    if str(path) in held:
-        yield
-        return
-    owner = path / ".owner"
-    guard = filelock.FileLock(path / ".lock", timeout=PATIENCE)
-    try:
-        guard.acquire()
-    except filelock.Timeout:
-        who = "another process"
-        with contextlib.suppress(OSError, UnicodeDecodeError):  # it may end this moment
-            who = " ".join(owner.read_text(encoding="utf-8").split())[:100] or who
-        raise StudyError(f"{path} is in use by {who}; wait for it, or choose another --out") from None
-    except (OSError, NotImplementedError) as error:
-        raise _no_lock(path, error) from None
-    try:
-        _check_links(path)
-        owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        sweep_unfinished(path)
-        os.environ[HELD] = json.dumps([*held, str(path)])
-        yield
-    finally:
-        os.environ.pop(HELD, None)
-        if held:
-            os.environ[HELD] = json.dumps(held)
-        with contextlib.suppress(OSError):
-            owner.unlink(missing_ok=True)
-        guard.release()
-
-
-def _check_links(path: Path) -> None:
-    """Refuse a run folder (it may come from elsewhere) through which something outside of it would be written."""
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            entry = Path(folder, name)
-            if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(path)):
-                raise StudyError(
-                    f"{entry} is a link that leads out of the run folder; put what it stands for in its place, "
-                    "or choose another --out"
-                )
-
-
-def _no_lock(path: Path, error: OSError | NotImplementedError) -> Exception:
-    """What to raise when the lock of a run folder cannot be made."""
-    reason = getattr(error, "strerror", None) or str(error)
-    if getattr(error, "errno", None) in SEALED:
-        return StudyError(
-            f"the run folder {path} may only be read ({reason}): what is finished can be loaded, nothing computed; copy it to a "
-            "folder of your own, or choose another --out"
-        )
-    if isinstance(error, NotImplementedError) or error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-        return StudyError(f"the file system of {path} knows no locks ({reason}); choose an --out on a local disk")
-    return error
-
-
-def changed(mine: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    """Names of the settings that differ."""
-    return [n for n in sorted({*mine, *there}) if mine.get(n) != there.get(n)]
-
-
-def only_extent(names: list[str]) -> bool:
-    """Whether settings that differ only say how much of a stage is wanted."""
-    return bool(names) and all(n in FIELDS and FIELDS[n].metadata["kind"] == "extent" for n in names)
-
-
-def checked_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """The manifest in `path`. Raises StudyError when it is not what this version writes."""
-    try:
-        manifest = read_json(path)
-        good = all(
-            stage in STAGES
-            and isinstance(entry["hash"], str)
-            and isinstance(entry["fields"], dict)
-            and all(
-                isinstance(f["bytes"], int)
-                and isinstance(f["sha256"], str)
-                and not Path(n).is_absolute()
-                and ".." not in Path(n).parts
-                for n, f in entry["files"].items()
-            )
-            for stage, entry in manifest.items()
-        )
-    except (AttributeError, KeyError, TypeError, StudyError):
-        good = False
-    if not good:
-        raise StudyError(
-            f"{path} is damaged: it is no manifest of this version; restore the file, or delete it and repeat the "
-            "command: saved tasks of the collective are taken up, the rest is computed again"
-        )
-    return manifest
-
-
-def facts_of(path: Path) -> dict[str, int | str]:
-    """Size and hash of a file, as manifests and seals note them. Raises OSError when it cannot be read."""
-    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-
-
-def state_of(path: Path, facts: dict[str, int | str]) -> str:
-    """A file compared with what was noted of it: "whole", "missing" or "damaged"."""
-    if not path.is_file():
-        return "missing"
-    same = path.stat().st_size == facts["bytes"] and file_hash(path) == facts["sha256"]
-    return "whole" if same else "damaged"
-
+WORKERS = "LEARNGENE_WORKERS"  # variable: individuals side by side where the configuration leaves it open (sweeps: 1)
 
 class Run:
     """One run folder, opened for one configuration."""
@@ -163,15 +41,7 @@ class Run:
         Raises StudyError when the folder holds a stage made with another configuration, or is no run folder.
         """
         run = cls(cfg, folder_of(cfg, out))
-        if run.path.exists() and not run.path.is_dir():
-            raise StudyError(f"{run.path} is a file, not a run folder; choose another --out")
-        strangers = [p for p in run.path.iterdir() if not p.name.startswith(".")] if run.path.is_dir() else []
-        if strangers and not (run.path / "config.json").exists():  # what a killed start leaves behind has a dot
-            raise StudyError(f"{run.path} is not empty and is no run folder; choose another --out")
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StudyError(f"cannot make the run folder {run.path}: {error.strerror}") from None
+        _made(run.path)
         redo = [*redo]
         for stage in redo:
             _following(stage)  # an unknown stage is noticed before anything changes
@@ -192,7 +62,7 @@ class Run:
     # stages ---------------------------------------------------------------------------------------------------------
     @property
     def manifest(self) -> dict[str, dict[str, Any]]:
-        """Stage -> hash, fields and files (name -> bytes, sha256) of every finished stage."""
+        """Stage -> hash, fields and files (name -> bytes, sha256) of every finished stage; see `bookkeeping`."""
         path = self.path / "manifest.json"
         return checked_manifest(path) if path.exists() else {}
 
@@ -201,14 +71,21 @@ class Run:
         if cfg.stage_hash(stage) != self.cfg.stage_hash(stage):
             raise StudyError(f"{self.path} was opened for another configuration than the one given for stage {stage!r}")
 
-    def done(self, stage: str) -> bool:
-        """Whether the stage is finished for this configuration; its files are checked against the manifest.
+    def done(self, stage: str, inputs: Mapping[str, str] | None = None) -> bool:
+        """Whether the stage is finished for this configuration; its files are compared with the manifest.
 
-        Raises StudyError when a file of a finished stage is missing or damaged.
+        inputs: fingerprints of what the stage is handed, by name (see `inputs`). Raises StudyError when the stage was made
+        from others, and when a file of it is missing or damaged.
         """
         entry = self.manifest.get(stage)
         if entry is None or entry["hash"] != self.cfg.stage_hash(stage):
             return False
+        for name, mine in (inputs or {}).items():
+            if entry.get("inputs", {}).get(name, mine) != mine:
+                raise StudyError(
+                    f"stage {stage!r} of {self.path} was made with another {name} than the one given; "
+                    f"choose another --out, or make it again with --redo {stage}"
+                )
         for name, facts in entry["files"].items():
             path = self.path / name
             state = state_of(path, facts)
@@ -221,8 +98,8 @@ class Run:
         return True
 
     @contextlib.contextmanager
-    def computing(self, stage: str, files: list[str]) -> Iterator[None]:
-        """Around the computation of a stage: lock, time, and on success enter its `files` in the manifest."""
+    def computing(self, stage: str, files: list[str], inputs: Mapping[str, str] | None = None) -> Iterator[None]:
+        """Around the computation of a stage: lock, time, and on success enter its `files` (and `inputs`) in the manifest."""
         with self.lock():
             start = time.time()
             yield
@@ -230,6 +107,7 @@ class Run:
                 "hash": self.cfg.stage_hash(stage),
                 "fields": self.cfg.fields_of(stage),
                 "files": {name: facts_of(self.path / name) for name in files},
+                **({"inputs": dict(inputs)} if inputs else {}),
             }
             write_json(self.path / "manifest.json", {**self.manifest, stage: entry})
             self.note_time("stage", stage, time.time() - start)
@@ -269,15 +147,15 @@ class Run:
             table.to_csv(temporary, index=False, lineterminator="\n")
 
     def read_table(self, name: str) -> Any:
-        """The DataFrame in a CSV of this run. Raises StudyError when it is missing, or unreadable: then with the stage that makes
-        it anew."""
-        import pandas
+        """The DataFrame in a CSV of this run, with the columns that others read of it (`tables.COLUMNS`).
 
+        Raises StudyError when it is missing, or damaged: then with the stage that makes it anew.
+        """
         try:
-            return pandas.read_csv(self.path / name, keep_default_na=True)
+            return tables.read_table(self.path / name)
         except FileNotFoundError:
             raise StudyError(f"{self.path / name} does not exist; run the stage that makes it first") from None
-        except (ValueError, OverflowError) as error:  # of pandas all parsing errors are ValueErrors
+        except ValueError as error:  # of pandas all parsing errors are ValueErrors
             stage = next((s for s, entry in self.manifest.items() if name in entry["files"]), "STAGE")
             reason = " ".join(str(error).split())[:200]
             raise StudyError(f"{self.path / name} is damaged ({reason}); rebuild it with --redo {stage}") from None
@@ -303,7 +181,7 @@ class Run:
             os.replace(temporary, self.path / "progress.json")
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other processes out of the folder; see `locks.alone`, which says what it raises."""
+        """Keep other processes out of the folder; see `lock.alone`, which says what it raises."""
         return alone(self.path)
 
 
@@ -326,9 +204,10 @@ def _following(stage: str) -> set[str]:
     return gone
 
 
+# names of run folders -------------------------------------------------------------------------------------------------
 def folder_of(cfg: Config, out: str | Path = "") -> Path:
-    """The run folder that `out` names, or the default one."""
-    return Path(out).expanduser().absolute() if out else default_folder(cfg)
+    """The run folder that `out` names, or the default one. Raises StudyError for a home folder that is not there."""
+    return expanded(out).absolute() if out else default_folder(cfg)
 
 
 def default_folder(cfg: Config) -> Path:
@@ -344,16 +223,25 @@ def default_folder(cfg: Config) -> Path:
     return here / "runs" / (name + (f"-s{cfg.seed}" if cfg.seed else ""))
 
 
-def stored_machine(path: Path) -> Machine:
-    """The machine noted in a `machine.json`. Raises StudyError, with the way out, when it is damaged."""
+def parameters_of(cfg: Config, out: Path) -> dict[str, Any]:
+    """The notebook parameters that give exactly `cfg` and the run folder `out`: the preset and what differs from it."""
+    preset = Config.preset(cfg.preset_name, data=cfg.data).to_dict()  # the data brings defaults of its own
+    differs = {k: v for k, v in cfg.to_dict().items() if preset[k] != v}
+    return {"preset": cfg.preset_name, **differs, "data": cfg.data, "out": str(out)}
+
+
+def _made(path: Path) -> None:
+    """Make a run folder, or see that the one there can be one. Raises StudyError."""
     try:
-        values = read_json(path)
-        machine = Machine(**{k: v for k, v in values.items() if k not in ABOUT_MACHINE})
-        if any(type(getattr(machine, f.name)).__name__ != f.type for f in dataclasses.fields(Machine)):
-            raise TypeError("a value of a wrong type")
-        return machine
-    except (StudyError, TypeError, AttributeError):
-        raise StudyError(
-            f"{path} is damaged; delete the file and repeat the command: it is written anew for this machine, "
-            "and finished stages stay"
-        ) from None
+        if path.is_symlink() and not path.exists():
+            raise StudyError(f"{path} is a link to {os.readlink(path)}, which is not there; choose another --out")
+        if path.exists() and not path.is_dir():
+            raise StudyError(f"{path} is a file, not a run folder; choose another --out")
+        strangers = [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
+        if strangers and not (path / "config.json").exists():  # what a killed start leaves behind has a dot
+            raise StudyError(f"{path} is not empty and is no run folder; choose another --out")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"cannot make the run folder {path}: {error.strerror}; choose another --out") from None
+    except ValueError as error:  # a zero byte in its name
+        raise StudyError(f"cannot make the run folder {path}: {error}; choose another --out") from None
