@@ -19,8 +19,9 @@ from ..analysis.claims import atlas_of
 from ..config import Config
 from ..errors import StudyError, read_json
 from ..record import N_BINS, Record, load_arrays
-from ..runs.info import command, configuration
-from ..runs.run import Run, checked_manifest
+from ..runs.bookkeeping import checked_manifest, configuration
+from ..runs.info import command
+from ..runs.run import Run
 
 VERBS = {"collective": "collective", "measures": "atlas", "atlas": "atlas", "claims": "atlas"}  # stage: what makes it
 
