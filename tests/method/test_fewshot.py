@@ -15,7 +15,8 @@ from learngene_core.analysis import tuning
 from learngene_core.collective import train_collective
 from learngene_core.data.division import divide, source_tasks, target_tasks
 from learngene_core.errors import StudyError
-from learngene_core.fewshot import arms_of, evaluate_few_shot
+from learngene_core.fewshot import evaluate_few_shot
+from learngene_core.arms import arms_of
 from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.network import ConvNet
 from learngene_core.presets import METHODS

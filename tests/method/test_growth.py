@@ -9,7 +9,7 @@ from torch import nn
 
 from learngene_core.config import Config
 from learngene_core.ewc import fisher_diagonal
-from learngene_core.growth import WIDEN_MODES, growth_schedule
+from learngene_core.growth import WIDEN_MODES, deepen, growth_schedule, widen
 from learngene_core.network import ConvNet
 from learngene_core.presets import PRESETS
 
@@ -71,7 +71,7 @@ def test_widening_any_block_changes_nothing(mode, hidden, pools, calibrated):
         for name in reference.block_names:
             net = copy.deepcopy(reference)
             width = wider(net, name, seed, name)
-            net.widen(name, width, mode=mode, generator=seeded(seed), calibration=batch(7) if calibrated else None)
+            widen(net, name, width, mode=mode, generator=seeded(seed), calibration=batch(7) if calibrated else None)
             assert net.blocks[name].conv.out_channels == width and net.widths.count(width) >= 1
             for training in (True, False):
                 assert change(net, reference, batch(9), training) < 1e-5, (name, seed, training)
@@ -83,7 +83,7 @@ def test_widening_block_after_block_changes_nothing(mode):
     net = copy.deepcopy(reference)
     for turn in range(2):
         for name in net.block_names:
-            net.widen(name, wider(net, name, turn, name), mode=mode, generator=seeded(turn), calibration=batch(7))
+            widen(net, name, wider(net, name, turn, name), mode=mode, generator=seeded(turn), calibration=batch(7))
     assert change(net, reference, batch(9), True) < 1e-5
     assert change(net, reference, batch(9), False) < 1e-5
 
@@ -94,7 +94,7 @@ def test_net2net_is_exact_without_noise_and_off_in_proportion_to_it():
         off = {}
         for noise in (0.0, 0.001, 0.01):
             net = copy.deepcopy(reference)
-            net.widen(name, wider(net, name), mode="net2net", generator=seeded(1), noise=noise)
+            widen(net, name, wider(net, name), mode="net2net", generator=seeded(1), noise=noise)
             off[noise] = max(change(net, reference, batch(9), training) for training in (True, False))
         assert off[0.0] < 1e-5
         assert 1e-5 < off[0.001] < off[0.01] < 0.1, name
@@ -105,7 +105,7 @@ def test_batch_norm_of_every_new_channel_is_defined(mode):
     for name in ("conv1", "conv3", "conv5"):
         reference = lived_in((1, 3, 5))
         net, old = copy.deepcopy(reference), reference.blocks[name].conv.out_channels
-        mapping = net.widen(name, 2 * old + 1, mode=mode, generator=seeded(1), calibration=batch(7))
+        mapping = widen(net, name, 2 * old + 1, mode=mode, generator=seeded(1), calibration=batch(7))
         norm, before, source = net.blocks[name].norm, reference.blocks[name].norm, mapping.source
         assert norm.num_batches_tracked == before.num_batches_tracked
         for key in ("weight", "bias", "running_mean", "running_var"):
@@ -129,7 +129,7 @@ def test_batch_norm_of_every_new_channel_is_defined(mode):
 def test_without_calibration_new_channels_get_mean_0_and_variance_1():
     net = lived_in()
     old = net.blocks["conv2"].conv.out_channels
-    net.widen("conv2", old + 3, generator=seeded(1))
+    widen(net, "conv2", old + 3, generator=seeded(1))
     assert not net.blocks["conv2"].norm.running_mean[old:].any()
     assert (net.blocks["conv2"].norm.running_var[old:] == 1).all()
 
@@ -140,7 +140,7 @@ def test_widening_draws_from_its_generator_alone(mode):
     for seed, stream in ((1, 7), (2, 7), (1, 8)):
         net = lived_in()
         torch.manual_seed(seed)
-        net.widen("conv2", 20, mode=mode, generator=seeded(stream))
+        widen(net, "conv2", 20, mode=mode, generator=seeded(stream))
         states.append(net.state_dict())
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
     assert not torch.equal(states[0]["blocks.conv2.conv.weight"], states[2]["blocks.conv2.conv.weight"])
@@ -150,7 +150,7 @@ def test_widening_draws_from_its_generator_alone(mode):
 def test_widening_keeps_dtype_mode_and_memory_format(mode):
     for name in ("conv2", "conv5"):
         net = lived_in((1, 3, 5), dtype=torch.float64).to(memory_format=torch.channels_last).eval()
-        net.widen(name, wider(net, name), mode=mode, generator=seeded(1))
+        widen(net, name, wider(net, name), mode=mode, generator=seeded(1))
         assert not net.training and not any(m.training for m in net.blocks.modules())
         for key, tensor in net.state_dict().items():
             assert tensor.dtype in (torch.float64, torch.int64), key
@@ -167,7 +167,7 @@ def test_a_widening_that_cannot_be_is_refused_and_changes_nothing(name, width, m
     net = lived_in()
     before = {n: t.clone() for n, t in net.state_dict().items()}
     with pytest.raises(ValueError):
-        net.widen(name, width or net.blocks[name].conv.out_channels, mode=mode)
+        widen(net, name, width or net.blocks[name].conv.out_channels, mode=mode)
     after = net.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
 
@@ -196,7 +196,7 @@ def each_channel(tensor, dim=0):
 def test_new_channels_of_zero_out_learn_from_the_second_step_on(name):
     net = lived_in((2, 4, 5))
     old = net.blocks[name].conv.out_channels
-    mapping = net.widen(name, 2 * old, generator=seeded(1), calibration=batch(7))
+    mapping = widen(net, name, 2 * old, generator=seeded(1), calibration=batch(7))
     first, second = train(net, 2)
     columns, repeat = mapping.columns, mapping.repeat
     assert (each_channel(first[columns], 1)[old * repeat :] > 0).all()  # their outgoing weights at once
@@ -209,7 +209,7 @@ def test_new_channels_of_zero_out_learn_from_the_second_step_on(name):
 def test_copies_of_uneven_receive_unequal_gradients_and_separate(name):
     net = lived_in((2, 4, 5))
     old = net.blocks[name].conv.out_channels
-    mapping = net.widen(name, 2 * old, mode="uneven", generator=seeded(1))
+    mapping = widen(net, name, 2 * old, mode="uneven", generator=seeded(1))
     start = net.blocks[name].conv.weight.detach().clone()
     copied = mapping.source[old:]
     assert torch.equal(start[old:], start[copied])
@@ -228,7 +228,7 @@ def test_equal_copies_of_net2net_never_separate(name):
     for noise in (0.0, 0.01):
         net = lived_in((2, 4, 5), dtype=torch.float64)
         old = net.blocks[name].conv.out_channels
-        mapping = net.widen(name, 2 * old, mode="net2net", generator=seeded(1), noise=noise)
+        mapping = widen(net, name, 2 * old, mode="net2net", generator=seeded(1), noise=noise)
         start = net.blocks[name].conv.weight.detach().clone()
         train(net, 30)
         end = net.blocks[name].conv.weight.detach()
@@ -246,7 +246,7 @@ def test_carried_momentum_is_the_widened_networks_gradient(mode, pools, hidden):
     for name in ("conv1", "conv2", "conv5"):
         small = lived_in(pools, hidden, dtype=torch.float64)
         large, old = copy.deepcopy(small), small.blocks[name].conv.out_channels
-        mapping = large.widen(name, wider(small, name), mode=mode, generator=seeded(2), noise=0.0)
+        mapping = widen(large, name, wider(small, name), mode=mode, generator=seeded(2), noise=0.0)
         before, after = (
             _gradients(net, batch(3, torch.float64), torch.arange(N) % small.n_classes) for net in (small, large)
         )
@@ -271,7 +271,7 @@ def _gradients(net, x, labels):
 def test_carried_fisher_is_the_widened_networks_fisher(mode, name):
     small = lived_in((1, 3, 5))
     large, old = copy.deepcopy(small), small.blocks[name].conv.out_channels
-    mapping = large.widen(name, wider(small, name), mode=mode, generator=seeded(2), noise=0.0, calibration=batch(7))
+    mapping = widen(large, name, wider(small, name), mode=mode, generator=seeded(2), noise=0.0, calibration=batch(7))
     images = torch.randint(0, 256, (N, 3, SIZE, SIZE), generator=seeded("images")).to(torch.uint8)
     level = torch.full((3,), 0.5)
     before, after = (fisher_diagonal(n, images, None, level, level, seeded("labels")) for n in (small, large))
@@ -298,7 +298,7 @@ def test_carried_values_keep_the_old_entries_and_take_new_ones_from_now(mode, na
     anchor = {n: torch.randn(p.shape, generator=seeded(n)) for n, p in net.named_parameters()}
     kept = {n: t.clone() for n, t in anchor.items()}
     old = net.blocks[name].conv.out_channels
-    mapping = net.widen(name, wider(net, name), mode=mode, generator=seeded(2))
+    mapping = widen(net, name, wider(net, name), mode=mode, generator=seeded(2))
     share = mapping.share.float().repeat_interleave(mapping.repeat)
     for key, p in net.named_parameters():
         carried = mapping.carry(key, anchor[key], "value", now=p.detach())
@@ -317,7 +317,7 @@ def test_carried_values_keep_the_old_entries_and_take_new_ones_from_now(mode, na
 @pytest.mark.parametrize("mode", WIDEN_MODES)
 def test_shares_sum_to_one_over_the_copies_of_a_channel(mode):
     net = lived_in()
-    mapping = net.widen("conv3", 40, mode=mode, generator=seeded(4))
+    mapping = widen(net, "conv3", 40, mode=mode, generator=seeded(4))
     old = mapping.old_width
     total = torch.zeros(old, dtype=torch.float64).index_add_(0, mapping.source, mapping.share.double())
     assert torch.allclose(total, torch.ones_like(total))
@@ -333,7 +333,7 @@ def test_deepening_behind_any_block_changes_nothing_in_evaluation(hidden, calibr
         reference = lived_in(pools, hidden)
         for name in reference.block_names:
             net = copy.deepcopy(reference)
-            new = net.deepen(name, calibration=batch(7) if calibrated else None)
+            new = deepen(net, name, calibration=batch(7) if calibrated else None)
             at = reference.block_names.index(name) + 1
             assert net.block_names == (*reference.block_names[:at], new, *reference.block_names[at:])
             assert new.startswith(name) and new not in reference.block_names
@@ -342,7 +342,7 @@ def test_deepening_behind_any_block_changes_nothing_in_evaluation(hidden, calibr
 
 def test_deepening_keeps_dtype_mode_and_memory_format():
     net = lived_in(dtype=torch.float64).to(memory_format=torch.channels_last).eval()
-    name = net.deepen("conv2")
+    name = deepen(net, "conv2")
     new = net.blocks[name]
     assert not new.training and new.conv.weight.dtype == torch.float64
     assert new.conv.weight.is_contiguous(memory_format=torch.channels_last)
@@ -356,7 +356,7 @@ def test_deepening_with_calibration_is_close_in_training_too():
     off = {}
     for calibrated in (True, False):
         net = copy.deepcopy(reference)
-        net.deepen("conv3", calibration=batch(9) if calibrated else None)
+        deepen(net, "conv3", calibration=batch(9) if calibrated else None)
         off[calibrated] = change(net, reference, batch(9), True)
     assert off[True] < 0.02 < off[False]
 
@@ -364,10 +364,10 @@ def test_deepening_with_calibration_is_close_in_training_too():
 def test_a_block_can_be_deepened_again_and_widened_after():
     reference = lived_in()
     net = copy.deepcopy(reference)
-    names = [net.deepen("conv2", calibration=batch(7)) for _ in range(3)]
+    names = [deepen(net, "conv2", calibration=batch(7)) for _ in range(3)]
     assert len(set(names)) == 3 and net.block_names[1:5] == ("conv2", *names[::-1])
     for name in ("conv2", *names):
-        net.widen(name, wider(net, name), generator=seeded(3), calibration=batch(7))
+        widen(net, name, wider(net, name), generator=seeded(3), calibration=batch(7))
     assert change(net, reference, batch(9), False) < 1e-5
     gradients = train(net, 1)[0]
     assert all(gradients[f"blocks.{name}.conv.weight"].any() for name in names)
@@ -375,7 +375,7 @@ def test_a_block_can_be_deepened_again_and_widened_after():
 
 def test_deepening_an_unknown_block_is_refused():
     with pytest.raises(ValueError, match="conv77"):
-        lived_in().deepen("conv77")
+        deepen(lived_in(), "conv77")
 
 
 # the schedule -----------------------------------------------------------------------------------------------------------

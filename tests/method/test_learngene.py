@@ -228,14 +228,31 @@ def with_entry(name, value):
         "not a number": with_entry("conv3.conv.bias", torch.tensor([1, 2, float("nan"), 4, 5])),
         "infinite": with_entry("conv4.norm.running_var", torch.full((7,), float("inf"))),
         "Fisher not a number": with_entry("fisher/conv3.conv.bias", torch.full((5,), float("nan"))),
+        "negative variance": with_entry("conv4.norm.running_var", torch.tensor([1.0, 1, -5, 1, 1, 1, 1])),
+        "variance just below zero": with_entry("conv3.norm.running_var", torch.full((5,), -1e-30)),
+        "negative Fisher": with_entry("fisher/conv3.conv.weight", torch.full((5, 6, 3, 3), -1.0)),
+        "absurd weight": with_entry("conv3.conv.weight", torch.full((5, 6, 3, 3), 3e38)),
+        "absurd mean": with_entry("conv3.norm.running_mean", torch.full((5,), -1e30)),
+        "minus infinity": with_entry("conv3.norm.weight", torch.full((5,), -float("inf"))),
         "half precision": with_entry("conv3.conv.bias", torch.ones(5).half()),
         "whole numbers": with_entry("conv3.conv.bias", torch.ones(5, dtype=torch.int32)),
     }.items(),
     ids=lambda c: c[0],
 )
 def test_tensors_that_are_not_what_the_metadata_says_are_refused(saved, change):
+    before = load_file(saved)
     rewritten(saved, change_tensors=change[1])
-    refused(saved)
+    after = load_file(saved)
+    changed = [
+        n for n in {*before, *after} if n not in after or n not in before or not torch.equal(before[n], after[n])
+    ]
+    assert changed[0] in refused(saved), "the tensor is named"
+
+
+def test_a_constant_channel_has_no_deviation_and_its_learngene_is_read(tmp_path):
+    """Images without any blue: `normalise` leaves that channel at zero, and their run must be able to read its own file."""
+    dataclasses.replace(cut(), mean=(0.5, 0.5, 0.0), std=(0.25, 0.25, 0.0)).save(tmp_path / "gene.safetensors")
+    assert Learngene.load(tmp_path / "gene.safetensors").std == (0.25, 0.25, 0.0)
 
 
 @pytest.mark.parametrize("text", ["not json", "[]", "null", "3", "{}", '"learngene/1"'])
@@ -263,7 +280,13 @@ def test_metadata_that_is_no_mapping_is_refused(saved, text):
         ("mean", [0.1]),
         ("mean", ["x", "y", "z"]),
         ("mean", [float("nan")] * 3),
-        ("std", [0.0, 0.5, 0.5]),
+        ("mean", [1e308] * 3),
+        ("mean", [0.5, 0.5, -1e6]),
+        ("mean", [0.5, 0.5, True, 0.5]),
+        ("mean", [10**400] * 3),
+        ("std", [-0.5, 0.5, 0.5]),
+        ("std", [1e-300, 0.5, 0.5]),
+        ("std", [0.5, 0.5, 1e308]),
         ("std", [float("inf")] * 3),
         ("image_size", -32),
         ("image_size", float("inf")),

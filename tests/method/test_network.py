@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from learngene_core.growth import deepen, widen
 from learngene_core.network import ConvNet, flop_count, parameter_count
 from learngene_core.presets import PAPER_FINAL_WIDTHS, PAPER_POOLS, PAPER_WIDTHS
 
@@ -79,7 +80,7 @@ def test_flop_count_is_what_the_layers_do(shape):
 
 def test_flop_count_after_growth_is_that_of_a_network_made_so():
     net = ConvNet((4, 4, 4), (2,), 3, 8)
-    net.widen("conv2", 7)
+    widen(net, "conv2", 7)
     net.grow_head(2)
     assert flop_count(net) == flop_count(ConvNet((4, 7, 4), (2,), 5, 8))
     assert measured(net) == measured(ConvNet((4, 7, 4), (2,), 5, 8))
@@ -143,9 +144,9 @@ def test_initial_weights_come_from_the_generator_alone_and_have_he_scale():
 def test_a_network_can_be_rebuilt_from_its_shape(shape, grown):
     net = ConvNet(*shape, dropout=0.25, generator=seeded(0))
     if grown:
-        net.widen("conv1", 9, generator=seeded(1))
-        net.deepen("conv1")
-        net.deepen(net.block_names[-1])
+        widen(net, "conv1", 9, generator=seeded(1))
+        deepen(net, "conv1")
+        deepen(net, net.block_names[-1])
         net.grow_head(3, generator=seeded(2))
     again = ConvNet.from_shape(json.loads(json.dumps(net.shape)))
     again.load_state_dict(net.state_dict())

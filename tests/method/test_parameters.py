@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from learngene_core.config import Config
-from learngene_core.study import notebooks
+from learngene_core.study import notebooks, report
 
 MARK = "was_run"
 TEXTS = (
@@ -85,7 +85,7 @@ def test_any_string_reaches_a_notebook_as_it_is_and_runs_nothing(tmp_path, monke
     cfg = Config.from_dict(json.loads((tmp_path / "config.json").read_text()))
     assert cfg == Config.preset("smoke", data_path=TEXTS[5], split=everything[::-1], layers=TEXTS, seed=7)
     # the executed copy can be read again, and its report made, without running anything either
-    notebooks.write_report([tmp_path / "done.ipynb"], "title", "summary", tmp_path / "report.html")
+    report.write_report([tmp_path / "done.ipynb"], "title", "summary", tmp_path / "report.html")
     assert not (tmp_path / MARK).exists()
 
 
@@ -109,7 +109,7 @@ def test_jupyterlab_listens_on_this_machine_alone_and_asks_for_a_token(tmp_path)
 
     import psutil
 
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     told = subprocess.run(["make", "-n", "lab"], cwd=root, capture_output=True, text=True, check=True).stdout
     options = next(t for t in told.splitlines() if "jupyter lab" in t).split("jupyter lab")[1].split()
     # Root is let in only where the user is root (Jupyter refuses otherwise); no option opens the server to others.

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from learngene_core.config import CHOICES, FIELDS, ONCE, Config
 from learngene_core.presets import ALL_METHODS, CONTROL_NAMES, PRESETS
 from learngene_core.runs import info
-from learngene_core.study import cli as options_module
-from learngene_core.study import notebooks
+from learngene_core.runs.run import parameters_of
+from learngene_core.study import cli, notebooks
 
 KINDS = typing.get_type_hints(Config)
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -80,11 +80,11 @@ def test_an_accepted_configuration_comes_back_from_wherever_it_goes(notebook, pr
         return
     ACCEPTED.append(1)
     assert Config.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
-    given = notebooks.checked_parameters(notebook, notebooks.parameters_of(cfg, notebook.parent / "-run"))
+    given = notebooks.checked_parameters(notebook, parameters_of(cfg, notebook.parent / "-run"))
     assert Config.from_notebook(dict(given)) == cfg
     words = shlex.split(info.command(cfg, notebook.parent / "a run"))
-    options = options_module.parser().parse_args(words[1:])
-    assert options_module.configuration(options) == cfg
+    options = cli.parser().parse_args(words[1:])
+    assert cli.configuration(options) == cfg
     assert options.out == str(notebook.parent / "a run")
     assert all(
         cfg.stage_hash(stage) == Config.from_dict(cfg.to_dict()).stage_hash(stage) for stage in ("claims", "tune")
@@ -155,9 +155,9 @@ def test_an_unknown_name_is_refused_with_that_name(name):
 @MANY
 @given(text=st.text(max_size=30), name=st.sampled_from(NAMES))
 def test_whatever_is_written_behind_set_is_taken_or_refused_with_the_fields_name(text, name):
-    options = options_module.parser().parse_args(["divide", f"--set={name}={text}"])
+    options = cli.parser().parse_args(["divide", f"--set={name}={text}"])
     try:
-        cfg = options_module.configuration(options)
+        cfg = cli.configuration(options)
     except ValueError as refusal:
         assert name in str(refusal) or str(refusal).startswith(("unknown", "criterion"))
         return

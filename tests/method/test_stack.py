@@ -1,5 +1,7 @@
 """A stack of networks trains as its networks would one by one: logits, gradients, weights, batch-norm statistics."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from learngene_core.ewc import Penalty
 from learngene_core.network import ConvNet
 from learngene_core.stack import Stack
-from learngene_core.training import Recipe, evaluate, fit, predict, stack_loss, task_loss
+from learngene_core.training import Recipe, draw_epoch, evaluate, fit, predict, stack_loss, task_loss
 
 SHAPES = {
     "linear": {"widths": (4, 6, 5), "pools": (1, 3), "n_classes": 3, "image_size": 12, "hidden": ()},
@@ -36,9 +38,9 @@ def nets_of(kind, m=3, dtype=torch.float32):
     return [net.to(dtype) for net in nets]
 
 
-def data_of(kind, n=14):
+def data_of(kind, n=14, seed=9):
     shape = SHAPES[kind]
-    images = torch.randint(0, 256, (n, 3, shape["image_size"], shape["image_size"]), generator=seeded(9))
+    images = torch.randint(0, 256, (n, 3, shape["image_size"], shape["image_size"]), generator=seeded(seed))
     return images.to(torch.uint8), torch.arange(n) % shape["n_classes"]
 
 
@@ -47,7 +49,7 @@ class Double(nn.Module):
 
     def __init__(self, inner):
         super().__init__()
-        self.inner = inner
+        self.inner, self.inputs, self.size = inner, getattr(inner, "inputs", 1), getattr(inner, "size", None)
 
     def forward(self, x):
         return self.inner(x.double())
@@ -99,11 +101,11 @@ def test_training_a_stack_is_training_one_by_one(kind, dtype, epochs, tolerance)
     nets = nets_of(kind, dtype=dtype)
     stack = Stack(nets)
     start = states_of(stack)
-    together = fit(Double(stack) if double else stack, images, labels, stack_loss, recipe, **options)
+    together = [*fit(Double(stack) if double else stack, images, labels, stack_loss, recipe, **options)]
     for before, after in zip(start, states_of(stack), strict=True):
         assert all((before[n] - after[n]).abs().max() > 1e-3 for n in before if n.endswith(("v.weight", "_mean")))
     for i, net in enumerate(nets):
-        alone = fit(Double(net) if double else net, images, labels, task_loss(), recipe, **options)
+        alone = [*fit(Double(net) if double else net, images, labels, task_loss(), recipe, **options)]
         state = states_of(stack)[i]
         assert set(state) == {n for n in net.state_dict() if "num_batches" not in n}
         for name, tensor in state.items():
@@ -167,7 +169,7 @@ def test_a_penalty_on_one_network_leaves_the_others_alone():
         if ewc:
             fisher = stack.join([{}, held, {}])
             penalty = Penalty(stack, dict(stack.named_parameters()), fisher, 1.0, "penalty")
-        fit(stack, images, labels, stack_loss, recipe, stream=seeded, where="here", penalty=penalty)
+        list(fit(stack, images, labels, stack_loss, recipe, stream=seeded, where="here", pull=penalty))
         states.append(states_of(stack))
     start = states_of(Stack(nets))
     for i in (0, 2):
@@ -187,3 +189,64 @@ def test_networks_that_differ_are_refused():
         Stack([])
     with pytest.raises(ValueError, match="dropout"):
         Stack([ConvNet.from_shape({**shape, "dropout": 0.5})] * 2)
+
+
+# several groups of images ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("n", [12, 13, 11])
+@pytest.mark.parametrize("hold", [False, True])
+def test_networks_of_several_groups_train_as_one_by_one(n, hold):
+    """Two arms on three target tasks: each with its own images, batches, augmentation and batch-norm statistics."""
+    groups = [data_of("hidden", n, 100 + g) for g in range(3)]
+    nets = nets_of("hidden", 6, torch.float64)
+    stack = Stack(nets, inputs=3)
+    r = Recipe(4, 5, 0.05, "cosine", 0.9, 5e-4, 1, True, MEAN, STD)
+    held = {n: torch.full_like(p, 0.4) for n, p in nets[1].named_parameters() if "conv2" in n}
+
+    def pull(model, anchor, weights):
+        return Penalty(model, anchor, weights, 1.0, "penalty") if hold else None
+
+    joined = stack.join([held if i % 2 else {} for i in range(6)])
+    together = list(
+        fit(
+            Double(stack),
+            torch.cat([images for images, _ in groups]),
+            torch.cat([labels for _, labels in groups]),
+            stack_loss,
+            r,
+            stream=lambda epoch: [seeded(10 * g + epoch) for g in range(3)],
+            where="here",
+            pull=pull(stack, dict(stack.named_parameters()), joined),
+        )
+    )
+    for i, net in enumerate(nets):
+        images, labels = groups[i // 2]
+        penalty = pull(net, dict(net.named_parameters()), held) if i % 2 else None
+        stream = functools.partial(lambda g, epoch: seeded(10 * g + epoch), i // 2)
+        alone = [*fit(Double(net), images, labels, task_loss(), r, where="here", pull=penalty, stream=stream)]
+        for name, tensor in stack.network(i).state_dict().items():
+            if "num_batches" not in name:  # `network` gives back 32 bits
+                assert torch.allclose(tensor, net.state_dict()[name].float(), rtol=0, atol=1e-6), (i, name)
+        for one, both in zip(alone, together, strict=True):
+            assert float(both["loss"][i]) == pytest.approx(one["loss"], abs=1e-9)
+            assert float(both["accuracy"][i]) == pytest.approx(one["accuracy"])
+            if hold:
+                assert float(both["penalty"][i]) == pytest.approx(one["penalty"], abs=1e-9)
+    query = [data_of("hidden", 7, 200 + g) for g in range(3)]
+    accuracy = evaluate(stack.float(), torch.cat([q for q, _ in query]), torch.cat([y for _, y in query]), MEAN, STD)
+    for i, net in enumerate(nets):
+        assert float(accuracy[i]) == float(evaluate(net.float(), *query[i // 2], MEAN, STD))
+
+
+def test_groups_that_do_not_divide_the_networks_are_refused():
+    for inputs in (0, 2, 4):
+        with pytest.raises(ValueError, match="groups"):
+            Stack(nets_of("hidden"), inputs=inputs)
+
+
+def test_batches_of_groups_are_those_of_each_alone():
+    r = Recipe(1, 4, 0.05, "cosine", 0.9, 5e-4, 1, True, MEAN, STD)
+    both = [*draw_epoch(9, r, [seeded(1), seeded(2)], torch.device("cpu"))]
+    for g in range(2):
+        for batch, alone in zip(both, draw_epoch(9, r, seeded(1 + g), torch.device("cpu")), strict=True):
+            for mine, its, offset in zip(batch, alone, (9 * g, 0, 0), strict=True):
+                assert torch.equal(mine.chunk(2)[g], its + offset if offset else its)

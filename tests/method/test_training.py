@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import states_equal
 
 from learngene_core import training
-from learngene_core.errors import StudyError
-from learngene_core.ewc import Penalty, fisher_diagonal
+from learngene_core.config import Machine
+from learngene_core.errors import Diverged, StudyError
+from learngene_core.ewc import Frozen, Penalty, fisher_diagonal
 from learngene_core.gradients import Recorder, block_weights
 from learngene_core.network import ConvNet
 from learngene_core.training import Recipe, draw_epoch, evaluate, fit, normalise, predict
@@ -53,17 +55,8 @@ def images_of(n, n_classes=3, seed=0):
 
 def run(net, images, labels, loss=None, r=None, seed=5, **options):
     loss = training.task_loss() if loss is None else loss
-    rows = fit(
-        net,
-        images,
-        labels,
-        loss,
-        r or recipe(),
-        stream=lambda e: seeded(100 * seed + e),
-        where="source task 3",
-        **options,
-    )
-    return net, rows
+    options = {"stream": lambda e: seeded(100 * seed + e), "where": "source task 3", **options}
+    return net, [*fit(net, images, labels, loss, r or recipe(), **options)]
 
 
 # the loop ---------------------------------------------------------------------------------------------------------------
@@ -146,18 +139,20 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(bad, recorded):
         return (value * bad if len(calls) == 4 + 3 else value), hit  # epoch 2, step 3
 
     net = net_of()
-    watch = Recorder(block_weights(net)) if recorded else None
-    with pytest.raises(StudyError) as error:
-        run(net, images, labels, loss, recipe(epochs=5), watch=watch)
+    recorder = Recorder(block_weights(net)) if recorded else None
+    with pytest.raises(Diverged) as error:
+        run(net, images, labels, loss, recipe(epochs=5), recorder=recorder, lower="the rate")
     assert "source task 3" in str(error.value) and "epoch 2, step 3" in str(error.value)
+    assert "lower the rate" in str(error.value) and isinstance(error.value, StudyError)
     assert "\n" not in str(error.value) and len(calls) <= 8
 
 
 def test_a_rate_that_diverges_stops_the_same_way():
     images, labels = images_of(16)
     net = net_of()
-    with pytest.raises(StudyError, match="learning_rate"):
-        run(net, images, labels, r=recipe(rate=1e30, schedule="constant", epochs=5), watch=Recorder(block_weights(net)))
+    r = recipe(rate=1e30, schedule="constant", epochs=5)
+    with pytest.raises(Diverged, match="learning_rate"):
+        run(net, images, labels, r=r, recorder=Recorder(block_weights(net)))
 
 
 def test_the_record_changes_no_weight():
@@ -165,7 +160,7 @@ def test_the_record_changes_no_weight():
     blind = run(net_of(), images, labels)[0]
     net = net_of()
     recorder = Recorder(block_weights(net))
-    run(net, images, labels, watch=recorder)
+    run(net, images, labels, recorder=recorder)
     assert states_equal(blind.state_dict(), net.state_dict())
     assert recorder.take()[0][0]["steps"] == 8
 
@@ -180,28 +175,104 @@ def test_rows_hold_the_means_over_the_steps():
         values.append((value.item(), hit))
         return value, torch.tensor(hit / 100)
 
-    seen = []
-    _, rows = run(net_of(), images, labels, loss, on_epoch=seen.append)
-    assert seen == rows
+    _, rows = run(net_of(), images, labels, loss)
     for k, row in enumerate(rows):
         assert row["loss"] == pytest.approx(sum(v for v, _ in values[3 * k : 3 * k + 3]) / 3, rel=1e-6)
         assert row["accuracy"] == pytest.approx(sum(h for _, h in values[3 * k : 3 * k + 3]) / 3, rel=1e-6)
         assert row["penalty"] == 0
 
 
-def test_an_epoch_never_waits_for_the_device():
-    """On the `meta` device whatever reads a value back raises; a watch, a penalty and augmentation are on."""
-    images, labels = (t.to("meta") for t in images_of(14))
-    with torch.device("meta"):
-        net = ConvNet((4, 6), (1, 2), 3, 8, (5,))
-    recorder = Recorder(block_weights(net))
-    penalty = object.__new__(Penalty)  # its check of the Fisher reads values, once, before the loop
-    penalty.form, penalty.parameters = "penalty", list(net.parameters())
-    penalty.anchor = penalty.weight = [torch.empty_like(p) for p in penalty.parameters]
-    r = recipe(epochs=1, mean=MEAN.to("meta"), std=STD.to("meta"))
-    classes = torch.arange(3, device="meta")
-    _, rows = run(net, images, labels, training.task_loss(classes), r, watch=recorder, penalty=penalty)
-    assert rows[0]["loss"].is_meta and recorder._seen == 4
+class Reads(TorchDispatchMode):
+    """Counts the operations that read a value back, for which a GPU would have to be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", ["penalty", "proximal", "frozen"])
+def test_a_step_reads_nothing_back_from_the_device(form):
+    """As many values are read in an epoch of sixteen steps as in one of four: none belongs to a step. A record, a pull and
+    augmentation are on."""
+    counts = []
+    for n in (16, 64):
+        images, labels = images_of(n)
+        net = net_of()
+        pull = pull_of(form, net, {n: torch.rand(p.shape) for n, p in net.named_parameters()})
+        recorder = Recorder(block_weights(net))
+        rows = fit(net, images, labels, training.task_loss(torch.arange(3)), recipe(epochs=1), stream=seeded, where="here",
+                   recorder=recorder, pull=pull)  # fmt: skip
+        with Reads() as reads:
+            next(rows)
+        assert recorder.take()[0][0]["steps"] == n // 4
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
+
+
+def test_a_value_that_is_read_in_a_step_would_be_counted():
+    """The count above would otherwise prove nothing."""
+    with Reads() as reads:
+        float(torch.ones(3).sum())
+        bool(torch.tensor(1.0) > 0)
+    assert reads.count == 2
+
+
+def test_who_stops_early_has_the_network_as_it_is_then():
+    images, labels = images_of(14)
+    net, whole = net_of(), net_of()
+    rows = fit(net, images, labels, training.task_loss(), recipe(epochs=5), stream=seeded, where="here")
+    first = next(rows)
+    rows.close()
+    assert first["epoch"] == 1
+    again = fit(whole, images, labels, training.task_loss(), recipe(epochs=5), stream=seeded, where="here")
+    assert next(again) == first and states_equal(net.state_dict(), whole.state_dict())
+    next(again)
+    assert not states_equal(net.state_dict(), whole.state_dict())
+
+
+def test_bfloat16_trains_alike_and_keeps_32_bits_where_it_counts():
+    results = []
+    for machine in (Machine(), Machine(autocast=True)):
+        net = net_of()
+        penalty, _ = penalty_of(net)
+        results.append(run(net, *images_of(22), pull=penalty, machine=machine))
+    (plain, rows), (half, half_rows) = results
+    assert all(t.dtype in (torch.float32, torch.int64) for t in half.state_dict().values())
+    for one, other in zip(rows, half_rows, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=0.05) and other["loss"] != one["loss"]
+    moved = [(n.blocks["conv2"].conv.weight - net_of().blocks["conv2"].conv.weight).flatten() for n in (plain, half)]
+    assert nn.functional.cosine_similarity(*moved, dim=0) > 0.98
+
+
+def pull_of(form, net, held):
+    if form == "none":
+        return None
+    if form == "frozen":
+        return Frozen(net, {"classifier.0.weight": held["classifier.0.weight"]})
+    return Penalty(net, dict(net.named_parameters()), held, 2.0, form)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="steps are captured on a CUDA device alone")
+@pytest.mark.parametrize("form", ["none", "penalty", "proximal", "frozen"])
+def test_captured_steps_are_eager_steps(form):
+    results = []
+    for capture in (False, True):
+        net = net_of().cuda()
+        images, labels = (t.cuda() for t in images_of(22))
+        held = {n: torch.rand(p.shape, generator=seeded(3)).cuda() for n, p in net.named_parameters()}
+        pull = pull_of(form, net, held)
+        r = recipe(epochs=4, mean=MEAN.cuda(), std=STD.cuda())
+        recorder = Recorder(block_weights(net), every=2)
+        _, rows = run(net, images, labels, r=r, recorder=recorder, pull=pull, machine=Machine("cuda", capture=capture))
+        results.append((net.cpu().state_dict(), rows))
+    for name, tensor in results[0][0].items():
+        assert torch.allclose(tensor, results[1][0][name], rtol=0, atol=1e-4), name
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
 
 
 # losses -----------------------------------------------------------------------------------------------------------------
@@ -261,7 +332,7 @@ def test_the_penalty_is_zero_at_the_anchor_and_bites_after_a_step():
     values = []
     add = penalty.add_gradient
     penalty.add_gradient = lambda: values.append(add()) or values[-1]
-    _, rows = run(net, images, labels, penalty=penalty)
+    _, rows = run(net, images, labels, pull=penalty)
     assert values[0] == 0 and all(v > 0 for v in values[1:])
     assert rows[0]["penalty"] == pytest.approx(torch.stack(values[:4]).mean().item())
 
@@ -297,7 +368,7 @@ def test_the_stronger_the_penalty_the_nearer_stay_the_weights(form, strengths):
         start = {n: p.detach().clone() for n, p in net.named_parameters()}
         fisher = {n: torch.ones_like(p) for n, p in start.items()}
         penalty = Penalty(net, dict(net.named_parameters()), fisher, strength, form)
-        run(net, images, labels, r=recipe(rate=0.002, epochs=10), penalty=penalty)
+        run(net, images, labels, r=recipe(rate=0.002, epochs=10), pull=penalty)
         away.append(sum((p - start[n]).square().sum().item() for n, p in net.named_parameters()))
     assert away[0] > 1.1 * away[1] > 1.1**2 * away[2] > 0
 
@@ -318,7 +389,7 @@ def test_the_proximal_step_is_its_formula_and_never_diverges():
     for strength in (1e4, 1e12, 1e30):
         net = net_of()
         start = {n: p.detach().clone() for n, p in net.named_parameters()}
-        run(net, images, labels, penalty=penalty_of(net, strength, "proximal")[0], r=recipe(epochs=3))
+        run(net, images, labels, pull=penalty_of(net, strength, "proximal")[0], r=recipe(epochs=3))
         for n, p in net.named_parameters():
             assert torch.isfinite(p).all() and (p - start[n]).abs().max() < 0.05, (strength, n)
 
@@ -350,7 +421,7 @@ def test_the_record_shows_the_losses_own_gradient():
             def look(self, seen=seen, weights=weights):
                 seen.append({n: w.grad.clone() for n, w in weights.items()})
 
-        run(net, images, labels, watch=Seer(), penalty=penalty if held else None, r=recipe(epochs=1, rate=1e-6))
+        run(net, images, labels, recorder=Seer(), pull=penalty if held else None, r=recipe(epochs=1, rate=1e-6))
         first.append(seen[0])
     assert states_equal(*first)
 
