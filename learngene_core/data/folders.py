@@ -1,138 +1,112 @@
-"""Trees of files, on disk or in zip archives, as the layouts see them: sub-folders, and images.
+"""The one reader of folders: in which of the known layouts images lie, which images there are, and what was left out.
 
-The layouts in which image data sets are published, found by looking at the folders.
+The layouts: `<class>/*`; `train/<class>/*` with test images in `test/`, `val/`, `Validation/` and so on, in class folders or
+named by a list, as ImageNet's; `base/<class>/*`, `novel/train/<class>/*`, `novel/test/<class>/*` as the released scripts have
+them. The images of a class may lie in a folder `images` of their own, as in Tiny ImageNet.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import io
 import os
 import re
 import stat
-import unicodedata
-import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import NamedTuple
 
 from ..errors import StudyError
+from .names import check_twins, class_name, few, plain, shown, sidecars, visible
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-LARGEST = 2**28  # bytes of one image in an archive
-Found = tuple[str, int, int]  # name, bytes (-1: unreadable), and a stamp that changes with the content
+LISTS = {".txt", ".csv", ".tsv"}  # of test images and their classes
+LARGEST_LIST = 2**26  # bytes
+TRAIN = ("train", "training")
+HELD_OUT = ("test", "testing", "val", "valid", "validation")  # beside `train`, in upper or lower case
 
 
-class Tree(Protocol):
-    """What a layout needs to know of a tree; paths are relative, with slashes, "" is the top."""
+class ImageFile(NamedTuple):
+    """One image: its class, whether it belongs to an official test split, its path below the folder, its size in bytes (-1:
+    unreadable), and when the file was changed and put there (ns): a replaced file may keep its name, size and date."""
 
-    where: str
-
-    def scan(self, path: str) -> tuple[list[str], list[Found]]:
-        """Sorted names of the sub-folders, and the images, directly in `path`; nothing hidden."""
-
-    def open(self, path: str) -> str | IO[bytes]:
-        """What PIL reads an image from."""
-
-
-class DiskTree:
-    """A folder. Links are followed, but those that lead back up."""
-
-    def __init__(self, root: Path):
-        self.root, self.where = root, str(root)
-
-    def scan(self, path: str) -> tuple[list[str], list[Found]]:
-        """See `Tree`. Raises StudyError for a folder that cannot be read."""
-        folders, images = [], []
-        try:
-            with os.scandir(self.open(path)) as entries:
-                for entry in (e for e in entries if _visible(e.name)):
-                    if _is_folder(entry):
-                        folders.append(entry.name)
-                    elif _is_image(entry.name) and (found := _file(entry)):
-                        images.append(found)
-        except OSError as error:
-            raise StudyError(f"cannot read the data folder {self.open(path)}: {error.strerror}") from None
-        return sorted(folders), images
-
-    def open(self, path: str) -> str:
-        """The file's path."""
-        return os.path.join(self.root, path) if path else str(self.root)
+    class_name: str
+    held_out: bool
+    path: str
+    size: int
+    changed: tuple[int, int]
 
 
-class ZipTree:
-    """Zip archives read as one tree; nothing is unpacked. Raises StudyError for a name that climbs out of its folder."""
+class Scan(NamedTuple):
+    """What lies directly in a folder: names of sub-folders, images (name, bytes, changed), lists, numbers of other files by
+    suffix, and folders of other programs."""
 
-    def __init__(self, archives: Iterable[Path]):
-        archives = sorted(archives)
-        self.where = ", ".join(map(str, archives))
-        self._files: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
-        self._images: dict[str, list[Found]] = {}
-        self._folders: dict[str, set[str]] = {}
-        for path in archives:
+    folders: list[str]
+    images: list[tuple[str, int, tuple[int, int]]]
+    lists: list[str]
+    others: collections.Counter[str]
+    sidecars: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a folder is laid out: `text` for people; (folder of class folders, official test images?) for each part; for each
+    folder of test images that a list names: file name without suffix -> name of its class folder; what is not read."""
+
+    text: str
+    parts: tuple[tuple[str, bool], ...]
+    listed: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+
+class Folder:
+    """A folder of images. Links are followed, but those that lead back up. `where`: what a person calls it."""
+
+    def __init__(self, root: Path, where: str = ""):
+        self.root, self.where = root, shown(where or str(root))
+        self._scans: dict[str, Scan] = {}
+
+    def path(self, *names: str) -> str:
+        """The path of what lies below the folder."""
+        return os.path.join(self.root, *filter(None, names))
+
+    def scan(self, path: str = "") -> Scan:
+        """What lies in the sub-folder `path`. Raises StudyError for one that cannot be read."""
+        if path not in self._scans:
             try:
-                archive = zipfile.ZipFile(path)
-            except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-                raise StudyError(f"cannot read the archive {path}: {error}") from None
-            for info in archive.infolist():
-                self._add(path, archive, info)
+                with os.scandir(self.path(path)) as entries:
+                    self._scans[path] = _scan(entries)
+            except OSError as error:
+                raise StudyError(f"cannot read the data folder {shown(self.path(path))}: {error.strerror}") from None
+        return self._scans[path]
 
-    def _add(self, path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-        parts = info.orig_filename.split("/")
-        if re.match(r"/|[A-Za-z]:", info.orig_filename) or "\\" in info.orig_filename or ".." in parts:
-            raise StudyError(f"the archive {path} holds {info.orig_filename!r}, which leaves its folder; not read")
-        name = "/".join(p for p in parts if p not in ("", "."))
-        folder, _, file = name.rpartition("/")
-        if info.is_dir() or not _is_image(file) or not all(map(_visible, name.split("/"))):
-            return
-        if name in self._files:
-            raise StudyError(f"{name!r} stands twice in the archives {self.where}; keep one of them")
-        self._files[name] = archive, info
-        self._images.setdefault(folder, []).append((file, info.file_size, info.CRC))
-        while folder:
-            above, _, below = folder.rpartition("/")
-            self._folders.setdefault(above, set()).add(below)
-            folder = above
+    def has(self, path: str) -> bool:
+        """Whether there is such a sub-folder, in this spelling."""
+        above, _, name = path.rpartition("/")
+        return not path or (self.has(above) and name in self.scan(above).folders)
 
-    def scan(self, path: str) -> tuple[list[str], list[Found]]:
-        """See `Tree`."""
-        return sorted(self._folders.get(path, ())), self._images.get(path, [])
-
-    def open(self, path: str) -> IO[bytes]:
-        """The image's bytes."""
-        archive, info = self._files[path]
-        if info.file_size > LARGEST:
-            raise ValueError(f"{info.file_size:,} bytes are more than an image has")
-        return io.BytesIO(archive.read(info))
+    def images_of(self, path: str) -> tuple[str, Scan]:
+        """Where the images of a class folder lie, and what lies there."""
+        scan = self.scan(path)
+        inner = next((n for n in scan.folders if n.casefold() == "images"), "")
+        return (_join(path, inner), self.scan(_join(path, inner))) if inner and not scan.images else (path, scan)
 
 
-def open_tree(path: Path) -> Tree:
-    """The tree at `path`: a folder, a zip archive, or a folder of zip archives that belong together.
-
-    Raises StudyError when there is none.
-    """
-    if path.is_file():
-        if path.suffix.lower() != ".zip":
-            raise StudyError(f"{path} is a file; give the folder that holds its images (an archive: unpack it first)")
-        return ZipTree([path])
-    if not path.is_dir():
-        raise StudyError(f"the data folder {path} does not exist")
-    tree = DiskTree(path)
-    archives = [p for p in path.glob("*.zip") if p.is_file() and _visible(p.name)]
-    return ZipTree(archives) if archives and not tree.scan("")[0] else tree
-
-
-def shown(name: str) -> str:
-    """A file name that can be printed wherever it comes from."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+def _scan(entries: Iterable[os.DirEntry[str]]) -> Scan:
+    folders, images, lists, others, names = [], [], [], collections.Counter(), []
+    for entry in entries:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if not visible(entry.name):
+            names.append(entry.name)
+        elif _is_folder(entry):
+            folders.append(entry.name)
+        elif suffix in SUFFIXES:
+            images += _file(entry)
+        elif suffix in LISTS:
+            lists.append(entry.name)
+        elif suffix:
+            others[suffix] += 1
+    return Scan(sorted(folders), images, sorted(lists), others, sidecars(names))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -143,119 +117,164 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _leads_up(link: str) -> bool:
-    """Whether a link leads to a folder that it stands in: following it would read the tree again, as one class."""
+    """Whether a link leads to a folder that it is in: following it would read the folder again, as one class."""
     target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
     return os.path.commonpath([target, here]) == target
 
 
-def _file(entry: os.DirEntry[str]) -> Found | None:
+def _file(entry: os.DirEntry[str]) -> list[tuple[str, int, tuple[int, int]]]:
     try:
         facts = entry.stat()
     except OSError:  # a dangling link: decoding will name it
-        return entry.name, -1, 0
-    return (entry.name, facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else None
+        return [(entry.name, -1, (0, 0))]
+    regular = stat.S_ISREG(facts.st_mode)
+    return [(entry.name, facts.st_size, (facts.st_mtime_ns, facts.st_ctime_ns))] if regular else []
 
 
-HELD_OUT = ("test", "val", "valid", "validation")  # folders of official test images beside `train`
-
-
-class ImageFile(NamedTuple):
-    """One image: its class, whether it stands in an official test split, its path in the tree, bytes and stamp."""
-
-    class_name: str
-    held_out: bool
-    path: str
-    size: int
-    stamp: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a tree is laid out: `text` for people; (folder of class folders, official test images?) for each part."""
-
-    text: str
-    parts: tuple[tuple[str, bool], ...]
-    unread: str = ""  # a split without class folders
-
-
-def find_layout(tree: Tree, hints: Iterable[str] = (), wanted: Collection[str] = ()) -> Layout | None:
-    """The layout of a tree, looked for at its top, in the folders `hints`, and below folders that stand alone.
+# layouts --------------------------------------------------------------------------------------------------------------
+def find_layout(folder: Folder, hints: Iterable[str] = (), wanted: Collection[str] = ()) -> Layout | None:
+    """The layout of a folder, looked for at its top, in the sub-folders `hints`, and below sub-folders that stand alone.
 
     wanted: only folders of these names are classes (none given: all). Returns None where there is no class folder.
     """
     starts, start = ["", *hints], ""
     for _ in range(3):
-        folders, images = tree.scan(start)
-        if len(folders) != 1 or images:
+        scan = folder.scan(start)
+        if len(scan.folders) != 1 or scan.images:
             break
-        start = _join(start, folders[0])
+        start = _join(start, scan.folders[0])
         starts.append(start)
-    return next(filter(None, (_layout_at(tree, s, wanted) for s in starts if _there(tree, s))), None)
+    return next(filter(None, (_layout_at(folder, s, wanted) for s in starts if folder.has(s))), None)
 
 
-def _layout_at(tree: Tree, start: str, wanted: Collection[str]) -> Layout | None:
+def _layout_at(folder: Folder, start: str, wanted: Collection[str]) -> Layout | None:
     def classes(*names: str) -> bool:
         path = _join(start, *names)
-        return _there(tree, path) and any(tree.scan(_join(path, n))[1] for n in _wanted(tree, path, wanted))
+        return folder.has(path) and any(
+            folder.images_of(_join(path, n))[1].images for n in _wanted(folder, path, wanted)
+        )
 
-    above = f"{start}/" if start else ""
+    above, there = f"{start}/" if start else "", folder.scan(start).folders
     if classes("base") and (classes("novel", "train") or classes("novel", "test")):
         found = ["base", *(["open_world"] if classes("open_world") else []), "novel/train", "novel/test"]
         parts = [(_join(start, p), p == "novel/test") for p in found if classes(*p.split("/"))]
         return Layout(", ".join(f"{p}/<class>" for p, _ in parts) + " (as the released scripts)", tuple(parts))
-    if classes("train"):
-        beside = [n for n in HELD_OUT if n in tree.scan(start)[0]]
-        parts = [(_join(start, n), n != "train") for n in ("train", *beside) if classes(n)]
-        unread = ", ".join(above + n for n in beside if not classes(n))
-        return Layout(", ".join(f"{p}/<class>" for p, _ in parts), tuple(parts), unread)
+    if train := [n for n in there if n.casefold() in TRAIN and classes(n)]:
+        beside = sorted((n for n in there if n.casefold() in HELD_OUT), key=lambda n: HELD_OUT.index(n.casefold()))
+        parts = [(_join(start, n), n in beside) for n in (*train, *beside) if classes(n)]
+        return _with_lists(folder, start, [n for n in beside if not classes(n)], tuple(parts))
     return Layout(f"{above}<class>", ((start, False),)) if classes() else None
 
 
-def list_images(tree: Tree, layout: Layout, wanted: Collection[str] = ()) -> list[ImageFile]:
+def _with_lists(folder: Folder, start: str, loose: list[str], parts: tuple[tuple[str, bool], ...]) -> Layout:
+    """The layout of training and test folders; the test folders `loose` have no class folders, but perhaps a list."""
+    texts, listed, unread = [f"{p}/<class>" for p, _ in parts], {}, []
+    names = {n for p, held_out in parts if not held_out for n in folder.scan(p).folders}
+    for path in (_join(start, n) for n in loose):
+        place, scan = folder.images_of(path)
+        name, found = _list_of(folder, path, {os.path.splitext(f)[0] for f, _, _ in scan.images}, names)
+        if found:
+            listed[place] = found
+            texts.append(f"{place}/* (classes from {name})")
+        else:
+            unread.append(f"{path} has no class folders and no list that names the class of each image; it is not read")
+    read = {p for p, _ in parts} | {_join(start, n) for n in loose}
+    if others := [n for n in folder.scan(start).folders if _join(start, n) not in read]:
+        unread.append(f"{len(others)} folders beside them are not read: {few(others)}")
+    return Layout(", ".join(texts), parts, listed, tuple(unread))
+
+
+def _list_of(folder: Folder, path: str, images: set[str], names: set[str]) -> tuple[str, dict[str, str]]:
+    """The first list, in `path` or a folder above it, that names the class folder of most of `images`: its name and what it
+    says. Numbers are not taken for classes: lists differ in how they count."""
+    start = path.rpartition("/")[2].casefold()[:3]  # val, tes
+    places = [path]
+    while places[-1]:
+        places.append(places[-1].rpartition("/")[0])
+    for place in places if images and names else ():
+        for name in folder.scan(place).lists:
+            likely = place == path or start in name.casefold()
+            if likely and (found := _read_list(folder.path(place, name), images, names)):
+                return name, found
+    return "", {}
+
+
+def _read_list(path: str, images: set[str], names: set[str]) -> dict[str, str]:
+    """File name without suffix -> class, of the lines `file class ...` or `file,class ...`; {} where it is no such list."""
+    try:
+        if os.path.getsize(path) > LARGEST_LIST:
+            return {}
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError):
+        return {}
+    found = {}
+    for line in lines:
+        mark = next((c for c in "\t,; " if c in line), "\t")
+        file, _, rest = (part.strip(' "') for part in line.partition(mark))
+        stem = os.path.splitext(file.replace("\\", "/").rpartition("/")[2])[0]
+        said = rest if rest in names else re.split(r"[\s,;]", rest, maxsplit=1)[0].strip('"')
+        if stem in images and said in names:
+            found[stem] = said
+    return found if 2 * len(found) > len(images) else {}
+
+
+# images ---------------------------------------------------------------------------------------------------------------
+def list_images(folder: Folder, layout: Layout, wanted: Collection[str] = ()) -> list[ImageFile]:
     """Every image of a layout, sorted by class, then training before test, then path.
 
-    A class that stands in test folders alone has no official test split: its images count as not held out (trees whose
-    train, val and test hold different classes, as few-shot benchmarks have them). Class names are in Unicode's NFC.
+    A class that has test images alone has no official test split: its images count as not held out (folders whose train, val
+    and test hold different classes, as few-shot benchmarks have them).
 
-    Raises StudyError for a folder that cannot be read or a name that is no text.
+    Raises StudyError for a folder that cannot be read, a name that is no text, and two names that become one class.
     """
     files = []
     for part, held_out in layout.parts:
-        for folder in _wanted(tree, part, wanted):
-            path = _join(part, folder)
-            name = _class_name(folder, tree)
-            files += [ImageFile(name, held_out, f"{path}/{f}", size, stamp) for f, size, stamp in tree.scan(path)[1]]
+        check_twins(_wanted(folder, part, wanted), f"{folder.where}/{shown(part)}" if part else folder.where)
+        for name in _wanted(folder, part, wanted):
+            path, scan = folder.images_of(_join(part, name))
+            files += [ImageFile(class_name(name), held_out, f"{path}/{f}", *facts) for f, *facts in scan.images]
+    for place, said in layout.listed.items():
+        for f, *facts in folder.scan(place).images:
+            name = class_name(said[stem]) if (stem := os.path.splitext(f)[0]) in said else ""
+            if name and (not wanted or name in wanted):
+                files.append(ImageFile(name, True, f"{place}/{f}", *facts))
     trained = {f.class_name for f in files if not f.held_out}
     return sorted(f if f.class_name in trained else f._replace(held_out=False) for f in files)
 
 
-def other_classes(tree: Tree, layout: Layout, wanted: Collection[str]) -> list[str]:
+def other_classes(folder: Folder, layout: Layout, wanted: Collection[str]) -> list[str]:
     """Names of the folders beside a layout's classes that are not in `wanted`, sorted."""
-    return sorted({_nfc(n) for part, _ in layout.parts for n in tree.scan(part)[0]} - set(wanted))
+    return sorted({plain(n) for part, _ in layout.parts for n in folder.scan(part).folders} - set(wanted))
 
 
-def _wanted(tree: Tree, path: str, wanted: Collection[str]) -> Iterator[str]:
-    return (n for n in tree.scan(path)[0] if not wanted or _nfc(n) in wanted)
+def left_out(folder: Folder, layout: Layout, wanted: Collection[str] = ()) -> list[str]:
+    """What lies in the folders of a layout and is not read, besides folders of other names: a line for each kind."""
+    lines, programs, loose, others = list(layout.unread), set(), 0, collections.Counter()
+    for part, _ in layout.parts:
+        scan = folder.scan(part)
+        programs |= {*scan.sidecars}
+        loose += len(scan.images)
+        for name in _wanted(folder, part, wanted):
+            inner = folder.images_of(_join(part, name))[1]
+            programs |= {*inner.sidecars}
+            others += inner.others
+    for place, said in layout.listed.items():
+        images = folder.scan(place).images
+        if unnamed := sum(os.path.splitext(f)[0] not in said for f, _, _ in images):
+            lines.append(f"{unnamed} of the {len(images):,} images in {place} are not in its list and not read")
+    if programs:
+        lines.append(f"folders and files of other programs are not read: {few(sorted(programs))}")
+    if loose:
+        lines.append(f"{loose} images that are in no class folder are not read")
+    if others:
+        kinds = ", ".join(f"{n:,} {shown(suffix)}" for suffix, n in sorted(others.items()))
+        lines.append(f"files of other kinds in class folders are not read: {kinds}")
+    return lines
 
 
-def _there(tree: Tree, path: str) -> bool:
-    above, _, name = path.rpartition("/")
-    return not path or (_there(tree, above) and name in tree.scan(above)[0])
+def _wanted(folder: Folder, path: str, wanted: Collection[str]) -> Iterator[str]:
+    return (n for n in folder.scan(path).folders if not wanted or plain(n) in wanted)
 
 
 def _join(*parts: str) -> str:
     return "/".join(p for p in parts if p)
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)  # some systems store "é" as two characters
-
-
-def _class_name(folder: str, tree: Tree) -> str:
-    try:
-        folder.encode("utf-8")
-    except UnicodeEncodeError:
-        raise StudyError(
-            f"the class folder {shown(folder)!r} in {tree.where} has a name that is no text; rename it"
-        ) from None
-    return _nfc(folder)

@@ -1,12 +1,8 @@
-"""Images in memory: data sources to an `ImageSet` of uint8 tensors, a shared cache, and batched augmentation.
+"""Images in memory: the sources of images, and `load_images`, which reads one into an `ImageSet` of uint8 pixels.
 
-Real images: CIFAR-100, ImageNet-100, CUB-200-2011, or any folder of class folders, decoded once into the cache.
-
-The layouts (`layouts`): `<class>/*`; `train/<class>/*` with `test/` or `val/`; `base/<class>/*`, `novel/train/<class>/*`,
-`novel/test/<class>/*` as the released scripts have them; CIFAR-100 also in torchvision's format (`cifar`). An image of
-another size than `image_size` becomes its middle square, resized (shorter side to 84 px and centre crop in ImageNet-100).
-
-What can be known of a study before its first kernel starts, in a fraction of a second.
+A source is found first, and said in one line; another line says what is left out. Then its images are decoded into the cache,
+once. An image of another size than `image_size` becomes its middle square, resized (the shorter side to 84 pixels and a
+centre crop, in ImageNet-100).
 """
 
 from __future__ import annotations
@@ -14,20 +10,47 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from ..config import Config
 from ..errors import StudyError, say
 from ..tasks import ImageSet
 from . import cifar, glyphs
-from .cache import RowWriter, cached, decode_all
+from .archives import archives_in, is_archive, unpacked
+from .cache import Filled, RowWriter, cached
+from .decoding import THREAD_BYTES, decode_all
 from .division import GROUPS, packaged
-from .folders import ImageFile, Layout, Tree, find_layout, list_images, open_tree, other_classes, shown
+from .folders import Folder, ImageFile, find_layout, left_out, list_images, other_classes
+from .names import counted, few, shown
+from .parquet import Tables, tables_in
 
 SOURCES = ("glyphs", "cifar100", "imagenet100", "cub200", "folder")
+HINTS = {  # where below the data path an archive or a well-known tool puts the class folders
+    "cifar100": ("cifar100",),
+    "imagenet100": ("imagenet100",),
+    # the archive's train_test_split.txt divides images of known species; few-shot work divides the species instead
+    "cub200": ("images", "CUB_200_2011/images"),
+}
+ILSVRC = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # ImageNet's own tree
+VERSION = 3  # of the pixels: raised when decoding changes
+
+
+class Source(Protocol):
+    """Images that have been found. where: the place; text: its layout, in one line; remarks: what is left out, in others;
+    facts: JSON values that change when the images do."""
+
+    where: str
+    text: str
+    remarks: Sequence[str]
+    facts: list[Any]
+
+    def outline(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Class names, labels (n,) into them, and official test images (n,) bool; no image is read."""
+
+    def fill(self, writer: RowWriter, size: int, *, skip_corrupt: bool = False) -> Filled:
+        """Decode the images, sorted by class and training images first. Raises StudyError for an unreadable one."""
 
 
 def load_images(
@@ -35,17 +58,33 @@ def load_images(
 ) -> ImageSet:
     """The images of a source: "glyphs" (embedded), "cifar100", "imagenet100", "cub200", or any "folder" of class folders.
 
-    Decoded once and kept in a cache of memory-mapped uint8. `data_path`: the folder or zip archive with the images (for
+    Decoded once and kept in a cache of memory-mapped uint8. `data_path`: the folder or archive with the images (for
     cifar100 also "download"). `image_size`: side in pixels; an image of another size becomes its middle square, resized.
-    `seed` redraws the glyphs; `skip_corrupt` leaves unreadable images out instead of refusing them.
+    `seed` redraws the glyphs; `skip_corrupt` leaves unreadable images out instead of raising.
 
     Raises StudyError when the folder is missing, empty or holds an unreadable image, or where glyphs are to come from one;
     ValueError for an unknown source.
     """
     if data not in SOURCES:
         raise ValueError(f"unknown data {data!r}; there are {', '.join(SOURCES)}")
-    if data != "glyphs":
-        return load(data, data_path, image_size, skip_corrupt=skip_corrupt)
+    if data == "glyphs":
+        return _glyphs(data_path, image_size, seed)
+    source = find_source(data, data_path)
+    for line in (source.text, *source.remarks):
+        say(f"{data}: {line}")
+    images, labels, held_out, notes = _pixels(data, source, image_size, skip_corrupt)
+    names, known = tuple(notes["class_names"]), packaged(data).get("superclasses", {})
+    return ImageSet(
+        data,
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
+        names,
+        {n: known[n] for n in names if n in known},
+        torch.from_numpy(held_out) if len(held_out) else None,
+    )
+
+
+def _glyphs(data_path: str | Path, image_size: int, seed: int) -> ImageSet:
     if str(data_path):
         raise StudyError(
             f"glyphs are drawn and read no files from {data_path}; did you mean --data cifar100 (or folder)?"
@@ -59,158 +98,164 @@ def load_images(
         writer.append(images)
         return labels, np.zeros(0, bool), {}
 
-    images, labels, _, _ = cached({"data": data, **glyphs.RECIPE, "seed": seed}, make, "drawing the glyphs")
-    return ImageSet(data, torch.from_numpy(images), torch.from_numpy(labels), names, families)
+    recipe = {"data": "glyphs", **glyphs.RECIPE, "seed": seed}
+    images, labels, _, _ = cached(recipe, make, "drawing the glyphs")
+    return ImageSet("glyphs", torch.from_numpy(images), torch.from_numpy(labels), names, families)
 
 
-# batched preparation, on whatever device the images are --------------------------------------------------------------
-
-
-HINTS = {  # where below the data path an archive or a well-known tool puts the class folders
-    "cifar100": ("cifar100",),
-    "imagenet100": ("imagenet100", "ILSVRC/Data/CLS-LOC"),
-    # the archive's train_test_split.txt divides images of known species; few-shot work divides the species instead
-    "cub200": ("images", "CUB_200_2011/images"),
-}
-VERSION = 2  # of the pixels: raised when decoding changes
-
-
-def load(data: str, data_path: str | Path, image_size: int, *, skip_corrupt: bool = False) -> ImageSet:
-    """The image set of `data` in the folder (or zip archives) `data_path`; its layout is found and said.
+def find_source(data: str, data_path: str | Path) -> Source:
+    """The source of `data` at `data_path`: a folder, an archive or a folder of archives (unpacked once), or tables.
 
     cifar100, imagenet100 and cub200 keep to the classes of their manifests; other folders beside them are not read.
 
-    Raises StudyError when images are missing or unreadable (the first is named; `skip_corrupt` leaves them out).
+    Raises StudyError when there is no path, nothing at it, or no images in it.
     """
-    manifest = packaged(data)
-    if str(data_path) == cifar.DOWNLOAD and data == "cifar100":
-        images, labels, held_out, notes = cifar.load(None, image_size)
-        names = tuple(notes["class_names"])
-    elif not data_path:
+    if not data_path:
         download = f", or `--data-path {cifar.DOWNLOAD}` to fetch it" if data == "cifar100" else ""
         raise StudyError(f"data {data!r} needs --data-path, the folder that holds its images{download}")
-    elif data == "cifar100" and (root := cifar.root_of(Path(data_path).expanduser())):
-        images, labels, held_out, notes = cifar.load(root, image_size)
-        names = tuple(notes["class_names"])
-    else:
-        wanted = frozenset(n for group in GROUPS for n in manifest.get(group, ()))
-        tree = open_tree(Path(data_path).expanduser())
-        files = _files(data, tree, wanted)
-        names = tuple(sorted({f.class_name for f in files}))
-        images, labels, held_out, notes = _pixels(data, tree, files, names, image_size, skip_corrupt)
-    known = manifest.get("superclasses", {})
-    return ImageSet(
-        data,
-        torch.from_numpy(images),
-        torch.from_numpy(labels),
-        names,
-        {n: known[n] for n in names if n in known},
-        torch.from_numpy(held_out) if len(held_out) else None,
-    )
+    if data == "cifar100" and str(data_path) == cifar.DOWNLOAD:
+        return cifar.Published(cifar.downloaded())
+    path = Path(data_path).expanduser()
+    given = shown(str(path))
+    if path.is_file() and not is_archive(path) and not tables_in(path):
+        raise StudyError(f"{given} is a file; give the folder that holds its images (an archive: unpack it first)")
+    if not path.exists():
+        raise StudyError(f"the data folder {given} does not exist")
+    if is_archive(path):
+        return _source_in(data, unpacked([path]), given)
+    archives = archives_in(path) if path.is_dir() else []
+    if archives and not Folder(path).scan().folders:
+        return _source_in(data, unpacked(archives), ", ".join(shown(str(p)) for p in archives))
+    packed = path / cifar.ARCHIVE
+    if data == "cifar100" and packed in archives and not cifar.folder_of(path):
+        return _source_in(data, unpacked([packed]), shown(str(packed)))
+    return _source_in(data, path, given)
 
 
-def _files(data: str, tree: Tree, wanted: frozenset[str]) -> list[ImageFile]:
-    """The images of a tree, after saying what was found and what was not. Raises StudyError where there is none."""
-    layout = find_layout(tree, HINTS.get(data, ()), wanted)
-    if layout is None:
-        raise StudyError(_nothing_found(data, tree, wanted))
-    files = list_images(tree, layout, wanted)
-    names = {f.class_name for f in files}
-    held = sum(f.held_out for f in files)
-    say(
-        f"{data}: {layout.text}; {len(files):,} images of {len(names)} classes"
-        + (f", {held:,} of them official test images" if held else ", no official test split")
-    )
-    for line in _remarks(data, tree, layout, files, wanted):
-        say(f"{data}: {line}")
-    return files
+def _source_in(data: str, path: Path, where: str) -> Source:
+    published = cifar.folder_of(path) if path.is_dir() else None
+    if data == "cifar100" and published:
+        return cifar.Published(published, where)
+    names = [n for group in GROUPS for n in packaged(data).get(group, ())]
+    if path.is_dir() and (found := _class_folders(data, Folder(path, where), frozenset(names))):
+        return found
+    if data in ("cifar100", "folder") and (tables := tables_in(path)):
+        return Tables(tables, path, sorted(names) or None)
+    if published:
+        raise StudyError(f"{where} holds CIFAR in its published format; use --data cifar100")
+    raise StudyError(_nothing_found(data, Folder(path, where), frozenset(names)))
 
 
-def _nothing_found(data: str, tree: Tree, wanted: frozenset[str]) -> str:
-    other = find_layout(tree, HINTS.get(data, ())) if wanted else None
+def _nothing_found(data: str, folder: Folder, wanted: frozenset[str]) -> str:
+    other = find_layout(folder, (*HINTS.get(data, ()), *ILSVRC)) if wanted else None
     if other:
         return (
-            f"{tree.where} holds classes ({_few(other_classes(tree, other, ()))}), but none of the {len(wanted)} of "
-            f"{data} ({_few(sorted(wanted))}); for other images use --data folder"
+            f"{folder.where} holds classes ({few(other_classes(folder, other, ()))}), but none of the {len(wanted)} of "
+            f"{data} ({few(sorted(wanted))}); for other images use --data folder"
         )
     return (
-        f"{tree.where} holds no images in class folders; expected <class>/*.png, or train/<class>/*.png with "
+        f"{folder.where} holds no images in class folders; expected <class>/*.png, or train/<class>/*.png with "
         f"test/<class>/*.png, or base/<class>, novel/train/<class> and novel/test/<class>"
     )
 
 
-def _remarks(data: str, tree: Tree, layout: Layout, files: Sequence[ImageFile], wanted: frozenset[str]) -> list[str]:
+# class folders --------------------------------------------------------------------------------------------------------
+class ClassFolders:
+    """Images in class folders (a source)."""
+
+    def __init__(self, folder: Folder, layout: str, files: Sequence[ImageFile], remarks: Sequence[str]):
+        self.folder, self.where, self.files, self.remarks = folder, folder.where, files, remarks
+        self.text = counted(layout, *self.outline())
+        digest = hashlib.sha256()
+        for f in files:
+            digest.update(f"{f.held_out:d} {f.path}\0{f.size} {f.changed}\n".encode("utf-8", "surrogateescape"))
+        self.facts = ["folders", digest.hexdigest()]
+
+    def outline(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """See `Source`."""
+        names = sorted({f.class_name for f in self.files})
+        place = {name: i for i, name in enumerate(names)}
+        labels = np.array([place[f.class_name] for f in self.files], np.int64)
+        return names, labels, np.array([f.held_out for f in self.files])
+
+    def fill(self, writer: RowWriter, size: int, *, skip_corrupt: bool = False) -> Filled:
+        """See `Source`."""
+        names, labels, held_out = self.outline()
+        paths = [f.path for f in self.files]
+        good, converted, skipped = decode_all(
+            self.where,
+            paths,
+            lambda i: self.folder.path(paths[i]),
+            size,
+            writer,
+            threads=sum(f.size for f in self.files) >= THREAD_BYTES * len(paths),
+            skip_corrupt=skip_corrupt,
+        )
+        kept = [path for path, fine in zip(paths, good, strict=True) if fine]
+        return Filled(labels[good], held_out[good], names, kept, converted, skipped)
+
+
+def _class_folders(data: str, folder: Folder, wanted: frozenset[str]) -> ClassFolders | None:
+    layout = find_layout(folder, (*HINTS.get(data, ()), *ILSVRC), wanted)
+    if layout is None:
+        return None
+    files = list_images(folder, layout, wanted)
     names = {f.class_name for f in files}
     lines = []
     if missing := sorted(wanted - names):
-        lines.append(f"{len(missing)} of its {len(wanted)} classes are not in {tree.where}: {_few(missing)}")
-    if others := other_classes(tree, layout, wanted or names):
+        lines.append(f"{len(missing)} of its {len(wanted)} classes are not in {folder.where}: {few(missing)}")
+    if others := other_classes(folder, layout, wanted or names):
         why = "are none of its classes" if wanted else "directly hold no image"
-        lines.append(f"{len(others)} folders that {why} are not read: {_few(others)}")
-    if layout.unread:
-        lines.append(f"{layout.unread} has no class folders and is not read")
+        lines.append(f"{len(others)} folders that {why} are not read: {few(others)}")
+    lines += left_out(folder, layout, wanted)
     tested = {f.class_name for f in files if f.held_out}
     if tested and len(tested) < len(names):
         lines.append(f"{len(names - tested)} classes have no official test images; theirs are set apart by the seed")
-    return lines
+    return ClassFolders(folder, layout.text, files, lines)
 
 
+# pixels ---------------------------------------------------------------------------------------------------------------
 def _pixels(
-    data: str, tree: Tree, files: Sequence[ImageFile], names: Sequence[str], size: int, skip_corrupt: bool
+    data: str, source: Source, size: int, skip_corrupt: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """Images, labels, held-out flags and notes, from the cache where the same files were decoded before."""
+    """Images, labels, official test images and notes, from the cache where the same files were decoded before."""
 
     def make(writer: RowWriter) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        good, converted, skipped = decode_all(tree, files, size, writer, skip_corrupt=skip_corrupt)
-        if not good.any():
-            raise StudyError(f"none of the {len(files):,} images in {tree.where} can be read: {_few(skipped, 1)}")
-        if converted:
-            say(f"{data}: converted " + ", ".join(f"{n:,} {kind}" for kind, n in sorted(converted.items())))
-        place = {name: i for i, name in enumerate(names)}
-        labels = np.array([place[f.class_name] for f in files], np.int64)[good]
-        held_out = np.array([f.held_out for f in files])[good]
-        return labels, held_out if held_out.any() else held_out[:0], {"converted": converted, "skipped": skipped}
+        found = source.fill(writer, size, skip_corrupt=skip_corrupt)
+        if not len(found.labels):
+            raise StudyError(
+                f"none of the {len(found.skipped):,} images in {source.where} can be read: {few(found.skipped, 1)}"
+            )
+        if found.converted:
+            say(f"{data}: converted " + ", ".join(f"{n:,} {kind}" for kind, n in sorted(found.converted.items())))
+        remarks = [*found.remarks, *same_pictures(writer.digests, found)]
+        notes = {"class_names": list(found.class_names), "skipped": list(found.skipped), "remarks": remarks}
+        return found.labels, found.held_out if found.held_out.any() else found.held_out[:0], notes
 
-    recipe = {"data": data, "version": VERSION, "image_size": size, "files": _digest(files)}
-    entry = cached(recipe, make, f"reading {len(files):,} images")
-    if skipped := entry[3]["skipped"]:
+    recipe = {"data": data, "version": VERSION, "image_size": size, "files": source.facts}
+    images, labels, held_out, notes = cached(recipe, make, f"reading {shown(source.where)}")
+    for line in notes["remarks"]:
+        say(f"{data}: {line}")
+    if skipped := notes["skipped"]:
         if not skip_corrupt:  # another run has left them out; this one was not asked to
-            raise StudyError(f"cannot read the image {tree.where}/{skipped[0]}")
-        say(f"{data}: {len(skipped)} unreadable images are left out: {_few(skipped)}")
-    return entry
+            raise StudyError(f"cannot read the image {source.where}/{skipped[0]}")
+        say(f"{data}: {len(skipped)} unreadable images are left out: {few(skipped)}")
+    return images, labels, held_out, notes
 
 
-def _digest(files: Sequence[ImageFile]) -> str:
-    digest = hashlib.sha256()
-    for f in files:
-        digest.update(f"{f.held_out:d} {f.path}\0{f.size} {f.stamp}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _few(names: Sequence[str], n: int = 5) -> str:
-    more = f" and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(map(shown, names[:n])) + more
-
-
-def check_data(cfg: Config) -> None:
-    """Look whether the images are where `data_path` says; none is read.
-
-    Raises StudyError when there is no path, no folder or archive, or no class folders in it.
-    """
-    if cfg.data == "glyphs":
-        return
-    from . import cifar
-    from .division import GROUPS, packaged
-    from .folders import find_layout, open_tree
-
-    if not cfg.data_path:
-        download = f", or `--data-path {cifar.DOWNLOAD}` to fetch it" if cfg.data == "cifar100" else ""
-        raise StudyError(f"data {cfg.data!r} needs --data-path, the folder that holds its images{download}")
-    path = Path(cfg.data_path).expanduser()
-    if cfg.data == "cifar100" and (cfg.data_path == cifar.DOWNLOAD or cifar.root_of(path)):
-        return
-    manifest, tree = packaged(cfg.data), open_tree(path)
-    wanted = frozenset(name for group in GROUPS for name in manifest.get(group, ()))
-    if find_layout(tree, HINTS.get(cfg.data, ()), wanted) is None:
-        what = f"none of the classes of {cfg.data}" if wanted else "no images in class folders"
-        raise StudyError(f"{tree.where} holds {what}; give the folder that holds its class folders as --data-path")
+def same_pictures(digests: Sequence[bytes], found: Filled) -> list[str]:
+    """A line on images that are in several classes, and one on test images that are training images too."""
+    first: dict[bytes, int] = {}
+    classes, tests = [], []  # pairs of images
+    for i, digest in enumerate(digests):  # by class, training images first
+        other = first.setdefault(digest, i)
+        if found.labels[i] != found.labels[other]:
+            classes.append((other, i))
+        elif found.held_out[i] and not found.held_out[other]:
+            tests.append((other, i))
+    lines = [(classes, "images are also in another class"), (tests, "official test images are also training images")]
+    return [
+        f"{len(pairs):,} {text}, e.g. {shown(found.items[pairs[0][1]])} is {shown(found.items[pairs[0][0]])}"
+        for pairs, text in lines
+        if pairs
+    ]
