@@ -48,16 +48,16 @@ lab: $(READY)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 notebooks: $(READY)
-	@$(BIN)/python -m learngene_core.study.refresh
+	@$(BIN)/python notebooks/tools/refresh.py
 
 exercises: $(READY)
-	@$(BIN)/python -m learngene_core.study.exercises
+	@$(BIN)/python notebooks/tools/exercises.py
 
 slides: $(READY)
-	@$(BIN)/python -m learngene_core.study.slides
+	@$(BIN)/python notebooks/tools/slides.py
 
 # Each call goes on where the one before stopped: status 75 says that its nine minutes are over and all is saved.
-PAPER = $(BIN)/learngene atlas --preset paper --data-path "$(DATA_PATH)" --out runs/paper --tune --set minutes=9
+PAPER = $(BIN)/learngene atlas --preset paper --data-path "$(DATA_PATH)" --out runs/paper --set minutes=9
 
 paper-step: $(READY)
 	@test -n "$(DATA_PATH)" || { echo "say where CIFAR-100 is: make $@ DATA_PATH=folder"; exit 2; }
@@ -68,7 +68,7 @@ paper: $(READY)
 	@$(PAPER); status=$$?; while [ $$status = 75 ]; do $(PAPER); status=$$?; done; exit $$status
 
 lint: $(READY)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check learngene_core tests
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check learngene_core notebooks/tools tests
 	@$(BIN)/lint-imports --no-cache
 
 clean:

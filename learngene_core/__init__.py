@@ -42,7 +42,7 @@ _EXPORTS = {
     "analysis.tuning": ("tune",),
     "openworld.noticing": ("OpenWorld", "open_world"),
     "explorer.cutting": ("save_choice",),
-    "study.chain": ("run_study",),
+    "study.whole": ("run_study",),
     "study.grid": ("load_grid",),
     "study.sweep": ("run_sweep",),
 }

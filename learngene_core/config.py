@@ -351,7 +351,7 @@ class Config:
     source_draw: str = _field("disjoint", "collective", "classes of the source tasks: disjoint, or overlap (redrawn per task)")
     width_divisor: int = _field(8, "collective", "all widths of the paper's network are divided by this", 1, 512)
     min_width: int = _field(4, "collective", "no block is narrower than this many channels", 1, 4096)
-    hidden: tuple[int, ...] = _field((), "collective", "widths of its classifier's hidden layers (released: 1024, 1024)", 1, 65_536)
+    hidden: tuple[int, ...] = _field((), "collective", "hidden layers of its classifier (released: 1024, 1024)", 1, 65_536)
     dropout: float = _field(0.0, "collective", "dropout in the collective's classifier (released: 0.5)", 0, 0.95)
     growth: str = _field("zero-out", "collective", "how blocks widen: zero-out, uneven, net2net, none (final widths at once)")
     growth_start: int = _field(2, "collective", "the first widening happens before this task (released: 1)", 1, MANY)

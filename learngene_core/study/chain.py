@@ -1,32 +1,37 @@
-"""The whole study: the chain of stages, and `learngene study`, which runs the notebooks in order with one progress bar."""
+"""The chain of stages of one run: each is made or loaded when it is first asked for, with everything before it.
+
+This is the switchboard between run folders and the rooms that compute. It imports a stage's room when the stage is asked for:
+a notebook that only reads tables of a finished run then needs no torch.
+"""
 
 from __future__ import annotations
 
 import functools
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..collective import Collective
-from ..config import STAGES, Config
-from ..data.division import Division
-from ..errors import StudyError, read_json, say, write_json
-from ..learngene import Learngene
-from ..openworld.noticing import OpenWorld
-from ..record import Record
+from ..config import Config
+from ..errors import read_json, say
 from ..runs.run import Run
-from ..tasks import ImageSet, SourceTask, TargetTask
-from . import notebooks
-from .kernels import Kernels
-from .summary import summary_markdown, summary_text
+
+if TYPE_CHECKING:  # names of annotations only; at run time they would bring torch
+    from ..collective import Collective
+    from ..data.division import Division
+    from ..learngene import Learngene
+    from ..openworld.noticing import OpenWorld
+    from ..record import Record
+    from ..tasks import ImageSet, SourceTask, TargetTask
 
 
 class Chain:
     """The stages of one run, each made or loaded when it is first asked for, with everything before it."""
 
-    def __init__(self, run: Run):
-        self.run, self.cfg = run, run.cfg
+    def __init__(self, run: Run, announce: Callable[[], None] = lambda: None):
+        """announce: called once, when nothing cheap is left to be refused and the costly work begins."""
+        self.run, self.cfg, self.announce = run, run.cfg, announce
 
     @classmethod
     def of(cls, folder: str | Path) -> Chain:
@@ -58,9 +63,12 @@ class Chain:
     @functools.cached_property
     def collective(self) -> Collective:
         """The collective model (history.csv, gradients.csv, histograms.npz, collective/)."""
+        from ..analysis.released import walk_of
         from ..runs.stages import collective
 
-        return collective(self.run, self.images, self.source)
+        source = self.source  # too few classes are said before anything is announced
+        self.announce()  # whatever trains asks for the collective first, when it has checked what it can
+        return collective(self.run, self.images, source, train=walk_of(self.cfg))
 
     @functools.cached_property
     def record(self) -> Record:
@@ -72,6 +80,7 @@ class Chain:
     @functools.cached_property
     def learngene(self) -> Learngene:
         """The learngene (scores.csv, learngene.safetensors)."""
+        from ..analysis.released import cut_released
         from ..criteria import RECOMMENDED
         from ..runs.stages import learngene
 
@@ -81,16 +90,17 @@ class Chain:
             from ..analysis.claims import recommended_layers
 
             layers = recommended_layers(self.atlas_cells, self.cfg, self.run)
-        return learngene(self.run, self.collective, layers=layers)
+        return learngene(self.run, self.collective, layers=layers, cut=cut_released)
 
     @functools.cached_property
     def chosen(self) -> tuple[str, ...]:
         """Names of the learngene's blocks; read from the record, without torch, where the record decides."""
+        from ..analysis.defects import choice
         from ..criteria import RECOMMENDED, choose
 
         if self.cfg.criterion == RECOMMENDED and not self.cfg.layers:
             return self.learngene.layers
-        return choose(self.record, self.cfg)
+        return choose(self.record, choice(self.cfg))
 
     def _can_choose(self) -> None:
         """Before hours of training: is the criterion known, and are the layers a block?"""
@@ -109,10 +119,12 @@ class Chain:
     @functools.cached_property
     def results(self) -> pd.DataFrame:
         """One row per individual (results.csv)."""
+        from ..analysis.released import kind_of
         from ..runs.stages import results
 
         self.target  # noqa: B018 (too few images are said before hours of training)
-        return results(self.run, self.learngene, self.collective, self.images, self.target)
+        individuals = kind_of(self.cfg)
+        return results(self.run, self.learngene, self.collective, self.images, self.target, kind=individuals)
 
     @functools.cached_property
     def reference(self) -> pd.DataFrame:
@@ -182,9 +194,10 @@ class Chain:
     @functools.cached_property
     def released(self) -> pd.DataFrame:
         """What each defect of the released scripts does to accuracy and choice (released.csv)."""
-        from ..analysis.released import released_table
+        from ..analysis.released_table import released_table
 
-        return released_table(self)
+        self.target  # noqa: B018 (too few images are said before hours of training)
+        return released_table(self.run, self.images, self.source, self.target, lambda: self.collective)
 
     @functools.cached_property
     def tuning(self) -> pd.DataFrame:
@@ -192,92 +205,4 @@ class Chain:
         from ..analysis.tuning import pseudo_tasks, tune
 
         pseudo_tasks(self.images, self.division, self.cfg)  # too few classes are said before hours of training
-
         return tune(self.learngene, self.collective, self.images, self.division, self.cfg, self.run)
-
-
-def run_study(cfg: Config, out: str | Path = "", *, redo: tuple[str, ...] = ()) -> Run:
-    """All notebooks in order through papermill into `<run>/notebooks/`, then `report.html` and a summary table.
-
-    A notebook whose executed copy belongs to this configuration and code is not run again.
-    Raises StudyError for whatever a notebook could not do.
-    """
-    run = Run.open(cfg, out, redo=redo)
-    start = time.time()
-    if not _to_run(run):  # nothing is written: the folder may belong to somebody else
-        say(f"study: {run.path} is finished; reused as it is (--redo STAGE computes a stage again)")
-    else:
-        with run.lock():
-            run_notebooks(run, _to_run(run))
-            paths, summary = notebooks.numbered(), summary_markdown(run)
-            notebooks.write_report(
-                [_copy(run, p) for p in paths], f"Learngene study: {run.path.name}", summary, run.path / "report.html"
-            )
-            run.note_time("study", "all", time.time() - start)
-    say(summary_text(run))
-    say(f"report: {run.path / 'report.html'}")
-    return run
-
-
-def _copy(run: Run, path: Path) -> Path:
-    return run.path / "notebooks" / path.name
-
-
-def _to_run(run: Run) -> list[Path]:
-    """The notebooks that have no executed copy of this configuration and code; all where only stages or the report are
-    missing, none when the study is finished."""
-    paths, index = notebooks.numbered(), _finished(run)
-    todo = [p for p in paths if index.get(p.name) != _mark(run.cfg, p) or not _readable(_copy(run, p))]
-    return todo if todo or ((run.path / "report.html").exists() and _whole(run)) else paths
-
-
-def _readable(path: Path) -> bool:
-    try:
-        return bool(notebooks.read(path).cells)
-    except StudyError:
-        return False
-
-
-def _mark(cfg: Config, path: Path) -> str:
-    """What an executed copy was made from: its code, and the settings that decide results."""
-    return "/".join([notebooks.source_hash(notebooks.read(path)), *(cfg.stage_hash(stage) for stage in STAGES)])
-
-
-def _finished(run: Run) -> dict[str, str]:
-    try:
-        index = read_json(run.path / "notebooks" / "index.json")
-    except StudyError:
-        return {}  # missing, or damaged: the notebooks are run again
-    return index if isinstance(index, dict) else {}
-
-
-def _whole(run: Run) -> bool:
-    from ..runs.info import STUDY
-
-    return all(run.done(stage) for stage in STUDY)
-
-
-def run_notebooks(run: Run, paths: list[Path], *stages: str) -> None:
-    """Execute `paths` in order, each in a kernel of its own, into `<run>/notebooks/`; the caller holds the run's lock.
-
-    stages: what they compute, for the estimate and the bar (default: all stages of the study).
-    Raises StudyError for whatever a notebook could not do.
-    """
-    from ..errors import duration
-    from .cost import KERNEL_SECONDS, say_determinism, stage_seconds
-    from .progress import bar
-
-    say_determinism(run)
-    expected = stage_seconds(run, *stages)
-    total = sum(expected.values()) + KERNEL_SECONDS * len(paths)
-    say(f"study: {len(paths)} notebooks into {run.path}; about {duration(total)} on this machine")
-    parameters = notebooks.parameters_of(run.cfg, run.path)
-    with Kernels() as ready, bar(run, expected, kernel_seconds=KERNEL_SECONDS, n_kernels=len(paths)) as notebook_done:
-        for path in paths:
-            start, kernel = time.time(), ready.take()
-            if path != paths[-1]:
-                ready.prepare()  # the next notebook's, while this one works
-            notebooks.execute(path, _copy(run, path), parameters, kernel)
-            write_json(run.path / "notebooks" / "index.json", {**_finished(run), path.name: _mark(run.cfg, path)})
-            run.note_time("notebook", path.stem, time.time() - start)
-            notebook_done()

@@ -26,10 +26,12 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
-import threading
+import urllib.parse
 from collections.abc import Iterator
 
+import psutil
 from distributed import Client, LocalCluster
 
 from .. import __version__
@@ -38,6 +40,26 @@ from .point import facts
 
 KERNEL_BYTES = 1_500_000_000  # of memory that a kernel takes, with torch and a small collective
 PATIENCE = 30.0  # seconds for a scheduler and its first worker to answer
+ANSWER = 5.0  # seconds for something to listen where a scheduler should be
+
+
+def check_address(scheduler: str) -> None:
+    """Look whether something listens at the address of a scheduler. Raises StudyError, within seconds, when it cannot be one
+    or nobody answers."""
+    scheme, _, rest = scheduler.rpartition("://")
+    place = urllib.parse.urlsplit(f"//{rest}")
+    try:
+        host, port = place.hostname, place.port
+    except ValueError:  # a port that is no number
+        host, port = None, None
+    if scheme not in ("", "tcp", "tls") or not host or not port or place.path:
+        raise StudyError(
+            f"--scheduler takes an address such as tcp://HOST:8786, which `dask scheduler` prints, not {scheduler!r}"
+        )
+    try:
+        socket.create_connection((host, port), timeout=ANSWER).close()
+    except OSError as error:
+        raise StudyError(f"no scheduler answers at {scheduler!r}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
@@ -47,8 +69,6 @@ def client_of(workers: int, scheduler: str, out: str) -> Iterator[Client]:
     Raises StudyError when there is no scheduler or worker, or a worker that could not do its work: another version of the
     package, several threads, or no sight of the folder `out`.
     """
-    from distributed import Client
-
     with contextlib.ExitStack() as stack:
         if scheduler:
             client = stack.enter_context(_connected(scheduler))
@@ -62,8 +82,6 @@ def client_of(workers: int, scheduler: str, out: str) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _connected(scheduler: str) -> Iterator[Client]:
-    from distributed import Client
-
     try:
         client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -78,37 +96,31 @@ def _connected(scheduler: str) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _embedded(workers: int) -> Iterator[LocalCluster]:
-    from distributed import LocalCluster
-
+    options = {"threads_per_worker": 1, "processes": True, "host": "127.0.0.1", "dashboard_address": None}
+    options |= {"memory_limit": 0, "silence_logs": logging.CRITICAL}  # the memory is the kernels'
     with tempfile.TemporaryDirectory(prefix="learngene-dask-", ignore_cleanup_errors=True) as scratch:
-        with _deaf():
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                memory_limit=0,  # the memory is the kernels'
-                local_directory=scratch,
-                silence_logs=logging.CRITICAL,
-            )
+        cluster = None
         try:
+            with _deaf():
+                cluster = LocalCluster(n_workers=workers, local_directory=scratch, **options)
             yield cluster
         finally:
-            cluster.close(timeout=5)
+            if cluster is not None:  # Ctrl+C may come as soon as it stands
+                cluster.close(timeout=5)
 
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Processes that are started in this block do not hear Ctrl+C: it is for the sweep, which ends them."""
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+    """Processes that are started in this block do not hear Ctrl+C: it is for the sweep, which ends them. One that is pressed
+    meanwhile is heard at the end of the block."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_workers(client: Client, out: str) -> None:
@@ -145,7 +157,5 @@ def default_workers(gpus: tuple[str, ...]) -> int:
     """One worker per GPU, else one per processor, as far as the memory suffices for their kernels."""
     if gpus:
         return len(gpus)
-    import psutil
-
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(processors, psutil.virtual_memory().available // KERNEL_BYTES))

@@ -1,6 +1,4 @@
-"""Grid files: plain YAML, read safely and strictly; and the ready grids that come with the package.
-
-A grid of parameters: the YAML file that describes a sweep, checked before anything starts, and its points.
+"""A grid of parameters: the YAML file that describes a sweep, checked before anything starts, and its points.
 
 A grid file holds a mapping with these keys, all of them optional:
 
@@ -16,7 +14,8 @@ A grid file holds a mapping with these keys, all of them optional:
     notebook: 04                     # instead: a numbered notebook, or the path of one of your own (from the grid file)
     table: results.csv               # table of the run folder whose rows go to sweep.csv (default: that of `through`)
 
-Names are fields of `Config`; a list-valued one (`shots`, `methods`, `layers`) takes a list as one of its values.
+Names are fields of `Config`; a list-valued one (`shots`, `methods`, `layers`) takes a list as one of its values. The file is read
+strictly: no alias, no key twice, and numbers as people mean them. Some grids come with the package (`ready`).
 """
 
 from __future__ import annotations
@@ -31,8 +30,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import FIELDS, Config, nearest, number
-from ..errors import StudyError
+import yaml
+
+from ..config import FIELDS, Config, nearest, number, read_yaml, yaml_loader
+from ..criteria import check_choice
+from ..errors import StudyError, expanded
 from . import notebooks
 
 GRIDS = Path(__file__).with_name("grids")
@@ -47,8 +49,6 @@ def ready() -> dict[str, Path]:
 def read_grid(path: Path) -> Any:
     """The value in a grid file. Raises StudyError for a file that is missing, too large, no YAML or has aliases, and
     ValueError for a key that stands twice."""
-    import yaml
-
     if not path.is_file():
         known = ready()
         raise StudyError(f"there is no grid {path}{nearest(path.name, known)}; ready ones are {', '.join(known)}")
@@ -56,8 +56,8 @@ def read_grid(path: Path) -> Any:
         raise StudyError(f"{path} is too large for a grid ({path.stat().st_size:,} bytes)")
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse_twice(yaml.compose(text, yaml.SafeLoader), path.name, set())
-        return yaml.safe_load(text)
+        _refuse_twice(yaml.compose(text, yaml_loader()), path.name, set())
+        return read_yaml(text)
     except UnicodeDecodeError:
         raise StudyError(f"{path} is no text in UTF-8") from None
     except yaml.YAMLError as error:
@@ -68,8 +68,6 @@ def read_grid(path: Path) -> Any:
 
 def _refuse_twice(node: Any, name: str, seen: set[int]) -> None:
     """A key that stands twice would win silently, and an alias can make a short file immense."""
-    import yaml
-
     if isinstance(node, yaml.CollectionNode):
         if id(node) in seen:
             raise StudyError(f"{name}: anchors and aliases have no place in a grid")
@@ -128,7 +126,7 @@ def load_grid(source: str | Path, preset: str = "", changes: Mapping[str, Any] |
     Raises StudyError for a file that is missing, unreadable or no grid, and ValueError that names the key or parameter for
     unknown names, wrong types, values out of range, an empty product, and points that ask for the same.
     """
-    path = ready().get(str(source), Path(source).expanduser())
+    path = ready().get(str(source), expanded(source))
     values = _mapping(read_grid(path), path)
     name = path.stem
     fixed = {**_named(values.get("parameters", {}), "parameters"), **_named(changes or {}, "the options")}
@@ -277,8 +275,6 @@ def _points(
 
 def _check_choice(cfg: Config, stage: str) -> None:
     """Criterion and layers, where the point chooses by them. Raises StudyError for unknown names."""
-    from ..criteria import check_choice
-
     if (
         "criterion" in fields(cfg, stage) and not cfg.deepen_before
     ):  # names of inserted blocks are known only afterwards
@@ -288,7 +284,7 @@ def _check_choice(cfg: Config, stage: str) -> None:
 def _absolute(cfg: Config) -> Config:
     """Paths from here: workers have working folders of their own."""
     changes = {
-        n: str(Path(v).expanduser().absolute())
+        n: str(expanded(v).absolute())
         for n in ("data_path", "split")
         if (v := getattr(cfg, n)) and v not in ("download", "seed")
     }

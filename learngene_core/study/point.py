@@ -18,14 +18,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import distributed
+import filelock
+import psutil
+
 from .. import __version__
 from ..config import STAGE_VERSION, Config
 from ..errors import StudyError, file_hash, read_json, say, write_json
-from ..runs.machine import WORKERS
-from ..runs.run import Run
+from ..runs.run import WORKERS, Run, parameters_of
 from . import notebooks
 from .grid import fields
-from .sweep import fill
+from .sharing import fill
 
 DONE = "point.json"  # in the folder of a finished job
 TASK = "LEARNGENE_SWEEP_TASK"  # in the environment of a kernel: the folder that it works in
@@ -43,7 +46,7 @@ def job_of(
         "folder": str(folder),
         "notebook": str(notebook),
         "output": str(folder / "notebooks" / notebook.name),
-        "parameters": notebooks.parameters_of(cfg, folder),
+        "parameters": parameters_of(cfg, folder),
         "mark": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16],
         "table": table,
         "sources": (),
@@ -118,8 +121,6 @@ def _alone(folder: Path) -> Iterator[None]:
 
     The kernel of a killed worker notices it within a second; where something else than process 1 adopts orphans, it does not.
     """
-    import filelock
-
     with filelock.FileLock(folder / ".task"):
         _end_orphans(folder)
         # a worker has one processor, its neighbours have the others
@@ -134,8 +135,6 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _end_orphans(folder: Path) -> None:
     """End kernels that an earlier worker has started for this folder: nobody holds its lock, so nobody listens to them."""
-    import psutil
-
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # others' processes, and those that are ending
             if process.pid != os.getpid() and process.environ().get(TASK) == str(folder):
@@ -150,10 +149,8 @@ def _device(gpus: tuple[str, ...]) -> Iterator[None]:
     if not gpus:
         yield
         return
-    from distributed import get_worker
-
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(get_worker().name) % len(gpus)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(distributed.get_worker().name) % len(gpus)]
     try:
         yield
     finally:

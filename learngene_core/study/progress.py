@@ -1,23 +1,103 @@
-"""How far a command is and how long it will still take: a bar in a terminal, a line now and then in a log file."""
+"""How far a command is, and how long it will still take: a bar in a terminal, a line now and then in a log file.
+
+One bar for verbs, `learngene study` and sweeps. It runs over the expected seconds of the work (see `estimate`); the time left is
+tqdm's own, from the pace so far.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import math
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import TextIO
+
+from tqdm import tqdm
 
 from ..errors import duration, say
 from ..runs.run import Run
-from .cost import share_done, stage_seconds
+from .estimate import share_done, stage_seconds
 
 LOG_SECONDS = 30.0  # between two lines in a log file
 FEWEST_SECONDS = 3.0  # what takes less needs no bar
+LOOK = 0.5  # seconds between two looks at progress.json
+
+
+class Bar:
+    """A bar over expected seconds of work. Use in a `with`; standard output is printed above it."""
+
+    def __init__(self, total: float):
+        form = "{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
+        kind, every = (tqdm, 0.1) if sys.stderr.isatty() else (_Lines, LOG_SECONDS)
+        options = {"bar_format": form, "dynamic_ncols": True, "smoothing": 0, "mininterval": every}
+        self._bar = kind(total=max(total, 1.0), file=sys.stderr, **options)
+        self._above = contextlib.redirect_stdout(_Above(sys.stdout, self._bar))
+
+    def __enter__(self) -> Bar:
+        self._above.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._above.__exit__(*error)
+        self._bar.close()
+
+    def at(self, seconds: float, text: str = "") -> None:
+        """So many expected seconds are done, and `text` is being done; the bar never goes back."""
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(max(0.0, min(seconds, self._bar.total) - self._bar.n))
+        if isinstance(self._bar, _Lines):
+            self._bar.line()
+        else:
+            self._bar.refresh()
+
+
+class _Lines(tqdm):
+    """A bar for log files: plain lines, each of them whole, one in `mininterval` seconds."""
+
+    def line(self) -> None:
+        """Print where the bar is, if it is time."""
+        now = self.format_dict
+        if now["elapsed"] - getattr(self, "said", 0.0) < self.mininterval or self.n >= self.total:
+            return
+        self.said = now["elapsed"]
+        left = f", about {duration((self.total - self.n) * now['elapsed'] / self.n)} left" if self.n else ""
+        what = f" ({self.postfix})" if self.postfix else ""
+        print(f"{100 * self.n / self.total:3.0f} %{left}{what}", file=self.fp, flush=True)
+
+    def display(self, *_: object, **__: object) -> bool:
+        """Nothing: lines are printed by `line`."""
+        return True
+
+    def clear(self, *_: object, **__: object) -> None:
+        """Nothing: a printed line stays."""
+
+    def close(self) -> None:
+        """The end, without the line feed of a bar."""
+        self.disable = True
+        type(self)._decr_instances(self)
+
+
+class _Above(io.TextIOBase):
+    """Standard output while a bar is shown: the bar makes way for every line."""
+
+    def __init__(self, out: TextIO, bar: tqdm):
+        self.out, self.bar = out, bar
+
+    def write(self, text: str) -> int:
+        """Print `text` where the bar is, and the bar below it."""
+        with self.bar.get_lock():
+            self.bar.clear(nolock=True)
+            self.out.write(text)
+            self.out.flush()
+            if text.endswith("\n"):
+                self.bar.refresh(nolock=True)
+        return len(text)
+
+    def isatty(self) -> bool:
+        """As standard output."""
+        return self.out.isatty()
 
 
 @contextlib.contextmanager
@@ -29,129 +109,50 @@ def shown(run: Run, stage: str) -> Iterator[None]:
         return
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in expected.items() if seconds >= 1)
     say(f"{stage}: about {duration(sum(expected.values()))} on this machine ({parts})")
-    with bar(run, expected):
+    with stage_bar(run, expected):
         yield
 
 
 @contextlib.contextmanager
-def bar(
-    run: Run, expected: Mapping[str, float], *, kernel_seconds: float = 0, n_kernels: int = 0
-) -> Iterator[Callable]:
-    """A bar over the expected seconds of all stages and notebook kernels; a thread moves it by the stages' own progress.
-
-    Yields what is to be called when a notebook is done. Standard output is printed above the bar.
-    """
-    total = sum(expected.values()) + kernel_seconds * n_kernels
-    counted, stop = {"kernels": 0}, threading.Event()
+def stage_bar(run: Run, expected: Mapping[str, float], *, more: float = 0.0) -> Iterator[Callable[[float], None]]:
+    """The bar of a run's stages (name -> expected seconds) and of `more` seconds beside them; a thread moves it by what the
+    stages write into progress.json. Yields what is to be called with seconds of `more` that are done."""
     before = {stage: share_done(run, stage) for stage in expected}
+    beside, stop = [0.0], threading.Event()
     (run.path / "progress.json").unlink(missing_ok=True)
-    with _terminal(total) if sys.stderr.isatty() else _log() as show:
+    with Bar(sum(expected.values()) + more) as bar:
 
         def watch() -> None:
-            clock, text = _Clock(total), ""
-            while not stop.wait(0.5):
+            while not stop.wait(LOOK):
                 with contextlib.suppress(Exception):  # a file that is being written is no reason to end the bar
-                    at, end, text = _position(run, expected, before, counted["kernels"] * kernel_seconds)
-                    clock.seen(at, end + (0 if text else kernel_seconds))
-                show(*clock.now(), text)
+                    seconds, text = position(run, expected, before)
+                    bar.at(seconds + beside[0], text)
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
-            yield lambda: counted.update(kernels=counted["kernels"] + 1)
-            show(1.0, 0.0, "")
+            yield lambda seconds: beside.__setitem__(0, beside[0] + seconds)
+            stop.set()
+            thread.join()
+            bar.at(sum(expected.values()) + more)
         finally:
             stop.set()
             thread.join()
 
 
-def _position(
-    run: Run, expected: Mapping[str, float], before: Mapping[str, float], at: float
-) -> tuple[float, float, str]:
-    """Expected seconds that are behind us (`at`: those of kernels), those behind us when the stage in hand has ended, and
-    what is being done. before: share of each stage that was done when we began, which `expected` leaves out."""
+def position(run: Run, expected: Mapping[str, float], before: Mapping[str, float]) -> tuple[float, str]:
+    """Expected seconds of a run's stages that are done, and what is being done.
+
+    before: share of each stage that was done when the command began, which `expected` leaves out.
+    """
     path = run.path / "progress.json"
     now = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     finished = run.manifest
-    at += sum(seconds for stage, seconds in expected.items() if stage in finished)
+    done = sum(seconds for stage, seconds in expected.items() if stage in finished)
     missing = [stage for stage in expected if stage not in finished]
-    if not missing:
-        return at, at, ""
     stage = now.get("stage")
     if stage not in missing:
-        return at, at + expected[missing[0]], missing[0]
-    seconds, old, share = expected[stage], before.get(stage, 0.0), now["done"] / max(now["total"], 1e-9)
+        return done, missing[0] if missing else ""
+    old, share = before.get(stage, 0.0), now["done"] / max(now["total"], 1e-9)
     share = min(1.0, max(0.0, share - old) / max(1 - old, 1e-9))
-    return at + seconds * share, at + seconds, f"{stage} {now['text']}".strip()
-
-
-class _Clock:
-    """From the expected seconds that are behind us to shares and seconds left; it also moves between two reports."""
-
-    def __init__(self, total: float):
-        self.total, self.start = max(total, 1.0), time.monotonic()
-        self.at, self.end, self.since = 0.0, 0.0, self.start
-
-    def seen(self, at: float, end: float) -> None:
-        """`at` is reached, and `end` is not."""
-        if (at, end) != (self.at, self.end):
-            self.at, self.end, self.since = at, end, time.monotonic()
-
-    def now(self) -> tuple[float, float]:
-        """Share of the whole (0 to 1) and seconds left: the estimate at first, then more and more this run's own pace."""
-        trust, room = 0.1 * self.total, self.end - self.at
-        pace = (self.since - self.start + trust) / (self.at + trust)  # seconds that an expected second has taken
-        waited = time.monotonic() - self.since
-        on = room * -math.expm1(-waited / pace / room) if room > 0 else 0.0  # slower and slower, never to the end
-        at = min(self.at + on, 0.99 * self.total)
-        return at / self.total, (self.total - at) * pace
-
-
-@contextlib.contextmanager
-def _terminal(total: float) -> Iterator[Callable]:
-    from tqdm import tqdm
-
-    form = "{l_bar}{bar}| {elapsed} gone{postfix}"
-    with tqdm(total=round(total) or 1, bar_format=form, file=sys.stderr, dynamic_ncols=True) as line:
-
-        def show(share: float, left: float, text: str) -> None:
-            line.n = max(line.n, int(share * line.total))
-            line.set_postfix_str(f"{tqdm.format_interval(left)} left" + (f", {text}" if text else ""))
-
-        with contextlib.redirect_stdout(_Above(sys.stdout, line)):
-            yield show
-
-
-class _Above(io.TextIOBase):
-    """Standard output while a bar is shown: the bar makes way for every line."""
-
-    def __init__(self, out: TextIO, line: Any):
-        self.out, self.line = out, line
-
-    def write(self, text: str) -> int:
-        """Print `text` where the bar is, and the bar below it."""
-        with self.line.get_lock():
-            self.line.clear(nolock=True)
-            self.out.write(text)
-            self.out.flush()
-            if text.endswith("\n"):
-                self.line.refresh(nolock=True)
-        return len(text)
-
-    def isatty(self) -> bool:
-        """As standard output."""
-        return self.out.isatty()
-
-
-@contextlib.contextmanager
-def _log() -> Iterator[Callable]:
-    said = time.monotonic()
-
-    def show(share: float, left: float, text: str) -> None:
-        nonlocal said
-        if share < 1 and time.monotonic() - said >= LOG_SECONDS:
-            said = time.monotonic()
-            what = f" ({text})" if text else ""
-            print(f"{100 * share:3.0f} %, about {duration(left)} left{what}", file=sys.stderr, flush=True)
-
-    yield show
+    return done + expected[stage] * share, f"{stage} {now['text']}".strip()

@@ -1,12 +1,4 @@
-"""What the points of a sweep have in common: which stages are computed once, and how a run folder is filled from another.
-
-Every stage has a hash over the settings that it and all before it read, so points whose hashes agree would compute the same
-files. Each such stage is computed once, in a folder of its own below `shared/`; the run folders of the points begin with
-links to its files. Sharing files is safe because a run never writes into a file: it replaces it by a new one.
-
-What a sweep will cost before it starts: seconds of work, and bytes on the disk. Both are rough.
-
-`learngene sweep`: every point of a grid is a papermill run in a folder of its own, executed by the workers of a cluster.
+"""`learngene sweep`: every point of a grid is a papermill run in a folder of its own, executed by the workers of a cluster.
 
 Stages that several points share are computed once, in `shared/`, before them. A point that was finished with the same
 parameters and code is skipped, a failed one is listed and stops nothing, and a worker that dies costs the point in hand a
@@ -20,225 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import itertools
-import json
-import os
-import shutil
-import tempfile
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distributed import Client
+import filelock
+from distributed import Client, Future
 
-from ..config import STAGES, Config
-from ..data.images import check_data
-from ..errors import UNFINISHED, StudyError, atomic, duration, say, write_json
-from ..runs.run import Run
+from ..data.preflight import check_data
+from ..errors import StudyError, duration, expanded, say, write_json
+from ..runs.run import parameters_of
 from . import notebooks
-from .cluster import client_of, default_workers, gpus_here, offers_gpus
-from .cost import KERNEL_SECONDS, stage_seconds
-from .grid import WHERE, Grid, Point
+from .cluster import check_address, client_of, default_workers, gpus_here, offers_gpus
+from .estimate import check_memory, job_bytes, job_seconds, size_text, stage_costs, wall_seconds
+from .grid import Grid, Point
 from .point import Job, finished, job_of, run_job
+from .progress import LOOK, Bar
+from .sharing import Shared, notebook_of, plan
 from .sweeptable import write_table
-from .sweepwatch import watch
-
-# what a chain is asked for, per stage
-ASKED = {
-    "collective": "collective",
-    "criteria": "learngene",
-    "reconstruct": "results",
-    "openworld": "openworld",
-    "measures": "layer_scores",
-    "atlas": "atlas_cells",
-    "controls": "controls",
-}
-CHEAP = {"criteria"}  # seconds from the record: not worth a kernel that computes nothing else
-
-
-@dataclasses.dataclass
-class Shared:
-    """Stages computed once. stages: name -> digest of what decides it; points: the names of those that use them; cfg: asks
-    for all of them; parents: names of the shared ones that it begins with."""
-
-    stages: dict[str, str]
-    points: frozenset[str]
-    cfg: Config
-    parents: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """Of its folder: its first stage, and whatever else it holds."""
-        (stage, digest), *rest = self.stages.items()
-        more = hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:6]
-        return f"{stage}-{digest}" + (f"-{more}" if rest else "")
-
-    def sources(self, folder: Path) -> list[Path]:
-        """The run folders below `folder` that it may take stages from: its parents, and what earlier grids have left there
-        that begins alike (on the same images)."""
-        (stage, digest), *_ = self.stages.items()
-        alike = (path for path in sorted(folder.glob(f"{stage}-{digest}*")) if path.is_dir() and path.name != self.name)
-        return [*(folder / parent for parent in self.parents), *alike]
-
-
-def plan(grid: Grid) -> list[Shared]:
-    """What to compute once, in an order in which parents come first; stages of equal points stand together."""
-    by_points: dict[frozenset[str], Shared] = {}
-    for stage in ASKED:
-        for digest, some in _groups(grid, stage).items():
-            if len(some) < 2:
-                continue
-            names = frozenset(point.name for point in some)
-            by_points.setdefault(names, Shared({}, names, some[0].cfg)).stages[stage] = digest
-    found = sorted(by_points.values(), key=lambda shared: -len(shared.points))
-    found = [shared for shared in found if not CHEAP.issuperset(shared.stages)]
-    for shared in found:
-        shared.parents = [other.name for other in found if other.points > shared.points]
-    return found
-
-
-def needed(cfg: Config, stage: str) -> list[str]:
-    """The stages whose results `stage` reads, without itself, in order; the atlas too where it chooses the learngene."""
-    if not stage:
-        return []
-    stages = set(STAGES[stage])
-    while more := {before for s in stages for before in STAGES[s]} - stages:
-        stages |= more
-    if cfg.criterion == "recommended" and not cfg.layers and (stages | {stage}) & {"criteria"}:
-        stages.add("atlas")
-    return [s for s in STAGES if s in stages - {stage}]
-
-
-def _groups(grid: Grid, stage: str) -> dict[str, list[Point]]:
-    """The points that read `stage`, by what decides its results, and on what images and machine they are computed."""
-    groups: dict[str, list[Point]] = {}
-    for point in grid.points:
-        if stage in needed(point.cfg, grid.stage):
-            beside = [getattr(point.cfg, name) for name in (*WHERE, "device", "threads", "deterministic")]
-            about = json.dumps([point.cfg.stage_hash(stage), beside])
-            groups.setdefault(hashlib.sha256(about.encode()).hexdigest()[:12], []).append(point)
-    return groups
-
-
-def notebook_of(shared: Shared) -> Any:
-    """A notebook that computes the stages of `shared` in the run folder that it is given, and nothing else."""
-    import nbformat
-
-    new = nbformat.v4
-    parameters = new.new_code_cell('preset: str = "lecture"  # the preset\nout: str = ""  # the run folder')
-    parameters.metadata["tags"] = ["parameters"]
-    text = "from learngene_core import Config, Run\nfrom learngene_core.study import Chain\n\n"
-    set_up = new.new_code_cell(text + "cfg = Config.from_notebook(globals())\nchain = Chain(Run.open(cfg, out))")
-    cells = [parameters, set_up, *(new.new_code_cell(f"chain.{ASKED[stage]};") for stage in shared.stages)]
-    for number, cell in enumerate(cells):
-        cell["id"] = f"c{number}"  # equal runs are equal files
-    return new.new_notebook(cells=cells)
-
-
-def fill(run: Run, sources: Iterable[Path]) -> list[str]:
-    """Give `run` every finished stage of `sources` (run folders) that it asks for and has not yet; returns their names.
-
-    Files are linked where the file system can, else copied whole; the manifest is written last.
-    Raises StudyError when a source's bookkeeping is damaged, and OSError when a file of it is missing.
-    """
-    taken: list[str] = []
-    for source in sources:
-        there = Run(run.cfg, source).manifest
-        manifest = run.manifest
-        new = {s: e for s, e in there.items() if s not in manifest and e["hash"] == run.cfg.stage_hash(s)}
-        if not new:
-            continue
-        with run.lock():
-            for name in _files(source, new.values(), machine=not manifest):
-                _link(source / name, run.path / name)
-            write_json(run.path / "manifest.json", {**manifest, **new})
-        taken += new
-    return taken
-
-
-def _files(source: Path, entries: Iterable[dict[str, Any]], machine: bool) -> Sequence[str]:
-    """The files of stages, and for a run that has none of its own the machine that they were made on: it is resolved once."""
-    names = [name for entry in entries for name in entry["files"]]
-    return [*names, "machine.json"] if machine and (source / "machine.json").exists() else names
-
-
-def _link(source: Path, target: Path) -> None:
-    """`target` becomes another name of the file `source`, or a copy of it; it is never half there."""
-    if target.exists() and os.path.samefile(source, target):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # no links on this file system, or too many
-        with atomic(target) as copy:
-            shutil.copyfile(source, copy)
-        return
-    os.replace(temporary, target)
-
-
-JOB_BYTES = 500_000  # an executed notebook with its pictures, tables, bookkeeping
-STATES = 3.5  # sets of weights saved after a source task: the network's own, at birth, momentum, Fisher of the last
-
-
-def stage_costs(grid: Grid) -> dict[str, dict[str, float]]:
-    """Point -> stage -> expected seconds of one worker of this machine, from a second of real training steps per shape."""
-    known: dict[Config, dict[str, float]] = {}
-    costs = {}
-    with tempfile.TemporaryDirectory(prefix="learngene-cost-") as folder:
-        for point in grid.points:
-            alike = point.cfg.replace(seed=0, target_seed=0, threshold=5e-10)
-            if alike not in known:
-                wanted = [*needed(point.cfg, grid.stage), grid.stage]
-                run = Run(alike, Path(folder, str(len(known))))
-                known[alike] = stage_seconds(run, *wanted) if grid.stage else {}
-            costs[point.name] = known[alike]
-    return costs
-
-
-def job_seconds(grid: Grid, shared: Sequence[Shared], costs: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Expected seconds of every point and of everything shared, by name; what is shared counts once."""
-    seconds = {}
-    for some in shared:
-        first = costs[min(some.points)]
-        seconds[some.name] = KERNEL_SECONDS + sum(first.get(stage, 0.0) for stage in some.stages)
-    for point in grid.points:
-        taken = {stage for some in shared if point.name in some.points for stage in ("division", *some.stages)}
-        own = (cost for stage, cost in costs[point.name].items() if stage not in taken)
-        seconds[point.name] = KERNEL_SECONDS + sum(own)
-    return seconds
-
-
-def wall_seconds(seconds: dict[str, float], before: dict[str, list[str]], workers: int) -> float:
-    """Expected seconds from start to end on so many workers; before: the jobs that a job waits for (its ancestors all)."""
-    longest = max((seconds[name] + sum(seconds.get(b, 0.0) for b in before[name]) for name in seconds), default=0.0)
-    return max(longest, sum(seconds.values()) / max(1, min(workers, len(seconds))))
-
-
-def job_bytes(grid: Grid, shared: Sequence[Shared]) -> dict[str, float]:
-    """Expected bytes of every point and of everything shared, by name; linked files count once."""
-    size = {some.name: JOB_BYTES + _collective(some.cfg) * ("collective" in some.stages) for some in shared}
-    for point in grid.points:
-        linked = any("collective" in some.stages for some in shared if point.name in some.points)
-        trains = grid.stage == "collective" or "collective" in needed(point.cfg, grid.stage)
-        size[point.name] = JOB_BYTES + _collective(point.cfg) * (trains and not linked)
-    return size
-
-
-def size_text(size: float) -> str:
-    """ "3 MB", "1.2 GB"."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
-
-
-def _collective(cfg: Config) -> float:
-    """Bytes of a collective's states after every task, at widths halfway through the growth."""
-    middle = [(a + b) / 2 for a, b in zip(cfg.start_widths, cfg.final_widths, strict=True)]
-    weights = sum(9 * a * b for a, b in itertools.pairwise([3, *middle]))
-    return cfg.n_source_tasks * 4 * STATES * weights
-
 
 RETRIES = 2  # of a job whose worker or kernel died
 
@@ -274,12 +67,16 @@ def run_sweep(
     once (False: each point its own chain, to measure what sharing saves).
     Raises StudyError for a folder that is no sweep, is in use, or workers that cannot work; ValueError for workers < 0.
     """
-    folder = Path(out).expanduser().absolute()
+    folder = expanded(out).absolute()
+    if scheduler:
+        check_address(scheduler)
     if workers < 0:
         raise ValueError(f"workers = {workers}: a number of processes, or 0 for as many as there are processors")
     _check_folder(folder)
     for data in {(p.cfg.data, p.cfg.data_path): p.cfg for p in grid.points}.values():
         check_data(data)
+    for shape in {(p.cfg.final_widths, p.cfg.hidden, p.cfg.batch_size): p.cfg for p in grid.points}.values():
+        check_memory(shape)
     gpus = () if scheduler else gpus_here(grid.points[0].cfg.device)
     workers = workers or default_workers(gpus)
     work = _work(grid, plan(grid) if share else [], folder, gpus)
@@ -366,6 +163,45 @@ def _submit(client: Client, work: _Work) -> dict[str, Any]:
     return futures
 
 
+# watching -------------------------------------------------------------------------------------------------------------
+def watch(client: Client, futures: Mapping[str, Future], seconds: Mapping[str, float]) -> Iterator[tuple[str, dict]]:
+    """Name and result of every job as it ends; the result of one that could not be done is a failure with its last line.
+
+    seconds: the expected ones of every job, for the bar. Raises StudyError when the scheduler is lost.
+    """
+    open_jobs, failed, done = dict(futures), 0, 0.0
+    with Bar(sum(seconds.values())) as bar:
+        while open_jobs:
+            for name in [name for name, future in open_jobs.items() if future.done()]:
+                result = _result(open_jobs.pop(name))
+                failed, done = failed + (result["state"] == "failed"), done + seconds[name]
+                yield name, result
+            if client.status not in ("running", "connecting"):
+                raise StudyError("the scheduler is gone; start it and the same command again: it goes on from here")
+            counts = f"{len(futures) - len(open_jobs) - failed} of {len(futures)} done, {failed} failed"
+            bar.at(done, f"{counts}, {_running(client, open_jobs, futures)} running")
+            if open_jobs:
+                time.sleep(LOOK)
+
+
+def _result(future: Future) -> dict[str, str]:
+    """What a job returned, or why it has not."""
+    if future.status == "finished":
+        return future.result()
+    if future.status == "error":
+        error = future.exception()
+        return {"state": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    return {"state": "failed", "error": f"the job was {future.status}: its worker or the scheduler is gone"}
+
+
+def _running(client: Client, open_jobs: Mapping[str, Future], futures: Mapping[str, Future]) -> int:
+    """Jobs in hand: a worker may have more in its queue, but does one at a time."""
+    keys = {futures[name].key for name in open_jobs}
+    with contextlib.suppress(OSError, TimeoutError):  # a scheduler that is busy, or ends; `watch` finds out
+        return sum(1 for there in client.processing().values() if keys & set(there))
+    return 0
+
+
 # the folder of a sweep ------------------------------------------------------------------------------------------------
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
@@ -377,8 +213,6 @@ def _check_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    import filelock
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -395,7 +229,7 @@ def _note(grid: Grid, folder: Path, done: list[Point], failed: dict[str, str]) -
     """`sweep.json`: what each point is, and how it stands."""
     points = {}
     for point in grid.points:
-        given = notebooks.parameters_of(point.cfg, folder)
+        given = parameters_of(point.cfg, folder)
         state = "failed" if point.name in failed else "finished" if point in done else "unfinished"
         points[point.name] = {"state": state, "parameters": {k: v for k, v in given.items() if k != "out"}}
         if point.name in failed:

@@ -21,7 +21,7 @@ import pandas as pd
 from ..analysis.statistics import Interval, hierarchical_interval, mean_interval, unit_means
 from ..config import FIELDS, Config
 from ..data.division import FOLDER as MANIFESTS
-from ..errors import StudyError, atomic, read_json
+from ..errors import StudyError, atomic, expanded, read_json
 from .grid import WHERE, Grid, Point, plain
 
 LEVELS = ("collective", "target_seed", "target_task")  # nested units, from the top: seeds, draws of tasks, tasks
@@ -76,7 +76,7 @@ def read_sources(sources: Sequence[str | Path]) -> pd.DataFrame:
     "": it hangs on the images); and in words the other parameters that differ between the rows: choice (those of CHOICE)
     and setting (all others). Raises StudyError for a folder that is neither a sweep nor a run, or has no individuals.
     """
-    runs = [run for source in sources for run in _runs_of(Path(source).expanduser())]
+    runs = [run for source in sources for run in _runs_of(expanded(source))]
     if not runs:
         raise StudyError("there is nothing to read: no source holds a finished point")
     differ = _differing([cfg for _, cfg, _ in runs])

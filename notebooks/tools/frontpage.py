@@ -6,7 +6,7 @@
 
 stands for a file: Markdown as it is, Python and text in a fence, and with `as KIND` a table of results as the README shows
 it (`TABLES`); several files are named and separated by commas: `glyphs=a.csv, CIFAR-100=b.csv as claims`. A test holds the
-README to `filled`; `python -m learngene_core.frontpage` brings it up to date.
+README to `filled`; `python notebooks/tools/frontpage.py` brings it up to date.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..errors import StudyError, atomic, say
+from learngene_core.analysis.claims import reproduction_table
+from learngene_core.analysis.statistics import paired_table
+from learngene_core.errors import StudyError, atomic, say
+from learngene_core.figures.words import OPEN_SCORE_LABELS
+from learngene_core.study.summary import summary_rows
 
 BLOCK = re.compile(r"<!-- from (?P<files>[^>]*?)(?: as (?P<kind>[a-z_]+))? -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
 METHODS = {"ncm": "nearest class mean", "probe": "ridge probe"}
@@ -37,17 +41,12 @@ def _limits(row: pd.Series, name: str, form: str = ".1f") -> str:
 
 def results_table(found: Mapping[str, pd.DataFrame]) -> str:
     """results.csv: every family and method with accuracy, paired gain, intervals and numbers of tasks."""
-    from ..analysis.statistics import paired_table
-    from .summary import summary_rows
-
     header, *rows = summary_rows(paired_table(_only(found)))
     return _rows(header, rows)
 
 
 def claims_table(found: Mapping[str, pd.DataFrame]) -> str:
     """One or several claims.csv by the name of their run: a row per claim, a column per run."""
-    from ..analysis.claims import reproduction_table
-
     return reproduction_table(found)
 
 
@@ -64,14 +63,12 @@ def released_table(found: Mapping[str, pd.DataFrame]) -> str:
 
 def openworld_table(found: Mapping[str, pd.DataFrame]) -> str:
     """openworld.csv, or openworld_heads.csv with every head, after the last source task, best AUROC first."""
-    from ..figures.openworld import SCORE_NAMES
-
     table = _only(found)
     last = table[table["task"] == table["task"].max()].sort_values("auroc", ascending=False, kind="stable")
     heads = {"refit": ", refitted head", "own": ", the network's own head"}
     rows = [
         (
-            SCORE_NAMES.get(r["score"], r["score"]) + heads.get(r["head"], ""),
+            OPEN_SCORE_LABELS.get(r["score"], r["score"]) + heads.get(r["head"], ""),
             _limits(r, "auroc"),
             f"{r['closed_accuracy']:.1f}",
         )
@@ -138,8 +135,6 @@ def rendered(match: re.Match[str], root: Path) -> str:
         raise StudyError(
             f"a block of the README ends with 'as KIND', and KIND is one of {', '.join(TABLES)}; not {kind}"
         )
-    import pandas as pd
-
     options = {"dtype": str, "keep_default_na": False} if kind == "plain" else {}
     return TABLES[kind]({name: pd.read_csv(path, **options) for name, path in files.items()})
 
@@ -155,7 +150,7 @@ def filled(text: str, root: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m learngene_core.frontpage [README.md]`: fill its blocks in; returns the exit status."""
+    """`python notebooks/tools/frontpage.py [README.md]`: fill its blocks in; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     page = Path(given[0] if given else "README.md").absolute()
     try:

@@ -1,4 +1,4 @@
-"""The numbered notebooks as slides for a lecture: `make slides`, or `python -m learngene_core.slides`.
+"""The numbered notebooks as slides for a lecture: `make slides`, or `python notebooks/tools/slides.py`.
 
 Nothing is written into the notebooks for it. Every heading begins a slide; what follows it in the notebook stands below it,
 a figure or a paragraph at a time (key: down). Code is hidden, unless its cell is tagged `show`; solutions and checks of the
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import atomic, say
-from . import notebooks
-from .notebooks import Formulas
+from learngene_core.errors import atomic, say
+from learngene_core.study import notebooks
+from learngene_core.study.report import Formulas
 
 REVEAL = "https://unpkg.com/reveal.js@4.6.1"  # has dist/reveal.js and dist/theme/*.css, as a copy must
 LEFT_OUT = {"parameters", "solution", "check"}
@@ -135,8 +135,8 @@ def _size(cell: Any) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m learngene_core.slides [--out slides] [--reveal-prefix ADDRESS-OR-FOLDER]`. Raises as `write_slides`."""
-    parser = argparse.ArgumentParser(prog="python -m learngene_core.slides", description="the notebooks as slides")
+    """`python notebooks/tools/slides.py [--out slides] [--reveal-prefix ADDRESS-OR-FOLDER]`. Raises as `write_slides`."""
+    parser = argparse.ArgumentParser(prog="slides.py", description="the notebooks as slides")
     parser.add_argument("--out", default="slides", help="folder that the slides are written into (default: slides)")
     parser.add_argument(
         "--reveal-prefix", default=REVEAL, help="address of reveal.js, or a copy, relative to the folder"

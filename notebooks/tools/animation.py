@@ -1,6 +1,6 @@
 """The gradient record as a film: the heat map of layers and tasks fills epoch by epoch, and at its end the choice is marked.
 
-`python -m learngene_core.animation RUN FILE.gif` makes it from a run folder; matplotlib and Pillow, no torch.
+`python notebooks/tools/animation.py RUN FILE.gif` makes it from a run folder; matplotlib and Pillow, no torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ..config import Config
-from ..criteria import best_block, options_of, quiet, score
-from ..errors import StudyError, atomic, read_json, say
-from ..figures.style import (
+from learngene_core.config import Config
+from learngene_core.criteria import best_block, options_of, quiet, score
+from learngene_core.errors import StudyError, atomic, read_json, say
+from learngene_core.figures.style import (
     ACCENT,
     FAINT,
     INK,
@@ -33,8 +33,8 @@ from ..figures.style import (
     tidy,
     use_style,
 )
-from ..figures.training import layer_task_heatmap
-from ..record import Record
+from learngene_core.figures.training import layer_task_heatmap
+from learngene_core.record import Record
 
 STEP, HOLD = 110, 4000  # milliseconds of a frame, and of the last one
 
@@ -153,10 +153,10 @@ def _picture(figure: Figure, dpi: float) -> Image.Image:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m learngene_core.animation RUN FILE.gif [THRESHOLD]`: the film of a run's record; returns the exit status."""
+    """`python notebooks/tools/animation.py RUN FILE.gif [THRESHOLD]`: the film of a run's record; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if len(given) not in (2, 3):
-        print("usage: python -m learngene_core.animation RUN FILE.gif [THRESHOLD]", file=sys.stderr)
+        print("usage: python notebooks/tools/animation.py RUN FILE.gif [THRESHOLD]", file=sys.stderr)
         return 2
     try:
         run, target = Path(given[0]), Path(given[1])

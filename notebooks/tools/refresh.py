@@ -1,6 +1,6 @@
 """What the README and the committed notebooks show, made again: `make notebooks` for the lecture preset, and
 
-    python -m learngene_core.refresh --cifar RUN --reference RUN
+    python notebooks/tools/refresh.py --cifar RUN --reference RUN
 
 for the tables and pictures of finished CIFAR-100 runs (`learngene reconstruct` and `openworld`; `learngene reference`).
 """
@@ -14,16 +14,32 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import frontpage
+import matplotlib
 import pandas as pd
+from animation import record_gif
 
-from ..config import Config
-from ..errors import StudyError, say
-from ..record import Record
-from ..runs.info import configuration
-from ..runs.run import Run
-from . import cli, frontpage, notebooks
-from .chain import run_study
-from .summary import summary_markdown
+from learngene_core import criteria
+from learngene_core.analysis.statistics import paired_table
+from learngene_core.config import Config
+from learngene_core.errors import StudyError, say
+from learngene_core.explorer import threshold
+from learngene_core.figures.atlas import atlas_map, choices_of, ends
+from learngene_core.figures.comparison import comparison
+from learngene_core.figures.networks import networks_side_by_side
+from learngene_core.figures.paradigm import paradigm
+from learngene_core.figures.style import use_style
+from learngene_core.learngene import Learngene, light_shape
+from learngene_core.record import Record
+from learngene_core.runs.info import configuration
+from learngene_core.runs.run import Run
+from learngene_core.runs.states import task_states
+from learngene_core.study import cli, notebooks
+from learngene_core.study.report import clean
+from learngene_core.study.summary import summary_markdown
+from learngene_core.study.whole import run_study
+
+matplotlib.use("Agg")
 
 HOME = "runs/lecture"  # where a newcomer's run is
 TOUR = (f"learngene info {HOME}", "learngene criteria")
@@ -37,31 +53,21 @@ def refresh() -> None:
     with tempfile.TemporaryDirectory(prefix="learngene-") as folder:
         run = run_study(Config.preset("lecture"), Path(folder, "lecture"))
         for path in notebooks.numbered():
-            notebooks.write(notebooks.clean(notebooks.read(run.path / "notebooks" / path.name)), path)
+            notebooks.write(clean(notebooks.read(run.path / "notebooks" / path.name)), path)
             say(f"{path.name}: executed again")
         _pictures(run)
 
 
 def _pictures(run: Run) -> None:
     """The README's pictures, drawn from the same run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from ..analysis.statistics import paired_table
-    from ..figures import training as figures
-    from ..learngene import Learngene, light_shape
-    from ..runs.states import task_states
-
-    figures.use_style()
+    use_style()
     gene = Learngene.load(run.path / "learngene.safetensors")
     shapes = task_states(run)[-1]["shape"], light_shape(gene, run.cfg.n_way, run.cfg)
     target = notebooks.folder() / "images"
     target.mkdir(exist_ok=True)
-    figures.networks_side_by_side(*shapes, gene.layers).figure.savefig(
-        target / "networks.png", dpi=80, bbox_inches="tight"
-    )
+    networks_side_by_side(*shapes, gene.layers).figure.savefig(target / "networks.png", dpi=80, bbox_inches="tight")
     _front_pictures(run, [state["shape"] for state in task_states(run)], shapes[1], gene.layers, target)
-    axes = figures.comparison(paired_table(run.read_table("results.csv")), n_way=run.cfg.n_way)
+    axes = comparison(paired_table(run.read_table("results.csv")), n_way=run.cfg.n_way)
     axes.flat[0].figure.savefig(target / "comparison.png", dpi=80, bbox_inches="tight")
     _atlas_pictures(run, target)
     (target / "lecture.md").write_text(summary_markdown(run) + "\n", encoding="utf-8")
@@ -80,15 +86,8 @@ def keep_cifar(run: Run, reference: Run | None, target: Path) -> None:
     That is: its tables (of the open world the state after the last source task), what the criteria choose, two pictures.
     Raises StudyError for a run that lacks a stage.
     """
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from ..analysis.statistics import paired_table
-    from ..explorer import threshold as explore
-    from ..figures import training as figures
-    from ..record import Record
-
-    figures.use_style()
+    use_style()
     for stage in ("criteria", "reconstruct", "openworld"):
         if not run.done(stage):
             raise StudyError(f"{run.path} has no finished {stage}; run `learngene {stage}` with the same --out")
@@ -103,9 +102,9 @@ def keep_cifar(run: Run, reference: Run | None, target: Path) -> None:
         tables["reference"] = reference.read_table("reference.csv")
     for name, table in tables.items():
         table.to_csv(target / f"cifar-{name}.csv", index=False, lineterminator="\n")
-    axes = figures.comparison(paired_table(tables["results"]), n_way=run.cfg.n_way)
+    axes = comparison(paired_table(tables["results"]), n_way=run.cfg.n_way)
     axes.flat[0].figure.savefig(target / "cifar-comparison.png", dpi=80, bbox_inches="tight")
-    axes = explore.draw_record(record, threshold=5e-4, n_blocks=k)
+    axes = threshold.draw_record(record, threshold=5e-4, n_blocks=k)
     axes.flat[0].figure.savefig(target / "cifar-criterion.png", dpi=80, bbox_inches="tight")
 
 
@@ -124,36 +123,26 @@ def tour(run: Run) -> str:
 
 def _front_pictures(run: Run, shapes: list[dict], individual: dict, layers: tuple[str, ...], target: Path) -> None:
     """The paradigm, and the film of the gradient record at the threshold of the paper's appendix figure."""
-    from .. import criteria
-    from ..figures import training as figures
-    from ..record import Record
-    from . import animation
-
     record, cfg = Record.load(run.path), run.cfg
     name = cfg.criterion if cfg.criterion in criteria.CRITERIA else "released"
     scores = criteria.score(record, name, **criteria.options_of(name, cfg))
-    ax = figures.paradigm(shapes, individual, layers, scores, shots=cfg.shots[0])
+    ax = paradigm(shapes, individual, layers, scores, shots=cfg.shots[0])
     ax.figure.savefig(target / "paradigm.png", dpi=100, bbox_inches="tight")
-    animation.record_gif(record, target / "record.gif", threshold=5e-4, sign=cfg.sign, n_blocks=cfg.n_blocks)
+    record_gif(record, target / "record.gif", threshold=5e-4, sign=cfg.sign, n_blocks=cfg.n_blocks)
 
 
 def _atlas_pictures(run: Run, target: Path) -> None:
-    from ..figures import training as figures
 
     table = run.read_table("atlas.csv")
-    marks = figures.ends(int(table["last"].max()), run.cfg.n_blocks)
-    chosen = figures.choices_of(run.read_table("selection.csv"), {"recommended": "within budget"})
-    ax = figures.atlas_map(table, marks={**marks, **chosen})
+    marks = ends(int(table["last"].max()), run.cfg.n_blocks)
+    chosen = choices_of(run.read_table("selection.csv"), {"recommended": "within budget"})
+    ax = atlas_map(table, marks={**marks, **chosen})
     ax.figure.savefig(target / "atlas.png", dpi=80, bbox_inches="tight")
     run.read_table("claims.csv").to_csv(target / "claims-lecture.csv", index=False, lineterminator="\n")
 
 
 def _choices(record: Record, cfg: Config) -> pd.DataFrame:
     """What every criterion chooses, the released one at both thresholds, and how many untrained networks it gives the same."""
-    import pandas as pd
-
-    from .. import criteria
-
     asked = [(name, criteria.options_of(name, cfg)) for name in criteria.CRITERIA]
     asked.insert(1, ("released", {**criteria.options_of("released", cfg), "threshold": 5e-4}))
     rows = []
@@ -171,8 +160,8 @@ def _run(path: Path) -> Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m learngene_core.refresh`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m learngene_core.refresh", description=__doc__.partition("\n")[0])
+    """`python notebooks/tools/refresh.py`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="refresh.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--cifar", metavar="RUN", type=Path, help="finished CIFAR-100 run to show instead")
     parser.add_argument(
         "--reference", metavar="RUN", type=Path, help="finished `learngene reference` to show beside it"
