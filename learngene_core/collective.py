@@ -100,6 +100,10 @@ class State:
         """Outputs of the head (k,) that stand for a task's classes."""
         return torch.tensor([self.class_names.index(name) for name in task.classes])
 
+    def loss_outputs(self, task: SourceTask, cfg: Config) -> Tensor | None:
+        """Outputs (k,) that a task's loss runs over: its own (task-incremental), or None for all there are so far."""
+        return None if cfg.loss == "class-incremental" else self.outputs(task).to(self.model.head.weight.device)
+
 
 class Source:
     """The images of the source tasks as the collective sees them: on its device, with their normalisation."""
@@ -156,7 +160,7 @@ def train_collective(
     machine = machine or here()
     use(machine)
     source = Source(images, tasks, cfg, machine)
-    state = (newborn(tasks, cfg) if start is None else start).to(machine)
+    state = (newborn(tasks[0].classes, cfg) if start is None else start).to(machine)
     for task in tasks[state.done :]:
         # grow: outputs for new classes, then the widenings due; what belongs to weights follows
         grow(state, task, cfg, source.calibration(task))
@@ -174,9 +178,9 @@ def train_collective(
     return dataclasses.replace(finished(state, tasks, cfg, source, machine), stage_hash=stage_hash)
 
 
-def newborn(tasks: Sequence[SourceTask], cfg: Config) -> State:
-    """The collective before its first task: start widths, outputs for the first task's classes."""
-    names = list(tasks[0].classes)
+def newborn(classes: Sequence[str], cfg: Config) -> State:
+    """The collective before its first task: start widths, outputs for `classes` (the first task's)."""
+    names = list(classes)
     born = {"dropout": cfg.dropout, "generator": generator(cfg.collective_seed, "initial weights")}
     model = ConvNet(cfg.start_widths, PAPER_POOLS, len(names), cfg.image_size, cfg.hidden, **born)
     return State(model, names, Belongings.of(model))
@@ -199,11 +203,6 @@ def grow(state: State, task: SourceTask, cfg: Config, calibration: Tensor, widen
     state.shapes.append(model.shape)
 
 
-def loss_outputs(outputs: Tensor, cfg: Config, device: torch.device) -> Tensor | None:
-    """Outputs (k,) that the loss runs over: the task's own (task-incremental), or None for all there are so far."""
-    return None if cfg.loss == "class-incremental" else outputs.to(device)
-
-
 def ewc_penalty(state: State, tasks: Sequence[SourceTask], cfg: Config, source: Source) -> Penalty | None:
     """EWC towards the weights as they are now; the Fisher of the task before is taken on the grown network."""
     if not cfg.ewc_lambda or not state.done:
@@ -220,11 +219,11 @@ def task_fisher(
     """Diagonal Fisher information on n training images of task `number`, among the outputs that the task knew."""
     task, g = tasks[number - 1], generator(cfg.collective_seed, "fisher", number)
     picked = task.train[torch.randperm(len(task.train), generator=g)[:n].numpy()]
-    outputs = state.outputs(task)
+    outputs = state.loss_outputs(task, cfg)
     if cfg.loss == "class-incremental":  # later outputs have taken no part in what it learned
-        outputs = torch.arange(len({name for t in tasks[:number] for name in t.classes}))
+        outputs = torch.arange(len({name for t in tasks[:number] for name in t.classes}), device=source.device)
     images, _ = source.shown(picked, task, state.outputs(task))
-    return fisher_diagonal(state.model, images, outputs.to(source.device), *source.normal, g)
+    return fisher_diagonal(state.model, images, outputs, *source.normal, g)
 
 
 def lesson(
@@ -232,7 +231,7 @@ def lesson(
 ) -> tuple[tuple[Tensor, Tensor], Loss]:
     """What a task shows, (images, labels), and its loss: the task's own images, and with ancestor=replay a few kept images of
     every class of every earlier task, each among the outputs of its own task."""
-    outputs = loss_outputs(state.outputs(task), cfg, source.device)
+    outputs = state.loss_outputs(task, cfg)
     own = source.shown(task.train, task, state.outputs(task))
     if cfg.ancestor != "replay" or not state.done:
         return own, task_loss(outputs)
@@ -292,12 +291,12 @@ def learn(
         state.owned.momentum = momentum_of(model, optimiser)
 
 
-def measure(state: State, tasks: Sequence[SourceTask], source: Source, outputs: Callable | None = None) -> None:
+def measure(state: State, tasks: Sequence[SourceTask], source: Source) -> None:
     """Held-out accuracy (percent) on each of `tasks`, the last of which was just learned: among the task's own classes, and
-    among all classes seen. outputs(task): as in `learn`, by default the classes' own."""
+    among all classes seen."""
     number, epoch = tasks[-1].number, state.history[-1]["epoch"]
     for seen in tasks:
-        own = (outputs or state.outputs)(seen)
+        own = state.outputs(seen)
         images, labels = source.shown(seen.test, seen, own)
         logits = predict(state.model, images, *source.normal)
         among_own, among_all = (float(accuracy_of(logits, labels, c)) for c in (own.to(source.device), None))
@@ -338,7 +337,7 @@ def collective_null(
 
     def losses(model: nn.Module, k: int, t: int) -> Iterator[Tensor]:
         task, g = tasks[t - 1], generator(cfg.collective_seed, "null labels", k, t)
-        outputs = loss_outputs(state.outputs(task), cfg, source.device)
+        outputs = state.loss_outputs(task, cfg)
         own = torch.arange(model.n_classes) if outputs is None else outputs.cpu()
         if cfg.dropout:  # the one draw that torch takes from its global state
             torch.manual_seed(derive(cfg.collective_seed, "null dropout", k, t))

@@ -66,8 +66,11 @@ def evaluate_few_shot(
 ) -> pd.DataFrame:
     """Train and test every method on every target task; one row per individual (results.csv), accuracy in percent.
 
-    Raises StudyError for EWC with a learngene that has no Fisher information, or a learngene that does not fit.
+    Raises StudyError for EWC with a learngene that has no Fisher information, or a learngene that does not fit, and ValueError
+    for a configuration with defects of the released scripts: these have individuals of their own, in `analysis.released`.
     """
+    if cfg.defects:
+        raise ValueError("defects of the released scripts are the business of analysis.released, not of the method")
     methods = cfg.methods if methods is None else methods
     work = Individuals(arms_of(gene, col, cfg, methods, blocks), images, cfg, gene.mean, gene.std, machine=machine)
     rows, _ = work.table(tasks)
@@ -175,7 +178,7 @@ class Individuals:
         if len(draws) > most:
             return [piece for i in range(0, len(draws), most) for piece in self.train(draws[i : i + most])]
         try:
-            return self._train(draws)
+            return self.trained(draws)
         except torch.OutOfMemoryError:
             if len(draws) == 1 and self.machine.stack == 1:
                 raise StudyError(
@@ -187,9 +190,10 @@ class Individuals:
         self.on_smaller(self.machine)
         return self.train(draws)
 
-    def _train(self, draws: Sequence[Draw]) -> list[dict]:
+    def trained(self, draws: Sequence[Draw]) -> list[dict]:
+        """A piece per draw, as `train`, whatever memory there is."""
         pieces: list[dict] = [{"rows": [], "curves": []} for _ in draws]
-        query_images = torch.cat([self._pick(task.query) for task, _ in draws])
+        query_images = torch.cat([self.pick(task.query) for task, _ in draws])
         query_labels = torch.cat([labels_of(task.query) for task, _ in draws]).to(self.device)
         for shots in self.cfg.shots:
             for arms in self._stacks():
@@ -216,7 +220,7 @@ class Individuals:
             net = ConvNet.from_shape(arm.shape, generator=fresh)
             networks.append(net if gene is None else gene.inherit_into(net))
         stack = Stack(networks, len(draws)).to(self.device)
-        images = torch.cat([self._pick(task.support[:, :shots]) for task, _ in draws])
+        images = torch.cat([self.pick(task.support[:, :shots]) for task, _ in draws])
         labels = torch.cat([labels_of(task.support[:, :shots]) for task, _ in draws]).to(self.device)
         tasks = ", ".join(dict.fromkeys(str(task.number) for task, _ in draws))
         where, pull = f"target task {tasks}, {arms[0].family}, {shots} shots", self._pull(stack, draws, arms, genes)
@@ -240,7 +244,8 @@ class Individuals:
                 pull.check(row["penalty"], row["epoch"] * -(-len(images) // cfg.individual_batch), where)
         return stack, history
 
-    def _pick(self, indices: np.ndarray) -> Tensor:
+    def pick(self, indices: np.ndarray) -> Tensor:
+        """Images (k, 3, h, w) uint8 with these indices, flattened to (k,), on the device."""
         return self.images.images[torch.from_numpy(indices).flatten()].to(self.device)
 
     def _pull(

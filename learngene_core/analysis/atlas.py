@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import pandas as pd
 
+from ..arms import Arm, same_shape
 from ..collective import Collective
 from ..config import Config
 from ..data.division import Division, target_tasks
 from ..errors import StudyError, say
-from ..fewshot import Arm, same_shape
 from ..learngene import Learngene
 from ..runs.pieces import Pieces
 from ..runs.run import Run

@@ -35,12 +35,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..arms import Arm, Donor, Draw, same_shape, stream_of
 from ..collective import Collective
 from ..config import Config
 from ..data.division import Division, divide, source_tasks
 from ..data.images import load_images
 from ..errors import OutOfTime, StudyError, say
-from ..fewshot import Arm, Donor, Draw, same_shape, stream_of
 from ..learngene import PARTS, Learngene
 from ..network import ConvNet
 from ..runs import stages
@@ -49,6 +49,7 @@ from ..runs.pieces import Pieces
 from ..runs.run import Run
 from ..tasks import ImageSet, SourceTask, TargetTask, generator, numpy_generator
 from .atlas import atlas_config, atlas_tasks
+from .released import walk_of
 
 
 def shuffled_inputs(gene: Learngene, generator: torch.Generator) -> Learngene:
@@ -332,7 +333,7 @@ def train_ancestor(name: str, cfg: Config, home: Path) -> Collective:
     own = ancestor_config(name, source_tasks(imgs, div, cfg), imgs, div, cfg)
     imgs = permuted_labels(imgs, div, cfg.seed) if name == "permuted" else imgs
     run = Run.open(own, home / "ancestors" / name)
-    return stages.collective(run, imgs, source_tasks(imgs, div, own))
+    return stages.collective(run, imgs, source_tasks(imgs, div, own), train=walk_of(own))
 
 
 def _train_apart(job: tuple[str, dict, str]) -> None:

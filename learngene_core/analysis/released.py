@@ -1,173 +1,289 @@
-"""The steps in which the released scripts differ from the method, as callables: here each in its correct form.
+"""What the released scripts compute: a walk, a choice and individuals of their own, with the defects that `Config.defects` names.
 
-The walk over the source tasks and the reconstruction ask a `Procedure` for these steps. Without defects in the configuration
-that is this one; `released` holds the others, and no other module knows them.
-
-What the released scripts do differently, each a switch: `Config.defects` names those that are on.
-
-The scripts are those of github.com/BruceQFWang/learngene, which accompany the paper; what they do was read in their code. Each
-switch replaces steps of `procedure.Procedure`; everything else stays in its correct form, so that its effect can be seen alone.
-Not switches: what stops the scripts from running, and what belongs to the data (presets of that name have it).
-
-What each defect of the released scripts does to the accuracy and to the chosen layers: none, each alone, all (released.csv).
-
-Against the usual chain: the layers are chosen by the scale-free count of absolute entries (`released_relative`), the correct
-counterpart of the released one, and not by hand; individuals are of the light family, with the first number of shots and one
-set of initial weights per target task. Their EWC is a proximal step: a penalty of the strength that suits one learngene blows
-up with the larger Fisher information of another, which says nothing about a defect.
-
-Individuals that a defect does not touch are those of "none". Every collective of its own is a run folder, `released/<defect>`,
-and goes on where it was stopped; so do the individuals.
+They are made of the method's own functions and differ from `collective.train_collective`, `learngene.cut_learngene` and
+`fewshot.Individuals` where an `if` names a defect (see `defects`), and nowhere else. The strength of EWC stays ours (released:
+20,000). Costs: as the method's; individuals are trained one by one, because defects reach into their training between epochs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..collective import Collective, sequence_summary, train_collective
-from ..config import Config, nearest
-from ..data.division import divide, source_tasks
-from ..data.images import load_images
-from ..errors import StudyError, say
+from ..arms import Arm, Draw, stream_of
+from ..collective import (
+    Collective,
+    Source,
+    State,
+    ewc_penalty,
+    finished,
+    grow,
+    learn,
+    lesson,
+    measure,
+    newborn,
+    train_collective,
+    warn_if_dead,
+)
+from ..config import Config, Machine
+from ..errors import Diverged
 from ..ewc import Frozen, Penalty
-from ..fewshot import Arm, Draw, Reconstruction, arms_of, family_shape
-from ..growth import WideningMap
+from ..fewshot import Individuals, Keep, curve_of, labels_of, pull_weights, row_of
+from ..growth import WideningMap, widen
 from ..learngene import Learngene, cut_learngene
 from ..network import ConvNet
-from ..runs.machine import side_by_side
-from ..runs.pieces import Pieces
-from ..runs.run import Run
-from ..runs.states import load_collective
 from ..stack import Stack
-from ..study.chain import Chain
-from ..tasks import SourceTask, TargetTask
-from ..training import Loss, Recipe, augment, normalise, stack_loss, task_loss
-from .statistics import paired_interval
+from ..tasks import ImageSet, SourceTask, TargetTask, generator
+from ..training import Loss, Recipe, augment, confusion, fit, here, normalise, predict, stack_loss, task_loss, use
+from .defects import LEAK_LENGTH, choice
 
 
-@dataclasses.dataclass(frozen=True)
-class Lesson:
-    """The training of a stack of individuals, as a step between its epochs sees it: uint8 images (n, 3, h, w), labels (n,)."""
-
-    model: Stack
-    images: Tensor
-    labels: Tensor
-    recipe: Recipe
-    optimiser: torch.optim.Optimizer
-    penalty: Penalty | Frozen | None
+def walk_of(cfg: Config) -> Callable[..., Collective]:
+    """The walk that a configuration asks for, for `runs.stages.collective`."""
+    return train_released if cfg.defects else train_collective
 
 
-def first_classes(src: Sequence[SourceTask]) -> list[str]:
-    """Classes whose outputs the head is born with: those of the first task; later tasks add theirs."""
-    return list(src[0].classes)
+def kind_of(cfg: Config) -> type[Individuals]:
+    """The individuals that a configuration asks for, for `runs.stages.individuals`."""
+    return ReleasedIndividuals if cfg.defects else Individuals
 
 
-def own_outputs(classes: Sequence[str], head: Sequence[str]) -> list[int]:
-    """Outputs of the head (its class names in order) that stand for a task's classes: every class has its own."""
-    return [head.index(name) for name in classes]
+# the collective ---------------------------------------------------------------------------------------------------------
+def train_released(
+    images: ImageSet,
+    tasks: Sequence[SourceTask],
+    cfg: Config,
+    *,
+    start: State | None = None,
+    after_task: Callable[[State], None] = lambda state: None,
+    on_epoch: Callable[[State], None] = lambda state: None,
+    machine: Machine | None = None,
+) -> Collective:
+    """The walk of `train_collective` with the collective's defects among `cfg.defects`; parameters and errors are its own.
 
-
-def among(outputs: Tensor, cfg: Config) -> Tensor | None:
-    """Outputs that the collective's loss runs over, given the task's own (k,); None: all that there are."""
-    return None if cfg.loss == "class-incremental" else outputs
-
-
-def same_loss(loss: Loss, classes: Tensor | None) -> Loss:
-    """The collective's loss, which runs over the outputs `classes` (k,): cross-entropy of the logits, as it comes in."""
-    return loss
-
-
-def same_choice(cfg: Config) -> Config:
-    """The configuration by which the learngene is chosen."""
-    return cfg
-
-
-def alone(tgt: Sequence[TargetTask]) -> list[tuple[TargetTask, ...]]:
-    """Target tasks that are trained one after the other: each is on its own."""
-    return [(task,) for task in tgt]
-
-
-def fresh_start(net: ConvNet, gene: Learngene | None, before: ConvNet | None) -> ConvNet:
-    """The individual that a target task starts from: `net`, freshly initialised, with what it inherits.
-
-    before: what the same arm had become on the task before, where tasks are trained one after the other.
+    Raises ValueError for double_softmax with ancestor=replay, whose loss is another one.
     """
-    return net if gene is None else gene.inherit_into(net)
+    defects, stage_hash = cfg.defects, cfg.stage_hash("collective")
+    if "double_softmax" in defects and cfg.ancestor == "replay":
+        raise ValueError("the defect double_softmax knows no replay; leave one of the two out")
+    cfg, machine = cfg.as_ancestor(len(tasks[0].classes)), machine or here()
+    use(machine)
+    source, loss_over, widening = Source(images, tasks, cfg, machine), task_loss, widen
+    if "double_softmax" in defects:
+        loss_over = double_softmax
+    if "exact_copies" in defects:
+        widening = widen_copies
+    if "bn_gap" in defects:
+        widening = widen_with_gap
+    state = start or newborn(tasks[0].classes, cfg)
+    if "labels_reused" in defects:
+        everything = dict.fromkeys(name for task in tasks for name in task.classes)
+        state = OneHead(**vars(start or newborn(tuple(everything), cfg)))
+    state.to(machine)
+    for task in tasks[state.done :]:
+        grow(state, task, cfg, source.calibration(task), widening)
+        state.to(machine)
+        penalty = ewc_penalty(state, tasks, cfg, source)
+        shown, loss = lesson(state, task, tasks, cfg, source)
+        if "double_softmax" in defects:
+            loss = double_softmax(state.loss_outputs(task, cfg))
+        for _ in learn(state, task, cfg, source, shown, loss, penalty, machine):
+            warn_if_dead(state.history, tasks, cfg)
+            on_epoch(state)
+        measure(state, tasks[: task.number], source)
+        state.done = task.number
+        after_task(state)
+    return dataclasses.replace(finished(state, tasks, cfg, source, machine, loss_over), stage_hash=stage_hash)
 
 
-def penalty(stack: Stack, weights: dict[str, Tensor], held: Arm, cfg: Config) -> Penalty | None:
-    """The pull of a stack's individuals towards their start, with `weights` over the stack's parameters (see `Stack.join`)."""
-    return Penalty(stack, dict(stack.named_parameters()), weights, 1.0, cfg.ewc_form)
+class OneHead(State):
+    """Labels reused: every task's classes are the first outputs of a head that has one for every class of the sequence, and
+    the loss runs over all of them, of which most only ever stand for no class."""
+
+    def outputs(self, task: SourceTask) -> Tensor:
+        """The first outputs (k,), whatever the task."""
+        return torch.arange(len(task.classes))
+
+    def loss_outputs(self, task: SourceTask, cfg: Config) -> Tensor | None:
+        """All there are."""
+        return None
 
 
-def nothing(lesson: Lesson) -> None:
-    """What happens between two epochs of an individual."""
+def double_softmax(classes: Tensor | None = None) -> Loss:
+    """As `task_loss`, but it takes the softmax of the outputs for logits: the loss of k outputs lies between
+    ln(e + k - 1) - 1 and ln(e + k - 1)."""
 
-
-def as_they_are(images: Tensor, cfg: Config, draw: torch.Generator) -> Tensor:
-    """The query images (n, 3, h, w) as they are shown in the test."""
-    return images
-
-
-@dataclasses.dataclass(frozen=True)
-class Procedure:
-    """Steps of the collective's training, of the choice and of the individuals; see the functions of this module."""
-
-    head: Callable[[Sequence[SourceTask]], list[str]] = first_classes
-    outputs: Callable[[Sequence[str], Sequence[str]], list[int]] = own_outputs
-    among: Callable[[Tensor, Config], Tensor | None] = among
-    loss: Callable[[Loss, Tensor | None], Loss] = same_loss
-    widen: Callable[..., WideningMap] = ConvNet.widen
-    choice: Callable[[Config], Config] = same_choice
-    chains: Callable[[Sequence[TargetTask]], list[tuple[TargetTask, ...]]] = alone
-    start: Callable[[ConvNet, Learngene | None, ConvNet | None], ConvNet] = fresh_start
-    penalty: Callable[[Stack, dict[str, Tensor], Arm, Config], Penalty | None] = penalty
-    between_epochs: Callable[[Lesson], None] = nothing
-    test_images: Callable[[Tensor, Config, torch.Generator], Tensor] = as_they_are
-
-
-CORRECT = Procedure()
-
-
-def procedure_of(cfg: Config) -> Procedure:
-    """The steps that a configuration asks for: the correct ones, or with the defects that it names (`Config.defects`)."""
-    if not cfg.defects:
-        return CORRECT
-
-    return procedure(cfg.defects)
-
-
-LEAK_LENGTH = 5  # target tasks that one call of the released script trains, one after the other
-
-
-# the loss and EWC -------------------------------------------------------------------------------------------------------
-def double_softmax(loss: Loss, classes: Tensor | None) -> Loss:
-    """Cross-entropy that takes the softmax of the outputs for logits: between ln(e + k - 1) - 1 and ln(e + k - 1), k outputs."""
-
-    def of_probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if classes is not None:
             labels = (labels[:, None] == classes).to(torch.uint8).argmax(1)
             logits = logits[:, classes]
         return task_loss()(logits.softmax(1), labels)
 
-    return of_probabilities
+    return loss
+
+
+def widen_copies(net: ConvNet, name: str, width: int, *, mode: str = "", **options: object) -> WideningMap:
+    """Widening by exact copies with equal shares, batch norm included: they get equal gradients for ever."""
+    return widen(net, name, width, mode="net2net", noise=0.0, **options)
+
+
+@torch.no_grad()
+def widen_with_gap(
+    net: ConvNet, name: str, width: int, *, generator: torch.Generator, **options: object
+) -> WideningMap:
+    """Widening by copies of which only the last one gets its batch norm.
+
+    That of the others is memory which nobody has written, and can hold anything. Here it is drawn from `generator`: weight, bias
+    and running mean N(0, 1), running variance exp(N(0, 1)). All are finite; the scripts also give infinities.
+    """
+    old = net.blocks[name].conv.out_channels
+    mapping = widen_copies(net, name, width, generator=generator, **options)
+    norm = net.blocks[name].norm
+    for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        value[old:-1] = torch.randn(width - old - 1, generator=generator).to(value)
+    norm.running_var[old:-1] = norm.running_var[old:-1].exp()
+    return mapping
+
+
+# the choice -------------------------------------------------------------------------------------------------------------
+def cut_released(col: Collective, cfg: Config, *, layers: tuple[str, ...] | None = None) -> Learngene:
+    """The learngene that `cfg` with its defects chooses; parameters and errors as `cut_learngene`."""
+    gene = cut_learngene(col, choice(cfg), layers=layers)
+    return dataclasses.replace(gene, notes={**gene.notes, "stage_hash": cfg.stage_hash("criteria")})
+
+
+# individuals ------------------------------------------------------------------------------------------------------------
+def chains_of(tasks: Sequence[TargetTask], cfg: Config) -> list[tuple[TargetTask, ...]]:
+    """Target tasks that are trained one after the other: each alone, or as many as one call of the script trains."""
+    length = LEAK_LENGTH if "leak" in cfg.defects else 1
+    return [tuple(tasks[i : i + length]) for i in range(0, len(tasks), length)]
+
+
+class ReleasedIndividuals(Individuals):
+    """`Individuals` with the defects of `cfg.defects`, one network at a time.
+
+    A piece is a chain of target tasks (one, but for the defect leak) and one set of initial weights. With `lenient`, an
+    individual whose training is not finite counts at chance, and its row has a note.
+    """
+
+    lenient = False
+
+    def pieces(
+        self, tasks: Sequence[TargetTask], keep: Keep | None = None, label: str = "", *, curves: bool = True
+    ) -> Iterator[dict]:
+        """As `Individuals.pieces`; a chain is named after its first task."""
+        self.chain_of = {chain[0].number: chain for chain in chains_of(tasks, self.cfg)}
+        return super().pieces([chain[0] for chain in self.chain_of.values()], keep, label, curves=curves)
+
+    def trained(self, draws: Sequence[Draw]) -> list[dict]:
+        """A piece per draw: the whole chain that begins with its task."""
+        return [self._chain(self.chain_of[task.number], init) for task, init in draws]
+
+    def _chain(self, tasks: Sequence[TargetTask], init: int) -> dict:
+        """All arms on these tasks in turn, for every number of shots: {"rows", "curves"}."""
+        piece: dict = {"rows": [], "curves": []}
+        for shots in self.cfg.shots:
+            for arm in self.arms:
+                left = None  # what the arm has become on the task before
+                for task in tasks:
+                    where = {"shots": shots, "target_task": task.number, "init": init}
+                    gene = arm.donor((task, init))
+                    try:
+                        stack, history = self.individual(arm, gene, (task, init), shots, left)
+                    except Diverged as error:
+                        if not self.lenient:
+                            raise
+                        chance = {"family": arm.family, "method": arm.method, "accuracy": 100 / self.cfg.n_way}
+                        piece["rows"].append({**chance, **where, "note": str(error)})
+                        left = None  # there is nothing to go on from
+                        continue
+                    cells = confusion(predict(stack, self.queries((task, init)), *self.normal), labels_of(task.query))
+                    piece["rows"].append(row_of(arm, where, cells[0], gene, history, 0))
+                    piece["curves"] += curve_of(arm, where, history, 0)
+                    left = stack.network(0)
+        return piece
+
+    def individual(
+        self, arm: Arm, gene: Learngene | None, draw: Draw, shots: int, left: ConvNet | None
+    ) -> tuple[Stack, list[dict]]:
+        """One individual, trained, as a stack of one, and its rows per epoch. left: what the arm has become on the task before.
+
+        Raises Diverged when its training is not finite.
+        """
+        cfg, (task, _) = self.cfg, draw
+        fresh = generator(cfg.seed, "individual weights", arm.family, *stream_of(draw), cfg.target_seed)
+        net = ConvNet.from_shape(arm.shape, generator=fresh)
+        if gene is not None:
+            net = gene.inherit_into(net)
+            if "leak" in cfg.defects and left is not None:
+                net = left  # head and batch norm included
+        stack = Stack([net]).to(self.device)
+        images, labels = self.pick(task.support[:, :shots]), labels_of(task.support[:, :shots]).to(self.device)
+        recipe = Recipe.of_individual(cfg, arm.rate, *self.normal)
+        machine, where = (
+            dataclasses.replace(self.machine, capture=False),
+            f"target task {task.number}, {arm.family}, {shots} shots",
+        )
+        optimiser, pull, history = recipe.optimiser(stack, machine), self._pull_of(stack, arm, gene), []
+        for row in fit(
+            stack,
+            images,
+            labels,
+            stack_loss,
+            recipe,
+            stream=lambda epoch: [generator(cfg.seed, "support batches", *stream_of(draw), cfg.target_seed, epoch)],
+            where=where,
+            lower="individual_rate or individual_ewc",
+            optimiser=optimiser,
+            pull=pull,
+            machine=machine,
+        ):
+            history.append(row)
+            if isinstance(pull, EpochPenalty):
+                pull.take(stack, images, labels, recipe)
+            elif isinstance(pull, Penalty):
+                pull.check(row["penalty"], row["epoch"] * math.ceil(len(images) / recipe.batch_size), where)
+            if "rebuilt_optimiser" in cfg.defects:
+                optimiser.state.clear()
+        return stack, history
+
+    def _pull_of(self, stack: Stack, arm: Arm, gene: Learngene | None) -> Penalty | Frozen | None:
+        """What holds an individual; defects of EWC leave other pulls (L2-SP, frozen) alone."""
+        if not arm.holds or (arm.hold == "fisher" and "zero_ewc" in self.cfg.defects):
+            return None
+        weights = stack.join([pull_weights(arm, gene)])
+        if arm.hold == "frozen":
+            return Frozen(stack, weights)
+        if arm.hold == "fisher" and "epoch_ewc" in self.cfg.defects:
+            return EpochPenalty(stack, weights, arm.ewc, self.cfg.ewc_form)
+        return Penalty(stack, dict(stack.named_parameters()), weights, 1.0, self.cfg.ewc_form)
+
+    def queries(self, draw: Draw) -> Tensor:
+        """The query images (n, 3, h, w) as the test shows them."""
+        images = self.pick(draw[0].query)
+        if "augmented_test" in self.cfg.defects:
+            stream = generator(self.cfg.seed, "test images", *stream_of(draw), self.cfg.target_seed)
+            images = augmented(images, self.cfg, stream)
+        return images
+
+
+class Lenient(ReleasedIndividuals):
+    """Individuals of which none can stop the others: one whose training is not finite counts at chance."""
+
+    lenient = True
 
 
 class EpochPenalty(Penalty):
-    """EWC of individuals as it is written in the scripts, were it not lost: nothing is held in the first epoch; at the end of
-    each one anchor and Fisher are taken anew, from the target task itself.
+    """EWC of an individual as it is written in the scripts, were it not lost: nothing is held in the first epoch; at the end of
+    each one anchor and Fisher information are taken anew, from the target task itself.
 
-    The Fisher is the square of one batch's mean gradient, in training mode, with the true labels; the batch is spread evenly
-    over the support images. The strength stays ours (released: 20,000).
+    That Fisher information is the square of one batch's mean gradient, in training mode, with the true labels; the batch is
+    spread evenly over the support images. weights: what inherited parameters would be pulled with; only which they are counts.
     """
 
     def __init__(self, stack: Stack, weights: dict[str, Tensor], strength: float, form: str):
@@ -178,380 +294,22 @@ class EpochPenalty(Penalty):
         self.weight = [torch.zeros_like(w) for w in self.weight]
         self.names = [name for name, _ in stack.named_parameters() if name in weights]
 
-    def take(self, lesson: Lesson) -> None:
-        """Anchor and Fisher of the weights as they are now."""
-        n = len(lesson.images)
-        pick = torch.arange(0, n, math.ceil(n / lesson.recipe.batch_size), device=lesson.images.device)
-        x = normalise(lesson.images[pick], lesson.recipe.mean, lesson.recipe.std)
-        named = {name: p.detach().requires_grad_() for name, p in lesson.model.named_parameters()}
-        buffers = {name: b.clone() for name, b in lesson.model.named_buffers()}  # training mode would move them
-        loss = stack_loss(functional_call(lesson.model, (named, buffers), (x,)), lesson.labels[pick])[0].sum()
+    def take(self, stack: Stack, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
+        """Anchor and Fisher information of the weights as they are now, on uint8 images (n, 3, h, w) with labels (n,)."""
+        n = len(images)
+        pick = torch.arange(0, n, math.ceil(n / recipe.batch_size), device=images.device)
+        x = normalise(images[pick], recipe.mean, recipe.std)
+        named = {name: p.detach().requires_grad_() for name, p in stack.named_parameters()}
+        buffers = {name: b.clone() for name, b in stack.named_buffers()}  # training mode would move them
+        loss = stack_loss(functional_call(stack, (named, buffers), (x,)), labels[pick])[0].sum()
         gradients = torch.autograd.grad(loss, [named[name] for name in self.names])
         self.weight = [s * g.square() for s, g in zip(self.strength, gradients, strict=True)]
         self.anchor = [p.detach().clone() for p in self.parameters]
 
 
-def epoch_penalty(stack: Stack, weights: dict[str, Tensor], held: Arm, cfg: Config) -> Penalty | None:
-    """See `EpochPenalty`; other pulls than EWC are left alone."""
-    if held.hold != "fisher":
-        return penalty(stack, weights, held, cfg)
-    return EpochPenalty(stack, weights, held.ewc, cfg.ewc_form)
-
-
-def take_penalty(lesson: Lesson) -> None:
-    """Between two epochs: EWC towards the weights as they have become."""
-    if isinstance(lesson.penalty, EpochPenalty):
-        lesson.penalty.take(lesson)
-
-
-def zero_penalty(stack: Stack, weights: dict[str, Tensor], held: Arm, cfg: Config) -> Penalty | None:
-    """No EWC at all; other pulls are left alone."""
-    return None if held.hold == "fisher" else penalty(stack, weights, held, cfg)
-
-
-# individuals ------------------------------------------------------------------------------------------------------------
-def in_turn(tgt: Sequence[TargetTask]) -> list[tuple[TargetTask, ...]]:
-    """Target tasks as one call of the script trains them, `LEAK_LENGTH` one after the other."""
-    return [tuple(tgt[i : i + LEAK_LENGTH]) for i in range(0, len(tgt), LEAK_LENGTH)]
-
-
-def leaking_start(net: ConvNet, gene: Learngene | None, before: ConvNet | None) -> ConvNet:
-    """Individuals that inherit go on from what the task before has left, head and batch norm included; others are new."""
-    if gene is None:
-        return net
-    return gene.inherit_into(net) if before is None else before
-
-
-def forget_momentum(lesson: Lesson) -> None:
-    """Between two epochs: as if the optimiser were made anew."""
-    lesson.optimiser.state.clear()
-
-
 def augmented(images: Tensor, cfg: Config, draw: torch.Generator) -> Tensor:
-    """Test images with the random shift and flip of the training images, where these have them."""
+    """Test images (n, 3, h, w) with the random shift and flip of the training images, where these have them."""
     n = len(images)
     shift = torch.randint(-cfg.shift, cfg.shift + 1, (n, 2), generator=draw) if cfg.shift else None
     flip = torch.rand(n, generator=draw) < 0.5 if cfg.flip else None
     return augment(images, *(t if t is None else t.to(images.device) for t in (shift, flip)))
-
-
-# labels and growth ------------------------------------------------------------------------------------------------------
-def all_classes(src: Sequence[SourceTask]) -> list[str]:
-    """The head has outputs for all classes of the sequence from the start, and does not grow."""
-    return list(dict.fromkeys(name for task in src for name in task.classes))
-
-
-def first_outputs(classes: Sequence[str], head: Sequence[str]) -> list[int]:
-    """Every task's classes are labelled from 0."""
-    return list(range(len(classes)))
-
-
-def whole_head(outputs: Tensor, cfg: Config) -> Tensor | None:
-    """The loss runs over all outputs, of which most only ever stand for no class."""
-    return None
-
-
-def widen_copies(model: ConvNet, name: str, width: int, *, mode: str = "", **options: object) -> WideningMap:
-    """Widening by exact copies with equal shares, batch norm included: they get equal gradients for ever."""
-    return model.widen(name, width, mode="net2net", noise=0.0, **options)
-
-
-@torch.no_grad()
-def widen_with_gap(
-    model: ConvNet, name: str, width: int, *, generator: torch.Generator, **options: object
-) -> WideningMap:
-    """Widening by copies of which only the last one gets its batch norm.
-
-    That of the others is memory which nobody has written, and can hold anything; what stands for it here is drawn from
-    `generator`: weight, bias and running mean N(0, 1), running variance exp(N(0, 1)). All finite, where the scripts also give
-    infinities.
-    """
-    old = model.blocks[name].conv.out_channels
-    mapping = widen_copies(model, name, width, generator=generator, **options)
-    norm = model.blocks[name].norm
-    for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-        value[old:-1] = torch.randn(width - old - 1, generator=generator).to(value)
-    norm.running_var[old:-1] = norm.running_var[old:-1].exp()
-    return mapping
-
-
-def signed_threshold(cfg: Config) -> Config:
-    """The choice by the released count: entries above an absolute threshold, with their sign."""
-    return cfg.replace(criterion="released", sign="positive")
-
-
-# the switches -----------------------------------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class Defect:
-    """A defect: its name, what the released scripts do, what that touches, and the steps that it replaces.
-
-    touches: "collective", "choice" (of the layers), and of the individuals "scratch", "learngene", "learngene_ewc".
-    """
-
-    name: str
-    text: str
-    touches: tuple[str, ...]
-    apply: Callable[[Procedure], Procedure]
-
-    def __call__(self, procedure: Procedure) -> Procedure:
-        """`procedure` with this defect."""
-        return self.apply(procedure)
-
-
-def _steps(**steps: Callable) -> Callable[[Procedure], Procedure]:
-    return lambda procedure: dataclasses.replace(procedure, **steps)
-
-
-def _between(step: Callable[[Lesson], None], **others: Callable) -> Callable[[Procedure], Procedure]:
-    """A step between two epochs, behind those that are there already."""
-
-    def applied(procedure: Procedure) -> Procedure:
-        def both(lesson: Lesson) -> None:
-            procedure.between_epochs(lesson)
-            step(lesson)
-
-        return dataclasses.replace(procedure, between_epochs=both, **others)
-
-    return applied
-
-
-INDIVIDUALS = ("scratch", "learngene", "learngene_ewc")
-# fmt: off
-DEFECTS: dict[str, Defect] = {defect.name: defect for defect in (  # later ones have the last word
-    Defect("double_softmax", "the collective ends in a softmax, and its loss applies another", ("collective",),
-           _steps(loss=double_softmax)),
-    Defect("labels_reused", "every source task's classes are labelled from 0, over the whole head, which never grows",
-           ("collective",), _steps(head=all_classes, outputs=first_outputs, among=whole_head)),
-    Defect("exact_copies", "widening copies channels exactly, with equal shares: copies never differ", ("collective",),
-           _steps(widen=widen_copies)),
-    Defect("bn_gap", "widening copies channels, but only the last new one's batch norm: the others' is unwritten memory",
-           ("collective",), _steps(widen=widen_with_gap)),
-    Defect("signed_threshold", "the criterion counts gradient entries above an absolute threshold, with their sign",
-           ("choice",), _steps(choice=signed_threshold)),
-    Defect("epoch_ewc", "EWC of an individual pulls towards its own epoch before, not towards the collective",
-           ("learngene_ewc",), _between(take_penalty, penalty=epoch_penalty)),
-    Defect("zero_ewc", "the EWC penalty is always zero: an error in reading its anchor is caught and forgotten",
-           ("learngene_ewc",), _steps(penalty=zero_penalty)),
-    Defect("rebuilt_optimiser", "individuals get a new optimiser in every epoch: momentum never builds", INDIVIDUALS,
-           _between(forget_momentum)),
-    Defect("leak", f"inheriting individuals go on from the target task before, {LEAK_LENGTH} in a row; scratch starts anew",
-           ("learngene", "learngene_ewc"), _steps(chains=in_turn, start=leaking_start)),
-    Defect("augmented_test", "test images are augmented at random, as the training images are", INDIVIDUALS,
-           _steps(test_images=augmented)),
-)}
-# fmt: on
-
-
-def procedure(defects: Sequence[str]) -> Procedure:
-    """The steps with these defects, in whatever order they are named. Raises ValueError for an unknown name."""
-    for name in defects:
-        if name not in DEFECTS:
-            raise ValueError(f"unknown defect {name!r}{nearest(name, DEFECTS)}; there are {', '.join(DEFECTS)}")
-    steps = CORRECT
-    for name, defect in DEFECTS.items():
-        steps = defect(steps) if name in defects else steps
-    return steps
-
-
-VARIANTS: dict[str, tuple[str, ...]] = {"none": (), **{name: (name,) for name in DEFECTS}, "all": tuple(DEFECTS)}
-COLUMNS = ["defects", *INDIVIDUALS, "gain", "gain_low", "gain_high", "chosen", "closed", "n_tasks", "note"]
-
-
-def released_table(chain: Chain) -> pd.DataFrame:
-    """One row per variant (released.csv): defects ("none", a defect, "all"); scratch, learngene, learngene_ewc: mean accuracy in
-    percent; gain, gain_low, gain_high: learngene over scratch, paired, 95 % over tasks; chosen: the inherited layers; closed: the
-    collective's average accuracy after the last task; n_tasks; note: what was not finite. An individual whose training is not
-    finite counts at chance; where the collective's is not, or no layers can be chosen, there are no individuals.
-
-    Raises OutOfTime (pieces are kept) after `cfg.minutes`.
-    """
-    run = chain.run
-    if run.done("released"):
-        say("released: found in the run folder, loaded")
-        return _read(run)
-    chain.target  # noqa: B018 (too few images are said before hours of training)
-    comparison = _Comparison(chain)
-    with run.computing("released", ["released.csv"]):
-        comparison.train()
-        rows = [comparison.row(name) for name in VARIANTS]
-        run.write_table("released.csv", pd.DataFrame(rows)[COLUMNS])
-        comparison.parts.clear()
-    say(f"released: {len(DEFECTS)} defects, each alone and all together, on {len(chain.target)} target tasks, saved")
-    return _read(run)
-
-
-def _read(run: Run) -> pd.DataFrame:
-    table = run.read_table("released.csv")
-    return table.assign(**{name: table[name].astype(object).fillna("") for name in ("chosen", "note")})
-
-
-class _Comparison:
-    """The variants of one run, and what they share."""
-
-    def __init__(self, chain: Chain):
-        self.chain, self.run = chain, chain.run
-        # the run's own; without defects it has to be there
-        self.mine = _attempt(lambda: chain.collective) if chain.cfg.defects else (chain.collective, "")
-        self.parts = Pieces(chain.run, "released")
-        own = {"criterion": "released_relative", "layers": (), "n_inits": 1, "ewc_form": "proximal"}
-        self.cfg = chain.cfg.replace(**own, shots=chain.cfg.shots[:1])
-        self.genes: dict[str, Learngene] = {}
-        self.trained: dict[tuple[str, str], list[dict]] = {}  # variant, method -> rows
-
-    # collectives ------------------------------------------------------------------------------------------------------
-    def train(self) -> None:
-        """Train the collectives that there are not yet; on a CPU as many at a time as there are workers, a process each."""
-        machine = self.run.machine
-        workers = machine.workers if machine.device == "cpu" else 1
-        left = [name for name in self._own() if not self._known(name)]
-        while left:
-            if not self.parts.in_time:
-                raise self.parts.stopped(len(self._own()) - len(left), len(self._own()))
-            now, left = left[:workers], left[workers:]
-            self.run.progress("released", 0, 1, f"training the collective of {' and '.join(now)}")
-            jobs = [(self._config(name).to_dict(), str(self._folder(name))) for name in now]
-            apart = len(jobs) > 1
-            notes = side_by_side(_train_apart, jobs, len(jobs)) if apart else [self._trained(n)[1] for n in now]
-            for name, note in zip(now, notes, strict=True):
-                if note:
-                    self.parts.put(f"collective_{name}", note)
-
-    def _own(self) -> list[str]:
-        """Variants that need a collective which is not the run's own."""
-        keys = {_of_collective(defects): name for name, defects in reversed(VARIANTS.items())}
-        keys.pop(_of_collective(self.run.cfg.defects), None)
-        return [name for name in VARIANTS if name in keys.values()]
-
-    def _folder(self, name: str) -> Path:
-        return self.run.path / "released" / name
-
-    def _config(self, name: str) -> Config:
-        return self.run.cfg.replace(defects=_of_collective(VARIANTS[name]))
-
-    def _known(self, name: str) -> bool:
-        return (self._folder(name) / "history.csv").exists() or self.parts.get(f"collective_{name}") is not None
-
-    def _trained(self, name: str) -> tuple[Collective | None, str]:
-        chain = self.chain
-        return _train(chain.images, chain.division, chain.source, self._config(name), self._folder(name))
-
-    def collective(self, name: str) -> tuple[Collective | None, str]:
-        """The collective of a variant, or None and why there is none."""
-        key = _of_collective(VARIANTS[name])
-        if key == _of_collective(self.run.cfg.defects):
-            return self.mine
-        owner = next(n for n, defects in VARIANTS.items() if _of_collective(defects) == key)
-        note = self.parts.get(f"collective_{owner}")
-        return (None, note) if note else self._trained(owner)
-
-    # individuals ------------------------------------------------------------------------------------------------------
-    def row(self, name: str) -> dict:
-        """The row of one variant."""
-        col, note = self.collective(name)
-        row = {"defects": name, **dict.fromkeys(COLUMNS[1:], np.nan), "chosen": "", "n_tasks": 0, "note": note}
-        if col is None:
-            return row
-        row["closed"] = sequence_summary(col.history)["average_accuracy"]
-        cfg = self.cfg.replace(defects=VARIANTS[name])
-        try:
-            self.genes[name] = cut_learngene(col, cfg)
-        except StudyError as error:  # the criterion cannot choose
-            return row | {"note": str(error)}
-        accuracies, notes = {}, []
-        for arm in arms_of(cfg, INDIVIDUALS):
-            if arm.family != "light":
-                continue
-            rows = self.trained[name, arm.method] = self._individuals(name, arm, col, cfg)
-            accuracies[arm.method] = pd.Series({r["target_task"]: r["accuracy"] for r in rows}).sort_index()
-            failed = [r["note"] for r in rows if r.get("note")]
-            if failed:
-                notes.append(f"{arm.method}: {len(failed)} of {len(rows)} at chance ({failed[0]})")
-        gain = paired_interval(accuracies["learngene"], accuracies["scratch"])
-        layers = self.genes[name].layers
-        return row | {
-            **{method: accuracy.mean() for method, accuracy in accuracies.items()},
-            "gain": gain.estimate,
-            "gain_low": gain.low,
-            "gain_high": gain.high,
-            "chosen": f"{layers[0]}-{layers[-1]}",
-            "n_tasks": gain.n,
-            "note": "; ".join(notes),
-        }
-
-    def _individuals(self, name: str, arm: Arm, col: Collective, cfg: Config) -> list[dict]:
-        if ("none", arm.method) in self.trained and not self._touched(name, arm.method, col, cfg):
-            return self.trained["none", arm.method]
-        # one arm at a time: an individual's rounding then does not depend on which others are trained
-        work = _Lenient(self.genes[name], col, self.chain.images, cfg, [arm], self.run, "released")
-        n_pieces = len(work.how.chains(self.chain.target))
-        place = list(VARIANTS).index(name) * len(INDIVIDUALS) + INDIVIDUALS.index(arm.method)
-        work.span = place * n_pieces, len(VARIANTS) * len(INDIVIDUALS) * n_pieces
-        label = f"{name}_{arm.method}_"
-        return [r for p in work.pieces(self.chain.target, self.parts, label, curves=False) for r in p["rows"]]
-
-    def _touched(self, name: str, method: str, col: Collective, cfg: Config) -> bool:
-        """Whether a variant's individuals of a method differ from those of "none"."""
-        touches = {part for defect in VARIANTS[name] for part in DEFECTS[defect].touches}
-        gene, sound = self.genes[name], self.genes["none"]
-        shapes = [family_shape("light", g, col, cfg) for g in (gene, sound)]
-        inherits = method != "scratch" and ("collective" in touches or gene.layers != sound.layers)
-        return method in touches or inherits or shapes[0] != shapes[1]
-
-
-class _Lenient(Reconstruction):
-    """Reconstruction with one arm, in which a piece whose training is not finite counts at chance and says so."""
-
-    def _bundles(self, names: list[str]) -> list[list[str]]:
-        return [[name] for name in names]  # none is lost with another one
-
-    def _bundle(self, draws: Sequence[Draw], left: dict | None = None) -> list[dict]:
-        try:
-            return super()._bundle(draws, left)
-        except StudyError as error:
-            if not _not_finite(error):
-                raise
-            if left is not None:
-                left.clear()  # there is nothing to go on from
-            [(task, init)] = draws
-            where = {"method": self.arms[0].method, "target_task": task.number, "init": init}
-            return [{"rows": [{**where, "accuracy": 100 / self.cfg.n_way, "note": str(error)}], "curves": []}]
-
-
-def _of_collective(defects: tuple[str, ...]) -> tuple[str, ...]:
-    """Those among the defects that decide the collective, in the order of `DEFECTS`."""
-    return tuple(name for name in DEFECTS if name in defects and "collective" in DEFECTS[name].touches)
-
-
-def _not_finite(error: StudyError) -> bool:
-    return "is not finite" in str(error)  # what `fit` says of a loss
-
-
-def _train(imgs, div, src, cfg: Config, folder: Path) -> tuple[Collective | None, str]:  # noqa: ANN001
-    """A collective in a run folder of its own, trained or loaded; or None and why its training is not finite."""
-    run = Run.open(cfg, folder)
-    if run.done("collective"):
-        return load_collective(run), ""
-    say(f"released: training a collective with {', '.join(cfg.defects) or 'no defect'}")
-    return _attempt(lambda: train_collective(imgs, div, src, cfg, run=run))
-
-
-def _attempt(train: Callable[[], Collective]) -> tuple[Collective | None, str]:
-    try:
-        return train(), ""
-    except StudyError as error:
-        if not _not_finite(error):
-            raise
-        return None, str(error)
-
-
-def _train_apart(job: tuple[dict, str]) -> str:
-    cfg = Config.from_dict(job[0])
-    imgs = load_images(cfg.data, cfg.data_path, image_size=cfg.image_size, skip_corrupt=cfg.skip_corrupt)
-    div = divide(imgs, cfg)
-    return _train(imgs, div, source_tasks(imgs, div, cfg), cfg, Path(job[1]))[1]
-
-
-def describe(table: pd.DataFrame) -> str:
-    """The table for a terminal, and below it what was not finite."""
-    shown = table.drop(columns="note").to_string(index=False, float_format="{:.1f}".format, na_rep="-")
-    return "\n".join([shown, *(f"{row.defects}: {row.note}" for row in table.itertuples() if row.note)])

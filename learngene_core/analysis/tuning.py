@@ -7,15 +7,16 @@ import dataclasses
 
 import pandas as pd
 
+from ..arms import arms_of
 from ..collective import Collective
 from ..config import Config
 from ..data.division import Division, target_tasks
 from ..errors import StudyError, say
-from ..fewshot import arms_of
 from ..learngene import Learngene
 from ..runs.run import Run
 from ..runs.stages import individuals
 from ..tasks import ImageSet, TargetTask
+from .released import kind_of
 
 
 def pseudo_tasks(imgs: ImageSet, div: Division, cfg: Config) -> list[TargetTask]:
@@ -46,7 +47,7 @@ def tune(
         for ewc in (cfg.tune_ewc if arm.ewc else (0.0,))
     ]
     with run.computing("tune", ["tuning.csv"]) if run is not None else contextlib.nullcontext():
-        work = individuals(run, "tune", arms, imgs, cfg.replace(n_inits=1), gene.mean, gene.std)
+        work = individuals(run, "tune", arms, imgs, cfg.replace(n_inits=1), gene.mean, gene.std, kind=kind_of(cfg))
         results, _ = work.table(pseudo)
         keys = ["family", "method", "rate", "ewc"]
         table = results.groupby(keys, as_index=False, sort=False).agg(

@@ -57,8 +57,12 @@ def divided(run: Run, images: ImageSet) -> Division:
     return div
 
 
-def collective(run: Run, images: ImageSet, tasks: Sequence[SourceTask]) -> Collective:
+def collective(
+    run: Run, images: ImageSet, tasks: Sequence[SourceTask], *, train: Callable[..., Collective] = train_collective
+) -> Collective:
     """The collective (history.csv, gradients.csv, histograms.npz, collective/): loaded, or trained from the last whole task on.
+
+    train: `train_collective`, or another walk with its parameters (`analysis.released`).
 
     Raises OutOfTime after the task in which `minutes` ended, StudyError where the run's was trained on other tasks or images,
     and as `train_collective` does.
@@ -67,7 +71,7 @@ def collective(run: Run, images: ImageSet, tasks: Sequence[SourceTask]) -> Colle
     if run.done("collective", {"list of source tasks": inputs.of_tasks(tasks), "set of images": images.fingerprint}):
         say("collective: found in the run folder, loaded")
         return load_collective(run)
-    return train_and_save(run, images, tasks, lambda **hooks: train_collective(images, tasks, cfg, **hooks))
+    return train_and_save(run, images, tasks, lambda **hooks: train(images, tasks, cfg, **hooks))
 
 
 def train_and_save(
@@ -105,8 +109,12 @@ def train_and_save(
     return col
 
 
-def learngene(run: Run, col: Collective, *, layers: tuple[str, ...] | None = None) -> Learngene:
+def learngene(
+    run: Run, col: Collective, *, layers: tuple[str, ...] | None = None, cut: Callable[..., Learngene] = cut_learngene
+) -> Learngene:
     """The learngene (scores.csv, learngene.safetensors); layers: chosen elsewhere, by default as the configuration says.
+
+    cut: `cut_learngene`, or another choice with its parameters (`analysis.released`).
 
     Raises StudyError where the run's was cut out of another collective, and as `cut_learngene` does.
     """
@@ -115,7 +123,7 @@ def learngene(run: Run, col: Collective, *, layers: tuple[str, ...] | None = Non
     if run.done("criteria", given):
         say("criteria: found in the run folder, loaded")
         return Learngene.load(path)
-    gene = cut_learngene(col, cfg, layers=layers)
+    gene = cut(col, cfg, layers=layers)
     with run.computing("criteria", ["scores.csv", path.name], given):
         run.write_table("scores.csv", score_all(col.record, cfg))
         gene.save(path)
@@ -123,8 +131,16 @@ def learngene(run: Run, col: Collective, *, layers: tuple[str, ...] | None = Non
     return gene
 
 
-def results(run: Run, gene: Learngene, col: Collective, images: ImageSet, tasks: Sequence[TargetTask]) -> pd.DataFrame:
-    """Every method's individuals on every target task (results.csv, curves.csv).
+def results(
+    run: Run,
+    gene: Learngene,
+    col: Collective,
+    images: ImageSet,
+    tasks: Sequence[TargetTask],
+    *,
+    kind: type[Individuals] = Individuals,
+) -> pd.DataFrame:
+    """Every method's individuals on every target task (results.csv, curves.csv); kind: who trains them.
 
     Raises OutOfTime (finished pieces are kept) after `minutes`, StudyError where the run's were made from another learngene,
     collective, tasks or images, and as `evaluate_few_shot` does.
@@ -139,7 +155,8 @@ def results(run: Run, gene: Learngene, col: Collective, images: ImageSet, tasks:
     if run.done("reconstruct", given):
         say("reconstruct: found in the run folder, loaded")
         return run.read_table("results.csv")
-    work = individuals(run, "reconstruct", arms_of(gene, col, cfg, cfg.methods), images, cfg, gene.mean, gene.std)
+    arms = arms_of(gene, col, cfg, cfg.methods)
+    work = individuals(run, "reconstruct", arms, images, cfg, gene.mean, gene.std, kind=kind)
     with run.computing("reconstruct", ["results.csv", "curves.csv"], given):
         pieces = Pieces(run, "reconstruct", given)
         rows, curves = work.table(tasks, pieces)
@@ -163,13 +180,14 @@ def individuals(
     std: object,
     *,
     span: tuple[int, int] | None = None,
+    kind: type[Individuals] = Individuals,
 ) -> Individuals:
-    """`Individuals` on a run's machine, which tell its progress; without a run, on the default machine.
+    """`Individuals` (or another kind of them) on a run's machine, which tell its progress; without a run, on the default one.
 
     span: pieces of the stage before these, and in all, where there are more than theirs.
     """
     if run is None:
-        return Individuals(arms, images, cfg, mean, std)
+        return kind(arms, images, cfg, mean, std)
 
     def on_piece(done: int, total: int) -> None:
         done, total = (done, total) if span is None else (span[0] + done, span[1])
@@ -178,4 +196,4 @@ def individuals(
     def on_smaller(machine: Machine) -> None:
         keep_machine(run, machine)
 
-    return Individuals(arms, images, cfg, mean, std, machine=machine_of(run), on_smaller=on_smaller, on_piece=on_piece)
+    return kind(arms, images, cfg, mean, std, machine=machine_of(run), on_smaller=on_smaller, on_piece=on_piece)
