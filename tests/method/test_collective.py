@@ -1,5 +1,8 @@
-"""The walk over the tasks: what it measures, what it carries along, and that stopping it anywhere changes nothing."""
+"""One network over the tasks: what it measures, what it carries along, and that stopping it anywhere changes nothing."""
 
+import copy
+import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -11,21 +14,36 @@ import torch
 from safetensors.torch import load_file
 from toys import states_equal, tables_equal, toy_config, toy_images
 
-from learngene_core import collective as walk_module
-from learngene_core import gradients as nulls
-from learngene_core.collective import Walk, accuracy_matrix, sequence_summary, train_collective
+from learngene_core import collective as module
+from learngene_core.collective import (
+    Source,
+    accuracy_matrix,
+    collective_null,
+    grow,
+    learn,
+    lesson,
+    sequence_summary,
+    task_fisher,
+    train_collective,
+)
+from learngene_core.config import Machine
 from learngene_core.criteria import CRITERIA, score, score_all
 from learngene_core.data.division import divide, source_tasks
 from learngene_core.errors import OutOfTime, StudyError
 from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.network import ConvNet
 from learngene_core.record import Record
-from learngene_core.runs import states as midtask
+from learngene_core.runs import stages
 from learngene_core.runs.run import Run
-from learngene_core.runs.states import MidTask, load_collective, load_state, task_folders
-from learngene_core.training import evaluate
+from learngene_core.runs.states import load_collective, load_state, task_folders
+from learngene_core.tasks import generator
+from learngene_core.training import Recipe, evaluate, task_loss
 
 FILES = ("history.csv", "gradients.csv", "histograms.npz")
+
+
+class Stopped(Exception):
+    pass
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +52,28 @@ def images():
 
 
 def tasks_of(images, cfg):
-    div = divide(images, cfg)
-    return div, source_tasks(images, div, cfg)
+    return source_tasks(images, divide(images, cfg), cfg)
 
 
 def train(images, cfg, run=None):
-    return train_collective(images, *tasks_of(images, cfg), cfg, run)
+    if run is not None:
+        return stages.collective(run, images, tasks_of(images, cfg))
+    return train_collective(images, tasks_of(images, cfg), cfg)
+
+
+def after(images, cfg, number):
+    """The state after task `number`, with the tasks and the source they come from."""
+    found = []
+
+    def stop(state):
+        if state.done == number:
+            found.append(copy.deepcopy(state))
+            raise Stopped
+
+    tasks = tasks_of(images, cfg)
+    with pytest.raises(Stopped):
+        train_collective(images, tasks, cfg, after_task=stop)
+    return found[0], tasks, Source(images, tasks, cfg, Machine())
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +100,7 @@ def test_history_has_every_epoch_and_every_pair_of_tasks(trained):
 
 def test_the_accuracies_are_those_of_the_model_on_held_out_images(trained, images):
     col, run = trained
-    _, src = tasks_of(images, run.cfg)
+    src = tasks_of(images, run.cfg)
     for task in src:
         labels = torch.tensor([col.class_names.index(images.class_names[k]) for k in images.labels[task.test]])
         assert sorted(set(labels.tolist())) == sorted(col.class_names.index(n) for n in task.classes)
@@ -85,7 +119,7 @@ def test_it_learns(images):
 
 def test_normalisation_comes_from_the_training_images_alone(trained, images):
     col, run = trained
-    _, src = tasks_of(images, run.cfg)
+    src = tasks_of(images, run.cfg)
     used = np.unique(np.concatenate([t.train for t in src]))
     pixels = images.images[used].double() / 255
     assert torch.allclose(col.mean.double(), pixels.mean((0, 2, 3)), atol=1e-6)
@@ -104,25 +138,16 @@ def test_the_summary_by_hand():
 
 
 # loss, growth, EWC ------------------------------------------------------------------------------------------------------
-def head_rows(walk):
-    """The head's rows and biases, one vector per class."""
-    head = walk.model.head
-    return torch.cat([head.weight.detach(), head.bias.detach()[:, None]], 1).clone()
-
-
 @pytest.mark.parametrize("loss", ["task-incremental", "class-incremental"])
 def test_the_loss_decides_whether_old_classes_are_touched(images, loss):
-    cfg = toy_config(loss=loss, weight_decay=0.0, growth="none")
-    _, src = tasks_of(images, cfg)
-    walk = Walk(images, src, cfg, None)
-    for task in src[:2]:
-        walk._grow(task)
-        before = head_rows(walk)
-        walk._train(task)
-        moved = (head_rows(walk) - before).abs().amax(1) > 0
-    new = torch.tensor([n in src[1].classes for n in walk.class_names])
-    assert moved[new].all() and len(moved) == 6
-    assert moved[~new].all() if loss == "class-incremental" else not moved[~new].any()
+    cfg, rows = toy_config(loss=loss, weight_decay=0.0, growth="none"), []
+
+    def head(state):
+        rows.append(torch.cat([state.model.head.weight, state.model.head.bias[:, None]], 1).detach().clone())
+
+    train_collective(images, tasks_of(images, cfg), cfg, after_task=head)
+    moved = (rows[1][:3] - rows[0]).abs().amax(1) > 0
+    assert len(rows[1]) == 6 and (moved.all() if loss == "class-incremental" else not moved.any())
 
 
 @pytest.mark.parametrize(
@@ -147,18 +172,18 @@ def test_the_loss_decides_whether_old_classes_are_touched(images, loss):
 )
 def test_what_belongs_to_weights_has_their_shape_to_the_end(images, changes):
     cfg = toy_config(**changes)
-    _, src = tasks_of(images, cfg)
-    walk = Walk(images, src, cfg, None)
-    col = walk.finish(walk.through())
+    states, src = [], tasks_of(images, cfg)
+    col = train_collective(images, src, cfg, after_task=states.append)
+    owned = states[-1].owned
     widths = [block.conv.out_channels for name, block in col.model.blocks.items() if "+" not in name]
     assert tuple(widths) == cfg.final_widths
     assert len(col.model.block_names) == 13 + len(cfg.deepen_before)
     shapes = {n: p.shape for n, p in col.model.named_parameters()}
     stores = {"initial": col.initial, "learngene's Fisher": col.fisher}
     if cfg.ewc_lambda:
-        stores["EWC's Fisher"] = walk.owned.fisher
+        stores["EWC's Fisher"] = owned.fisher
     if cfg.carry_momentum:
-        stores["momentum"] = walk.owned.momentum
+        stores["momentum"] = owned.momentum
     for text, store in stores.items():
         assert {n: t.shape for n, t in store.items()} == shapes, text
         assert all(torch.isfinite(t).all() for t in store.values()), text
@@ -174,9 +199,7 @@ def test_what_belongs_to_weights_has_their_shape_to_the_end(images, changes):
 def test_initial_weights_are_the_weights_at_birth(images):
     cfg = toy_config()
     col = train(images, cfg)
-    born = ConvNet(
-        cfg.start_widths, (2, 4, 7, 10, 13), 3, 32, generator=walk_module.generator(cfg.seed, "initial weights")
-    )
+    born = ConvNet(cfg.start_widths, (2, 4, 7, 10, 13), 3, 32, generator=generator(cfg.seed, "initial weights"))
     n_old = 0
     for name, value in born.state_dict().items():
         if name in col.initial and "classifier" not in name:
@@ -195,15 +218,13 @@ def test_new_outgoing_weights_have_a_past_where_it_is_imputed(images):
     fishers = {}
     for columns in ("imputed", "zero"):
         cfg = toy_config(ewc_lambda=1.0, new_columns=columns)
-        _, src = tasks_of(images, cfg)
-        walk = Walk(images, src, cfg, None)
-        for task in src[:2]:
-            walk._grow(task)
-            walk._train(task)
-        old = walk.model.widths[-1]
-        walk._grow(src[2])  # Fisher of task 1 (taken before task 2), widened once more
-        fishers[columns] = walk.owned.fisher
-    assert old < walk.model.widths[-1]
+        state, tasks, source = after(images, cfg, 2)
+        old = state.model.widths[-1]
+        grow(
+            state, tasks[2], cfg, source.calibration(tasks[2])
+        )  # Fisher of task 1 (taken before task 2), widened once more
+        fishers[columns] = state.owned.fisher
+    assert old < state.model.widths[-1]
     imputed, zero = (fishers[columns]["classifier.0.weight"] for columns in ("imputed", "zero"))
     assert torch.equal(imputed[:, :old], zero[:, :old]) and not zero[:, old:].any()
     wanted = zero[:, :old].mean(1, keepdim=True).expand_as(imputed[:, old:])
@@ -218,56 +239,51 @@ def test_ewc_holds_from_the_second_task_on(images, form):
     moved = {}
     for strength in (0.0, 3.0):
         cfg = toy_config(ewc_lambda=strength, ewc_form=form, growth="none", weight_decay=0.0)
-        _, src = tasks_of(images, cfg)
-        walk = Walk(images, src, cfg, None)
-        for task in src[:2]:
-            walk._grow(task)
-            start = {n: p.detach().clone() for n, p in walk.model.named_parameters()}
-            walk._train(task)
-        end = dict(walk.model.named_parameters())
-        fisher = walk._fisher(src[0], 12)
-        moved[strength] = sum((fisher[n] * (end[n] - start[n]) ** 2).sum().item() for n in fisher)
-        penalties = pd.DataFrame(walk.history).groupby("task")["penalty"].mean()
+        first, tasks, source = after(images, cfg, 1)
+        second, *_ = after(images, cfg, 2)
+        start, end = (dict(state.model.named_parameters()) for state in (first, second))
+        fisher = task_fisher(second, tasks, 1, cfg, source, 12)  # nothing for the new outputs, which the first has not
+        moved[strength] = sum(
+            (fisher[n][: len(p)] * (end[n][: len(p)] - p) ** 2).sum().item() for n, p in start.items()
+        )
+        penalties = pd.DataFrame(second.history).groupby("task")["penalty"].mean()
         assert penalties[1] == 0 and (penalties[2] > 0) == (strength > 0)
     assert moved[3.0] < moved[0.0]
 
 
-def test_fisher_information_adds_up_over_the_tasks(images):
+def test_fisher_information_adds_up_over_the_tasks(images, monkeypatch):
     cfg = toy_config(ewc_lambda=1.0, ewc_decay=0.25, growth="none")
-    _, src = tasks_of(images, cfg)
-    walk, taken = Walk(images, src, cfg, None), []
-    fisher_of = walk._fisher
-    walk._fisher = lambda task, n: taken.append((task.number, n, fisher_of(task, n))) or taken[-1][2]
-    col = walk.finish(walk.through())
+    taken, states = [], []
+
+    def watching(state, tasks, number, cfg, source, n):
+        taken.append((number, n, task_fisher(state, tasks, number, cfg, source, n)))
+        return taken[-1][2]
+
+    monkeypatch.setattr(module, "task_fisher", watching)
+    col = train_collective(images, tasks_of(images, cfg), cfg, after_task=states.append)
     assert [entry[:2] for entry in taken] == [(1, 12), (2, 12), (1, 4), (2, 4), (3, 4)]
     one, two, *last = (entry[2] for entry in taken)
     for name in one:
         old = torch.zeros_like(two[name])
         old[: len(one[name])] = one[name]  # the head grew in between
-        assert torch.allclose(walk.owned.fisher[name], 0.25 * old + two[name]), name
+        assert torch.allclose(states[-1].owned.fisher[name], 0.25 * old + two[name]), name
         assert torch.allclose(col.fisher[name], sum(f[name] for f in last) / 3), name
 
 
 def test_new_channels_get_their_statistics_from_the_next_tasks_images(images):
     cfg = toy_config()
-    _, src = tasks_of(images, cfg)
-    walk = Walk(images, src, cfg, None)
-    walk._grow(src[0])
-    walk._train(src[0])
-    old = walk.model.widths
-    walk._grow(src[1])
-    grown = [
-        n
-        for n, width in zip(walk.model.block_names, old, strict=True)
-        if walk.model.blocks[n].conv.out_channels > width
-    ]
-    assert grown
-    mixed = torch.randperm(len(src[1].train), generator=walk.stream("calibration", 2))[: cfg.batch_size].numpy()
-    assert len({int(images.labels[i]) for i in src[1].train[mixed]}) == cfg.source_way  # not the first class alone
-    batch = walk._prepared(src[1].train[mixed])
+    state, tasks, source = after(images, cfg, 1)
+    old, batch = state.model.widths, source.calibration(tasks[1])
+    of = dict(
+        zip(map(bytes, source.prepared(tasks[1].train).numpy()), images.labels[tasks[1].train].tolist(), strict=True)
+    )
+    assert len({of[bytes(x)] for x in batch.numpy()}) == cfg.source_way  # of this task, and not the first class alone
+    grow(state, tasks[1], cfg, batch)
+    names = state.model.block_names
+    grown = [n for n, width in zip(names, old, strict=True) if state.model.blocks[n].conv.out_channels > width]
     last = grown[-1]  # nothing below it changed afterwards
-    reached = walk.model.output_of(last, batch, before_norm=True)[:, old[walk.model.block_names.index(last)] :]
-    norm = walk.model.blocks[last].norm
+    reached = state.model.output_of(last, batch, before_norm=True)[:, old[names.index(last)] :]
+    norm = state.model.blocks[last].norm
     assert torch.allclose(norm.running_mean[-reached.shape[1] :], reached.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
     assert torch.allclose(norm.running_var[-reached.shape[1] :], reached.var((0, 2, 3)), rtol=1e-3)
 
@@ -277,22 +293,19 @@ def test_momentum_goes_on_into_the_next_task_where_it_is_asked_for(images):
     moved = {}
     for carry in (False, True):
         cfg = toy_config(carry_momentum=carry, growth="none", weight_decay=0.0)
-        _, src = tasks_of(images, cfg)
-        walk = Walk(images, src, cfg, None)
-        walk._grow(src[0])
-        walk._train(src[0])
-        walk._grow(src[1])
-        start = walk.model.blocks["conv5"].conv.weight.detach().clone()
-        buffer = walk.owned.momentum.get("blocks.conv5.conv.weight")
-        rates = [walk_module.recipe_of(cfg, 1, *walk.normal).rate_at(k, 3) for k in range(3)]
+        state, tasks, source = after(images, cfg, 1)
+        grow(state, tasks[1], cfg, source.calibration(tasks[1]))
+        start = state.model.blocks["conv5"].conv.weight.detach().clone()
+        buffer = state.owned.momentum.get("blocks.conv5.conv.weight")
+        rates = [Recipe.of_collective(cfg, 1, *source.normal).rate_at(k, 3) for k in range(3)]
+        shown, loss = lesson(state, tasks[1], tasks, cfg, source)
 
-        def silent(model, pixels, labels, loss, *rest, fit=walk_module.fit, **options):
-            return fit(model, pixels, labels, lambda z, y: (loss(z, y)[0] * 0, loss(z, y)[1]), *rest, **options)
+        def silent(logits, labels, loss=loss):
+            value, hits = loss(logits, labels)
+            return value * 0, hits
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(walk_module, "fit", silent)
-            walk._train(src[1])
-        moved[carry] = start - walk.model.blocks["conv5"].conv.weight.detach()
+        list(learn(state, tasks[1], cfg, source, shown, silent, None, Machine()))
+        moved[carry] = start - state.model.blocks["conv5"].conv.weight.detach()
         if carry:
             wanted = buffer * sum(rate * 0.9 ** (k + 1) for k, rate in enumerate(rates))
             assert torch.allclose(moved[carry], wanted, rtol=1e-3, atol=1e-7) and wanted.abs().max() > 1e-4
@@ -331,34 +344,34 @@ def test_every_entry_of_every_step_is_in_the_record(trained):
     assert widths == sorted(widths) and len(set(widths)) > 1  # it grew
     null = col.record.null_table
     assert len(null) == run.cfg.null_networks * 3 * 13
-    assert (col.record.null_counts.sum((-1, -2)) + col.record.null_zeros == 9 * _pairs(run.cfg.final_widths)).all()
-
-
-def _pairs(widths):
-    return np.array([a * b for a, b in zip([3, *widths[:-1]], widths, strict=True)])
+    sizes = col.gradients.drop_duplicates(["task", "layer"])["n_weights"].to_numpy().reshape(3, 13)
+    in_null = col.record.null_counts.sum((-1, -2)) + col.record.null_zeros  # (networks, tasks, layers), one step each
+    assert (in_null == sizes).all(), "the untrained networks have the widths that the collective had at each task"
 
 
 @pytest.mark.parametrize("loss", ["task-incremental", "class-incremental"])
-def test_the_null_is_several_untrained_networks_with_random_labels(images, monkeypatch, loss):
+def test_the_null_is_several_untrained_networks_with_random_labels(images, loss):
     cfg = toy_config(null_networks=3, null_steps=4, growth="none", loss=loss)
-    _, src = tasks_of(images, cfg)
-    walk = Walk(images, src, cfg, None)
-    model = walk.through()
-    shown, loss_of = [], nulls.task_loss
+    state, tasks, source = after(images, cfg, 3)
+    shown = []
 
     def watching(classes):
-        return lambda logits, labels: shown.append((classes, labels)) or loss_of(classes)(logits, labels)
+        return lambda logits, labels: shown.append((classes, labels)) or task_loss(classes)(logits, labels)
 
-    monkeypatch.setattr(nulls, "task_loss", watching)
-    table = walk.finish(model).record.null_table
+    rows, counts, _ = collective_null(state, tasks, cfg, source, Machine(), watching)
+    table = pd.DataFrame(rows)
     sizes = table.pivot(index="epoch", columns=["layer", "task"], values="weight_norm")
-    assert len(sizes) == 3 and all(sizes[n].nunique(axis=1).eq(1).all() for n in model.block_names)  # never trained
-    assert all(sizes[n, 1].nunique() == 3 for n in model.block_names)  # and three of them
+    assert len(sizes) == len(counts) == 3
+    for k, t in itertools.product((1, 2, 3), (1, 2, 3)):  # never trained, and another one each
+        fresh = ConvNet.from_shape(state.shapes[t - 1], generator=generator(cfg.seed, "null network", k, t))
+        wanted = [float(block.conv.weight.detach().norm()) for block in fresh.blocks.values()]
+        assert sizes.loc[k].xs(t, level="task")[list(fresh.block_names)].tolist() == pytest.approx(wanted, rel=1e-5)
+    assert all(sizes[n, 1].nunique() == 3 for n in state.model.block_names)
     among = [labels for classes, labels in shown if (classes is None) == (loss == "class-incremental")]
     assert len(among) == len(shown) == 3 * 3 * 4
     per_task = [torch.cat([labels for _, labels in shown[4 * k : 4 * k + 4]]) for k in range(9)]
     for k, labels in enumerate(per_task):
-        outputs = range(9) if loss == "class-incremental" else range(3 * (k % 3), 3 * (k % 3) + 3)
+        outputs = range(3 * (k % 3) + 3) if loss == "class-incremental" else range(3 * (k % 3), 3 * (k % 3) + 3)
         assert set(labels.tolist()) == set(outputs)
     assert len({tuple(labels.tolist()) for labels in per_task}) == 9
 
@@ -371,34 +384,30 @@ def test_every_kth_step_is_recorded_and_training_is_the_same(images, trained):
 
 
 # stopping and going on --------------------------------------------------------------------------------------------------
-class Stopped(Exception):
-    pass
+def stop_after_saving(patch, number):
+    save = stages.save_task
 
-
-def stop_after_saving(number):
-    save = Walk._save
-
-    def stopping(self, task):
-        save(self, task)
-        if task.number == number:
+    def stopping(folder, state, *rest):
+        save(folder, state, *rest)
+        if state.done == number:
             raise Stopped
 
-    return "_save", stopping
+    patch.setattr(stages, "save_task", stopping)
 
 
-def stop_while_training(number):
-    measure = Walk._measure
-
-    def stopping(self, task):
-        if task.number == number:
+def stop_while_training(patch, number):
+    def stopping(self, stage, done, total, text=""):
+        if text.startswith(f"task {number} "):
             raise Stopped
-        measure(self, task)
 
-    return "_measure", stopping
+    patch.setattr(Run, "progress", stopping)
 
 
-def stop_while_finishing(number):
-    return "finish", lambda self, model: (_ for _ in ()).throw(Stopped)
+def stop_while_finishing(patch, number):
+    def stopping(folder, col):
+        raise Stopped
+
+    patch.setattr(stages, "save_gene_fisher", stopping)
 
 
 RICH = {"ewc_lambda": 1.0, "carry_momentum": True, "deepen_before": (2,), "hidden": (8,)}
@@ -418,7 +427,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(images, tmp_path, m
     through = train(images, cfg, whole)
     with monkeypatch.context() as patch:
         how, number = stop
-        patch.setattr(Walk, *how(number))
+        how(patch, number)
         with pytest.raises(Stopped):
             train(images, cfg, Run.open(cfg, tmp_path / "stopped"))
     run = Run.open(cfg, tmp_path / "stopped")
@@ -446,7 +455,7 @@ def assert_equal(one, two):
 
 def test_a_finished_collective_is_loaded_as_it_was(images, trained, monkeypatch):
     col, run = trained
-    monkeypatch.setattr(Walk, "_train", None)
+    monkeypatch.setattr(module, "learn", None)
     again = train(images, run.cfg, Run.open(run.cfg, run.path))
     assert_equal(col, again)
     assert torch.equal(col.mean, again.mean) and torch.equal(col.std, again.std)
@@ -477,7 +486,7 @@ def test_an_unfinished_run_of_another_configuration_is_not_continued(images, tmp
     """Tasks 1 and 2 with another rate, task 3 with this one, would be a run that no configuration describes."""
     run = Run.open(toy_config(), tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(Walk, *stop_after_saving(2))
+        stop_after_saving(patch, 2)
         with pytest.raises(Stopped):
             train(images, run.cfg, run)
     cfg = toy_config(learning_rate=0.001)
@@ -515,17 +524,15 @@ def test_a_damaged_state_is_said_and_trained_again(images, trained, tmp_path, ca
 def test_a_loss_that_is_not_finite_names_the_task_and_loses_nothing(images, tmp_path, monkeypatch):
     cfg = toy_config()
     run = Run.open(cfg, tmp_path / "run")
-    loss_of = walk_module.task_loss
+    lessons = []
 
-    def failing(classes):
-        def loss(logits, labels):
-            value, hit = loss_of(classes)(logits, labels)
-            return value * (float("nan") if len(classes_seen) > 1 else 1), hit
+    def failing(*arguments):
+        shown, loss = lesson(*arguments)
+        lessons.append(1)
+        factor = float("nan") if len(lessons) > 1 else 1.0
+        return shown, lambda logits, labels: (loss(logits, labels)[0] * factor, loss(logits, labels)[1])
 
-        return loss
-
-    classes_seen = []
-    monkeypatch.setattr(walk_module, "task_loss", lambda classes: classes_seen.append(1) or failing(classes))
+    monkeypatch.setattr(module, "lesson", failing)
     with pytest.raises(StudyError, match="source task 2.*epoch 1, step 1"):
         train(images, cfg, run)
     assert [p.name for p in sorted((run.path / "collective").iterdir())] == ["task_01"]
@@ -534,87 +541,9 @@ def test_a_loss_that_is_not_finite_names_the_task_and_loses_nothing(images, tmp_
     assert_equal(train(images, cfg, Run.open(cfg, run.path)), train(images, cfg))
 
 
-# within a task ----------------------------------------------------------------------------------------------------------
-LONG = {"epochs": 4, "first_task_epochs": 4}
-
-
-@pytest.fixture
-def every_epoch(monkeypatch):
-    """A state is saved at the end of every epoch."""
-    monkeypatch.setattr(midtask, "SECONDS", 0.0)
-    monkeypatch.setattr(midtask, "SHARE", math.inf)
-
-
-def stopped_behind(images, cfg, path, monkeypatch, number, epoch):
-    """A run that was stopped right after the state behind an epoch was saved."""
-    with monkeypatch.context() as patch:
-        save = MidTask.save
-
-        def stopping(self, model, optimiser, rows, entries):
-            save(self, model, optimiser, rows, entries)
-            if (rows[-1]["task"], rows[-1]["epoch"]) == (number, epoch):
-                raise Stopped
-
-        patch.setattr(MidTask, "save", stopping)
-        with pytest.raises(Stopped):
-            train(images, cfg, Run.open(cfg, path))
-    return Run.open(cfg, path)
-
-
-def same_files(one, other):
-    names = [p.relative_to(one) for p in one.rglob("*") if p.is_file()]
-    assert {*names} == {p.relative_to(other) for p in other.rglob("*") if p.is_file()}
-    different = [n for n in names if (one / n).read_bytes() != (other / n).read_bytes()]
-    return [n for n in different if n.name not in ("timings.csv", "progress.json", ".owner", ".lock")] == []
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, RICH, {"ewc_lambda": 3.0, "ewc_form": "proximal", "growth": "uneven"}, {"hidden": (8,), "dropout": 0.4}],
-    ids=["plain", "rich", "proximal", "dropout"],
-)
-@pytest.mark.parametrize(("number", "epoch"), [(1, 1), (2, 3)])
-def test_a_run_stopped_within_a_task_goes_on_behind_its_last_epoch(
-    images, tmp_path, monkeypatch, every_epoch, changes, number, epoch
-):
-    cfg = toy_config(**LONG, **changes)
-    through = train(images, cfg, Run.open(cfg, tmp_path / "whole"))
-    run = stopped_behind(images, cfg, tmp_path / "stopped", monkeypatch, number, epoch)
-    begun, fit = [], walk_module.fit
-    monkeypatch.setattr(walk_module, "fit", lambda *a, **k: begun.append(k["first_epoch"]) or fit(*a, **k))
-    torch.manual_seed(5)
-    assert_equal(train(images, cfg, run), through)
-    assert begun == [epoch + 1, *[1] * (3 - number)], "finished epochs were trained again"
-    assert same_files(tmp_path / "whole", tmp_path / "stopped")
-
-
-def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(images, tmp_path, monkeypatch, every_epoch, capsys):
-    cfg = toy_config(**LONG, ewc_lambda=1.0)
-    through = train(images, cfg, Run.open(cfg, tmp_path / "whole"))
-    for bad, begin in ((("epoch_003",), 3), (("epoch_003", "epoch_002"), 1), (("epochs.json",), 1)):
-        run = stopped_behind(images, cfg, tmp_path / "_".join(bad), monkeypatch, 2, 3)
-        folder = run.path / "collective" / "task_02"
-        assert sorted(p.name for p in folder.iterdir()) == [
-            "epoch_002.safetensors",
-            "epoch_003.safetensors",
-            "epochs.json",
-        ]
-        for path in folder.iterdir():
-            if path.name.startswith(bad):  # one bit in the middle, or an end that is missing
-                content = bytearray(path.read_bytes())
-                content[len(content) // 2] ^= 4
-                path.write_bytes(content if begin == 3 else content[: len(content) // 2])
-        begun, fit = [], walk_module.fit
-        with monkeypatch.context() as patch:
-            patch.setattr(walk_module, "fit", lambda *a, **k: begun.append(k["first_epoch"]) or fit(*a, **k))  # noqa: B023
-            capsys.readouterr()
-            assert_equal(train(images, cfg, run), through)
-        assert begun[0] == begin and "damaged" in capsys.readouterr().out
-        assert same_files(tmp_path / "whole", run.path)
-
-
-def test_minutes_stop_the_training_at_the_end_of_an_epoch(images, tmp_path):
-    cfg = toy_config(**LONG)
+def test_minutes_stop_the_training_at_the_end_of_a_task(images, tmp_path):
+    """Every call finishes at least one."""
+    cfg = toy_config()
     through, calls = train(images, cfg), 0
     while True:
         run = Run.open(cfg.replace(minutes=1e-9), tmp_path / "run")
@@ -623,25 +552,46 @@ def test_minutes_stop_the_training_at_the_end_of_an_epoch(images, tmp_path):
             col = train(images, run.cfg, run)
             break
         except OutOfTime as error:
-            assert "goes on" in str(error)
-    assert calls == 3 * 3 + 1, "one epoch a call; the last of a task is saved with the task"
+            assert "goes on" in str(error) and f"task {calls} of 3 is done" in str(error)
+    assert calls == 3
     assert_equal(col, through)
 
 
-def test_states_are_as_rare_as_their_cost_asks_for(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(midtask.time, "monotonic", lambda: now[0])
-    states = MidTask(tmp_path, "hash")
+# what a run refuses -----------------------------------------------------------------------------------------------------
+def test_a_run_refuses_other_tasks_and_images_than_it_was_trained_on(images, trained):
+    run, tasks = trained[1], tasks_of(images, trained[1].cfg)
+    moved = dataclasses.replace(tasks[1], train=tasks[1].train[::-1].copy())
+    for others in (tasks[::-1], tasks[:2], [tasks[0], moved, tasks[2]]):
+        with pytest.raises(StudyError, match="another list of source tasks.*--redo collective"):
+            stages.collective(run, images, others)
+    with pytest.raises(StudyError, match="another set of images"):
+        stages.collective(run, toy_images(seed=1), tasks)
+    stages.collective(run, images, tasks_of(images, run.cfg))
 
-    def due_after(seconds):
-        start, now[0] = now[0], now[0] + seconds
-        due = states.due
-        now[0] = start
-        return due
 
-    assert not due_after(19.9) and due_after(20.0)
-    states._took = 3.0  # a large network on a slow disk
-    assert not due_after(99.0) and due_after(100.1)  # 3 %
+def test_a_run_that_was_stopped_refuses_them_too(images, tmp_path, monkeypatch):
+    """Two tasks of one list and a third of another would be a run that nobody can make again."""
+    run = Run.open(toy_config(), tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after_saving(patch, 2)
+        with pytest.raises(Stopped):
+            train(images, run.cfg, run)
+    tasks = tasks_of(images, run.cfg)
+    with pytest.raises(StudyError, match="another list of source tasks"):
+        stages.collective(run, images, [*tasks[:2], dataclasses.replace(tasks[2], train=tasks[2].train[:-1])])
+    assert_equal(stages.collective(run, images, tasks), train(images, run.cfg))
+
+
+def test_a_run_refuses_to_cut_another_collective(images, trained, tmp_path):
+    col, run = trained
+    copied = Run.open(run.cfg, shutil.copytree(run.path, tmp_path / "copy"))
+    gene = stages.learngene(copied, col)
+    other = dataclasses.replace(col, model=copy.deepcopy(col.model))
+    with torch.no_grad():
+        other.model.head.weight[0, 0] += 1
+    with pytest.raises(StudyError, match="another collective.*--redo criteria"):
+        stages.learngene(copied, other)
+    assert stages.learngene(copied, load_collective(run)).layers == gene.layers
 
 
 # the learngene is cut ---------------------------------------------------------------------------------------------------
@@ -649,7 +599,7 @@ def test_cutting_writes_the_scores_and_the_file_once(trained, tmp_path):
     col, run = trained
     path = shutil.copytree(run.path, tmp_path / "copy")
     cfg = run.cfg.replace(threshold=5e-4, n_blocks=2)
-    gene = cut_learngene(col, cfg, Run.open(cfg, path))
+    gene = stages.learngene(Run.open(cfg, path), col)
     table = pd.read_csv(path / "scores.csv")
     chosen = table[table["criterion"] == "released"].reset_index(drop=True)
     start = min(range(12), key=lambda i: (round(chosen["score"][i : i + 2].mean(), 12), -i))
@@ -660,7 +610,7 @@ def test_cutting_writes_the_scores_and_the_file_once(trained, tmp_path):
     assert torch.equal(tensors[f"fisher/{name}.conv.weight"], col.fisher[f"blocks.{name}.conv.weight"])
     assert Learngene.load(path / "learngene.safetensors").mean == pytest.approx(col.mean.tolist())
     before = (path / "learngene.safetensors").read_bytes()
-    again = cut_learngene(load_collective(run), cfg, Run.open(cfg, path))
+    again = stages.learngene(Run.open(cfg, path), load_collective(run))
     assert again.layers == gene.layers and (path / "learngene.safetensors").read_bytes() == before
 
 
@@ -672,16 +622,16 @@ def test_a_block_chosen_by_hand_is_cut(trained):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_the_walk_runs_on_a_gpu_and_resumes(images, tmp_path, monkeypatch):
+def test_the_collective_trains_on_a_gpu_and_resumes(images, tmp_path, monkeypatch):
     cfg = toy_config(device="cuda", **{**RICH, "ewc_form": "proximal"})
     with monkeypatch.context() as patch:
-        patch.setattr(Walk, *stop_after_saving(2))
+        stop_after_saving(patch, 2)
         with pytest.raises(Stopped):
             train(images, cfg, Run.open(cfg, tmp_path / "run"))
     col = train(images, cfg, Run.open(cfg, tmp_path / "run"))
     assert col.model.head.weight.device.type == "cpu" and col.model.widths[-1] == cfg.final_widths[-1]
     assert np.isfinite(col.history.query("phase == 'train'")["loss"]).all()
-    on_cpu = train(images, cfg.replace(device="cpu"))
+    on_cpu = train_collective(images, tasks_of(images, cfg), cfg, machine=Machine())
     assert np.array_equal(col.record.null_zeros.shape, on_cpu.record.null_zeros.shape)
     first = [c.history.query("phase == 'train'")["loss"].iloc[0] for c in (col, on_cpu)]
     assert first[0] == pytest.approx(first[1], rel=1e-2)
