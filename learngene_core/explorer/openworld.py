@@ -7,8 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..figures.openworld import GROUPS, SCORE_NAMES, histogram, picture_row, threshold_counts
+from ..figures.openworld import GROUPS, histogram, picture_row, threshold_counts
 from ..figures.style import INK, tidy
+from ..figures.words import OPEN_SCORE_LABELS
 from ..openworld.measures import threshold_at
 from .sliders import explorer, unwatched
 
@@ -34,7 +35,9 @@ def draw_threshold(
     )
     histogram(axes[0], known, shown.loc[~shown["known"], score])
     axes[0].axvline(threshold, color=INK, linewidth=2)
-    axes[0].set_title(f"{SCORE_NAMES[score]}: flagged below {threshold:.3g}, which keeps {keep:g} % of validation")
+    axes[0].set_title(
+        f"{OPEN_SCORE_LABELS[score]}: flagged below {threshold:.3g}, which keeps {keep:g} % of validation"
+    )
     axes[0].set_yticks([])
     axes[0].legend(loc="upper left")
     tidy(axes[0])
@@ -60,7 +63,7 @@ def openworld_explorer(
         return None
     controls = {
         "score": widgets.Dropdown(
-            options=[(text, name) for name, text in SCORE_NAMES.items()], value=score, description="score"
+            options=[(text, name) for name, text in OPEN_SCORE_LABELS.items()], value=score, description="score"
         ),
         "keep": widgets.FloatSlider(
             min=50,

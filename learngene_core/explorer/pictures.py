@@ -118,7 +118,7 @@ def profile_picture(view: RunView, options: Options, choice: Choice, width: int 
     if table is None:  # no score per layer; the record as it is released says something of the layers all the same
         name = "released"
         table = score(view.record, name, threshold=options.threshold, sign=options.sign)
-    profile_with_null(table, chosen=choice.layers, ax=ax, legend=False)
+    profile_with_null(table.drop(columns="inherit"), chosen=choice.layers, ax=ax, legend=False)
     null = "; grey: untrained, ± 2 sd" if np.isfinite(table["null"]).any() else ""
     ax.set_title(f"{name}{null}", loc="left", fontsize=13)
     return Layered(figure).over()

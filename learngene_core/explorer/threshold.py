@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ..criteria import best_block
 from ..figures.style import block_text
-from ..figures.training import layer_task_heatmap, profile_with_null
+from ..figures.training import grown_cells, layer_task_heatmap, profile_with_null
 from ..record import EDGES, Record
 from .sliders import explorer, unwatched
 
@@ -82,13 +83,16 @@ def draw_record(
     chosen, why = _choice_or_reason(table, n_blocks)
     axes = _two_panels(1.25)
     middle = {"share": None, "relative": 1.0, "z": 0.0}[normalisation]
-    layer_task_heatmap(values, record.layers, LABELS[normalisation], ax=axes[0], centre=middle, chosen=chosen)
+    scale = {"vmin": 0.0, "vmax": 0.5 if sign == "positive" else 1.0} if normalisation == "share" else {}
+    look = {"centre": middle, "chosen": chosen, "grown": grown_cells(record.table), **scale}
+    layer_task_heatmap(values, record.layers, LABELS[normalisation], ax=axes[0], **look)
     profile_with_null(table, chosen=chosen, label=f"mean {PROFILES[normalisation]}", ax=axes[1], legend=False)
     entries = "|entry|" if sign == "absolute" else "entry"
     epochs = "all epochs" if aggregation == "mean" else "last epochs"
     axes[0].set_title(f"{entries} > {threshold:.2g}, {epochs}")
     _title(axes[1], "chosen: ", chosen, why)
-    _legend(axes[1])
+    handles = [h for ax in axes[::-1] for h in ax.get_legend_handles_labels()[0]]
+    axes[0].figure.legend(handles=handles, loc="lower center", ncols=len(handles))
     return axes
 
 
@@ -135,13 +139,8 @@ def thresholds(record: Record) -> list[float]:
 
 def _two_panels(left: float) -> np.ndarray:
     """Two axes side by side, the first `left` times as wide; at fixed places, which draws twice as fast as a solver."""
-    place = {"left": 0.08, "right": 0.985, "bottom": 0.22, "top": 0.92, "wspace": 0.34}
+    place = {"left": 0.08, "right": 0.945, "bottom": 0.22, "top": 0.92, "wspace": 0.34}
     return plt.subplots(1, 2, figsize=(11.5, 4.9), width_ratios=[left, 1], layout="none", gridspec_kw=place)[1]
-
-
-def _legend(ax: Axes) -> None:
-    """The legend of `ax` under the whole figure."""
-    ax.figure.legend(*ax.get_legend_handles_labels(), loc="lower center", ncols=3)
 
 
 def _choice_or_reason(table: pd.DataFrame, n_blocks: int) -> tuple[tuple[str, ...], str]:

@@ -30,7 +30,6 @@ from .style import (
     MARKS,
     MUTED,
     PALE,
-    SCORE_LABELS,
     layer_colours,
     legend_below,
     log_where_wide,
@@ -39,6 +38,7 @@ from .style import (
     tidy,
 )
 from .tables import Block, block_name, checked, signed, with_shots
+from .words import SCORE_LABELS, criterion_label
 
 POINTS = "gain over scratch (percentage points)"
 UNSURE, BLANK = GREY, PALE
@@ -186,7 +186,7 @@ def frame_blocks(ax: Axes, value: np.ndarray, marks: Mapping[str, Block]) -> lis
         inside = 1.7 + 3.6 * taken.setdefault((first, last), 0)  # points
         taken[first, last] += 1
         colour, dashes = MARKS[k % len(MARKS)]
-        words = f"{name}: {block_name((first, last))}"
+        words = f"{criterion_label(name)}: {block_name((first, last))}"
         words += " (not computed)" if np.isnan(value[first - 1, last - 1]) else ""
         corner, size = (last - 1 + inside * across, first - 1 + inside * down), 2 * inside
         frame = Rectangle(corner, 1 - size * across, 1 - size * down, fill=False, edgecolor=colour, linewidth=2.3,
@@ -250,31 +250,32 @@ def margins(
 def gain_by_position(
     atlas: pd.DataFrame, *, lengths: Sequence[int] | None = None, shots: int | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Gain of blocks of equal length over the place of their middle, with simultaneous 95 % bands over all blocks.
+    """Gain of blocks of equal length over the place of their middle, each with its own 95 % interval.
 
-    lengths: by default 1, 3, half and three quarters of the layers, or whatever was computed whole. Only neighbouring
-    places are joined.
+    lengths: by default 1, 3 and three quarters of the layers, or whatever was computed whole. Only neighbouring places are
+    joined. The intervals are pointwise: of many blocks one in twenty misses its gain (the map has the simultaneous band).
     Raises ValueError for a length of which nothing was computed.
     """
-    table, low, high, title = gains_of(atlas, "novel", shots)
+    checked(atlas, ("gain_low", "gain_high"), "atlas.csv")
+    table, _, _, title = gains_of(atlas, "novel", shots)
     size = table["last"] - table["first"] + 1
     n, counts = int(table["last"].max()), size.value_counts()
     if lengths is None:
         whole = [k for k in sorted(counts.index) if k < n - 1 and counts[k] == n - k + 1]
-        lengths = [k for k in whole if k in (1, 3, n // 2, 3 * n // 4)] or whole[:4] or sorted(counts.index)[:4]
+        lengths = [k for k in whole if k in (1, 3, 3 * n // 4)] or whole[:3] or sorted(counts.index)[:3]
     if missing := set(lengths) - set(counts.index):
         raise ValueError(f"no block of length {min(missing)} was computed; there are {sorted(counts.index)}")
     ax = new_axes(ax, 9, 4.8)
-    for length, colour in layer_colours(list(lengths)).items():
+    for k, (length, colour) in enumerate(layer_colours(list(lengths)).items()):
         part = table[size == length].set_index("first").reindex(range(1, n - length + 2))
-        x = part.index + (length - 1) / 2
-        ax.fill_between(x, part[low], part[high], color=colour, alpha=0.16, linewidth=0)
+        x = part.index + (length - 1) / 2 + 0.12 * (k - (len(lengths) - 1) / 2)  # beside each other
+        ax.vlines(x, part["gain_low"], part["gain_high"], color=colour, linewidth=1.6, alpha=0.75)
         ax.plot(x, part["gain"], color=colour, marker="o", markersize=6, label=f"{length} block" + "s" * (length > 1))
     ax.axhline(0, color=INK, linewidth=1.2, zorder=1)
     ax.set_xticks(range(1, n + 1))
     ax.set(xlabel="middle of the block (conv number)", ylabel=POINTS, title=title, xlim=(0.5, n + 0.5))
     tidy(ax, grid="y")
-    legend_below(ax, 4, title="with simultaneous 95 % bands over all blocks", title_fontsize=12)
+    legend_below(ax, 4, title="inherited blocks, with 95 % intervals", title_fontsize=12)
     return ax
 
 
@@ -321,7 +322,7 @@ def _rings(ax: Axes, places: pd.DataFrame, marks: Mapping[str, Block]) -> None:
             taken[block] = taken.get(block, 0) + 1
             x, y = places.loc[block]
             ax.scatter([x], [y], s=60 + 130 * taken[block], facecolors="none", edgecolors=MARKS[k % len(MARKS)][0],
-                       linewidths=2.4, zorder=3, label=f"{name}: {block_name(block)}")  # fmt: skip
+                       linewidths=2.4, zorder=3, label=f"{criterion_label(name)}: {block_name(block)}")  # fmt: skip
 
 
 def _name_front(ax: Axes, front: pd.DataFrame) -> None:
@@ -363,13 +364,13 @@ def score_against_gain(
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.axhline(0, color=INK, linewidth=1.2, zorder=1)
-    name = SCORE_LABELS.get(criterion, criterion.replace("_", " "))
+    name = SCORE_LABELS.get(criterion, criterion_label(criterion))
     if inherit == "low":
         ax.invert_xaxis()
     way = "axis reversed: it inherits low scores" if inherit == "low" else "it inherits high scores"
     ax.set(xlabel=f"{name}, mean over the block\n({way})", ylabel=POINTS)
     found = "cannot rank" if np.isnan(rho) else f"Spearman {signed(rho, 2)}"
-    ax.set_title(f"{criterion}: {found} over {len(table)} blocks\n({title})")
+    ax.set_title(f"{criterion_label(criterion)}: {found} over {len(table)} blocks\n({title})")
     tidy(ax, grid="y")
     return ax
 

@@ -10,18 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .style import (
-    GROUP_COLOURS,
-    GROUP_LABELS,
-    INK,
-    in_order,
-    layer_colours,
-    legend_below,
-    montage,
-    new_axes,
-    thin,
-    tidy,
-)
+from .style import GROUP_COLOURS, INK, in_order, layer_colours, legend_below, montage, new_axes, thin, tidy
+from .words import GROUP_LABELS
 
 GAP = 2  # pixels between pictures
 
@@ -101,8 +91,30 @@ def division_overview(
     return ax
 
 
+def task_pictures(pixels: ArrayLike, numbers: Sequence[int], *, ax: Axes | None = None) -> Axes:
+    """The source tasks as pictures: a row per task, one image of each of its classes.
+
+    pixels: (tasks, way, 3, h, w) uint8; numbers: (tasks,) of the tasks. Raises ValueError where they do not fit.
+    """
+    pixels = np.asarray(pixels)
+    if pixels.ndim != 5 or len(numbers) != len(pixels):
+        raise ValueError(
+            f"needs pixels (tasks, way, 3, h, w) and a number per task, not {pixels.shape}, {len(numbers)} numbers"
+        )
+    rows, way, _, height, width = pixels.shape
+    side = min(0.72, 9.0 / way, 9.0 / rows)  # inches
+    ax = new_axes(ax, 1.6 + side * way, 0.8 + side * rows * height / width)
+    ax.imshow(montage(pixels, 2 * GAP), interpolation="nearest")
+    ax.set_yticks(np.arange(rows) * (height + 2 * GAP) + height / 2, thin([f"task {number}" for number in numbers]))
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(f"{rows} source tasks of {way} classes, learned in this order")
+    return ax
+
+
 def task_table(tasks: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Axes:
-    """Which base classes stand in which source task: a matrix task x class, classes in order of first appearance.
+    """Which base classes are in which source task: a matrix task x class, classes in order of first appearance.
 
     tasks: mappings with `number` and `classes`. A class that comes back (`source_draw = overlap`) fills several cells.
     """
@@ -123,7 +135,7 @@ def task_table(tasks: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) ->
     ax.spines[:].set_visible(False)
     ways = sorted({len(task["classes"]) for task in tasks})
     way = f"{ways[0]}" if len(ways) == 1 else f"{ways[0]} to {ways[-1]}"
-    repeats = f", a class stands in {held.sum(0).mean():.1f} tasks on average" if held.sum(0).max() > 1 else ""
+    repeats = f", a class is in {held.sum(0).mean():.1f} tasks on average" if held.sum(0).max() > 1 else ""
     ax.set(xlabel=f"base class ({len(classes)} in all)", ylabel="source task")
     ax.set_title(f"{len(tasks)} source tasks of {way} classes{repeats}")
     return ax

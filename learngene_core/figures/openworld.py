@@ -1,4 +1,4 @@
-"""Figures of the open world: score distributions, ROC, OSCR, AUROC over tasks, learning, and the pictures behind a threshold.
+"""Figures of the open world: score distributions, ROC, OSCR, AUROC over tasks, learning, and the pictures at a threshold.
 
 Tables and arrays go in, matplotlib Axes come out; no torch. Known is drawn in the colour of the base classes, unknown in that
 of the open-world classes.
@@ -16,28 +16,30 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..openworld.measures import curves, metrics
-from .style import GREY, GROUP_COLOURS, INK, MUTED, SCORE_COLOURS, in_order, legend_below, montage, new_axes, tidy
+from .style import (
+    FAINT,
+    GREY,
+    GROUP_COLOURS,
+    INK,
+    MUTED,
+    SCORE_COLOURS,
+    in_order,
+    legend_below,
+    montage,
+    new_axes,
+    tidy,
+)
+from .words import OPEN_SCORE_LABELS, WAY_GROUPS, WAY_LABELS
 
 KNOWN, UNKNOWN = GROUP_COLOURS["base"], GROUP_COLOURS["open_world"]
-SCORE_NAMES: dict[str, str] = {
-    "msp": "largest probability",
-    "maxlogit": "largest logit",
-    "energy": "energy",
-    "openmax": "OpenMax",
-    "ncm": "nearest class mean",
-    "mahalanobis": "Mahalanobis",
-    "relative_mahalanobis": "relative Mahalanobis",
-}
-WAYS: dict[str, str] = {
-    "before": "before",
-    "rehearsed": "exemplars only (control)",
-    "imprinted": "joined, not trained",
-    "nothing": "trained, no protection",
-    "ewc": "trained with EWC",
-    "exemplars": "trained with exemplars",
-    "all_given": "all classes given",
-    "ncm": "nearest class mean",
-    "ncm_all_given": "nearest class mean, all given",
+UNITS: dict[str, str] = {
+    "msp": "probability",
+    "maxlogit": "logit",
+    "energy": "log of the summed exp(logits)",
+    "openmax": "probability of a known class",
+    "ncm": "minus the distance",
+    "mahalanobis": "minus the squared distance",
+    "relative_mahalanobis": "difference of squared distances",
 }
 GROUPS = {  # where an image lands at a threshold: whether it is known, whether it is kept
     "flagged, truly unknown": (False, False),
@@ -56,38 +58,43 @@ def split(
     return tuple(images[images["part"] == part] for part in parts)
 
 
-def score_distributions(images: pd.DataFrame, scores: Sequence[str] = tuple(SCORE_COLOURS)) -> np.ndarray:
-    """Histogram of every score for known and unknown test images; returns the axes, one per score.
+def score_distributions(
+    images: pd.DataFrame, scores: Sequence[str] = ("msp", "maxlogit", "relative_mahalanobis")
+) -> np.ndarray:
+    """Histogram of every score for known and unknown test images, nothing cut off; returns the axes, one per score.
 
     images: openworld_images.csv. The line is the threshold below which 5 % of the validation images lie.
     """
-    rows = -(-len(scores) // 4)
-    size = (11, 2.7 * rows + 0.6)
-    axes = plt.subplots(rows, min(4, len(scores)), figsize=size, squeeze=False, layout="constrained")[1].ravel()
+    columns = min(3, len(scores))
+    rows = -(-len(scores) // columns)
+    size = (12, 3.4 * rows + 0.6)
+    axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")[1].ravel()
     for ax, score in zip(axes, scores, strict=False):
         known, unknown = split(images, score)
         histogram(ax, known[score], unknown[score])
         line = np.quantile(images.loc[images["part"] == "validation", score], 0.05)
-        ax.axvline(line, color=INK, linestyle="--", linewidth=1.6, label="5 % of validation below")
-        ax.set(title=SCORE_NAMES[score], yticks=[])
-        ax.xaxis.set_major_locator(MaxNLocator(3))
-        tidy(ax)
-        ax.spines["left"].set_visible(False)
+        ax.axvline(line, color=INK, linestyle="--", linewidth=1.8, label="5 % of validation images below")
+        ax.set(title=OPEN_SCORE_LABELS[score], xlabel=UNITS[score])
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        tidy(ax, grid="y")
+    for ax in axes[::columns]:
+        ax.set_ylabel("share of images (%)")
     for ax in axes[len(scores) :]:
         ax.set_visible(False)
-    axes[0].figure.supxlabel("score (higher = known)", fontsize=13)
-    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure = axes[0].figure
+    figure.suptitle("a good score puts known images (right) apart from unknown ones (left)", fontsize=14)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return axes
 
 
-def histogram(ax: Axes, known: pd.Series, unknown: pd.Series) -> None:
-    """Two histograms over the same bins, each of area 1; the outermost percent at both ends is gathered in the end bins."""
+def histogram(ax: Axes, known: pd.Series, unknown: pd.Series, n_bins: int = 32) -> None:
+    """Two histograms over the same bins from the lowest to the highest score, in percent of each side's images."""
     both = np.concatenate([known, unknown])
-    low, high = np.quantile(both, [0.01, 0.99])
-    bins = np.linspace(low, high if high > low else low + 1, 31)
+    low, high = both.min(), both.max()
+    bins = np.linspace(low, high if high > low else low + 1, n_bins)
     for values, colour, label in ((known, KNOWN, "known"), (unknown, UNKNOWN, "unknown")):
-        clipped = np.clip(values, bins[0], bins[-1])
-        ax.hist(clipped, bins, density=True, color=colour, alpha=0.55, label=f"{label} ({len(values)})")
+        share = {"weights": np.full(len(values), 100 / max(len(values), 1))}
+        ax.hist(values, bins, color=colour, alpha=0.55, label=f"{label} ({len(values)} images)", **share)
 
 
 def roc_with_band(
@@ -110,7 +117,7 @@ def roc_with_band(
     if min(len(side) for side in by_class) > 1:
         ax.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0, label="95 % band over classes")
     area = metrics(known[score], unknown[score], np.ones(len(known), bool))["auroc"]
-    ax.plot(x, y, color=colour, label=f"{SCORE_NAMES[score]}: AUROC {area:.1f}")
+    ax.plot(x, y, color=colour, label=f"{OPEN_SCORE_LABELS[score]}: AUROC {area:.1f}")
     ax.plot([0, 100], [0, 100], color=GREY, linestyle=":", label="chance (50)")
     ax.set(xlabel="unknown taken for known (%)", ylabel="known kept (%)", xlim=(0, 100), ylim=(0, 100))
     tidy(ax, grid="both")
@@ -131,7 +138,7 @@ def oscr_curves(
         right = (known["predicted"] == known["class_name"]).to_numpy()
         x, _, y = curves(known[score], unknown[score], right)
         area = metrics(known[score], unknown[score], right)["oscr"]
-        ax.plot(x, y, color=SCORE_COLOURS[score], label=f"{SCORE_NAMES[score]}: OSCR {area:.1f}")
+        ax.plot(x, y, color=SCORE_COLOURS[score], label=f"{OPEN_SCORE_LABELS[score]}: OSCR {area:.1f}")
     closed = 100 * right.mean()
     ax.axhline(closed, color=GREY, linestyle=":", label=f"closed-set accuracy {closed:.1f}")
     ax.set(xlabel="unknown taken for known (%)", ylabel="known kept and right (%)", xlim=(0, 100), ylim=(0, None))
@@ -143,18 +150,25 @@ def oscr_curves(
 def over_tasks(table: pd.DataFrame, scores: Sequence[str] = ("msp", "maxlogit", "relative_mahalanobis")) -> np.ndarray:
     """AUROC with its 95 % limits, and closed-set accuracy, after every source task; returns the two axes (2,).
 
-    table: openworld.csv. Each accuracy is that of the classifier behind the score, among all classes seen so far.
+    table: openworld.csv. Each accuracy is that of the classifier of the score, among all classes seen so far; scores of one
+    classifier, such as the head, share one line.
     """
-    axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")[1]
-    for score in scores:
+    axes = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")[1]
+    classifiers: dict[tuple[float, ...], list[str]] = {}
+    for k, score in enumerate(scores):
         part = table[table["score"] == score].sort_values("task")
-        style = {"color": SCORE_COLOURS[score], "label": SCORE_NAMES[score], "marker": "o", "markersize": 5}
-        axes[0].plot(part["task"], part["auroc"], **style)
+        style = {"color": SCORE_COLOURS[score], "label": OPEN_SCORE_LABELS[score], "marker": "osD^vP*"[k % 7]}
+        axes[0].plot(part["task"], part["auroc"], markersize=6, **style)
         limits = part["auroc_low"], part["auroc_high"]
         axes[0].fill_between(part["task"], *limits, color=SCORE_COLOURS[score], alpha=0.12, linewidth=0)
-        axes[1].plot(part["task"], part["closed_accuracy"], **style)
+        classifiers.setdefault(tuple(part["closed_accuracy"]), []).append(score)
+    tasks = sorted(table["task"].unique())
+    for values, names in classifiers.items():
+        alike = ", ".join(OPEN_SCORE_LABELS[name] for name in names)
+        style = {"color": SCORE_COLOURS[names[0]], "marker": "o", "markersize": 6}
+        axes[1].plot(tasks, values, label=f"head ({alike})" if len(names) > 1 else alike, **style)
     chance = table.drop_duplicates("task").sort_values("task")
-    axes[0].axhline(50, color=GREY, linestyle=":", label="chance")
+    axes[0].axhline(50, color=GREY, linestyle=":", label="chance (50)")
     axes[1].plot(chance["task"], 100 / chance["known_classes"], color=GREY, linestyle=":", label="chance")
     axes[0].set(ylabel="AUROC (%), 95 % over classes", title="known or unknown?")
     axes[1].set(ylabel="accuracy (%)", title="which of the classes seen so far?", ylim=(0, None))
@@ -162,25 +176,40 @@ def over_tasks(table: pd.DataFrame, scores: Sequence[str] = ("msp", "maxlogit", 
         ax.set_xlabel("after source task")
         ax.xaxis.get_major_locator().set_params(integer=True)
         tidy(ax, grid="y")
-        legend_below(ax, 2)
+        legend_below(ax, 1)
     return axes
 
 
 def learning(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Old, new and harmonic accuracy of every way of learning the unknown classes, with 95 % limits over classes.
 
-    table: openworld_learning.csv.
+    table: openworld_learning.csv. The ways stand in groups by what protects the old classes: nothing, EWC, exemplars; below them
+    the ideal, where all labels are given.
     """
-    ways = in_order(list(table["method"]), WAYS)
+    there = set(table["method"])
+    groups = {title: [way for way in ways if way in there] for title, ways in WAY_GROUPS.items()}
+    if others := in_order([way for way in table["method"] if way not in WAY_LABELS], {}):
+        groups["others"] = others
+    groups = {title: ways for title, ways in groups.items() if ways}
+    ways = [way for own in groups.values() for way in own]
     rows = table.set_index("method").loc[ways]
-    ax = new_axes(ax, 9.5, 0.62 * len(ways) + 1.5)
+    ax = new_axes(ax, 11, 0.62 * len(ways) + 1.6)
     kinds = {"old": ("old classes", KNOWN), "new": ("new classes", UNKNOWN), "harmonic": ("harmonic mean", INK)}
     for shift, (kind, (label, colour)) in zip((-0.24, 0, 0.24), kinds.items(), strict=True):
         name, y = f"{kind}_accuracy", np.arange(len(ways)) + shift
         ax.hlines(y, rows[f"{name}_low"], rows[f"{name}_high"], color=colour, linewidth=2.4)
         ax.scatter(rows[name], y, s=44, color=colour, label=label, zorder=3)
-    ax.set_yticks(range(len(ways)), [WAYS.get(way, way) for way in ways])
-    ax.set(xlabel="accuracy on test images among all classes (%)", xlim=(0, None), ylim=(len(ways) - 0.5, -0.5))
+    first = 0
+    for k, (title, own) in enumerate(groups.items()):
+        if k % 2 == 0:
+            ax.axhspan(first - 0.5, first + len(own) - 0.5, color=FAINT, linewidth=0, zorder=-1)
+        middle = first + (len(own) - 1) / 2
+        place = {"transform": ax.get_yaxis_transform(), "va": "center", "weight": "bold", "fontsize": 12}
+        ax.text(1.02, middle, title, color=MUTED, **place)
+        first += len(own)
+    ax.set_yticks(range(len(ways)), [WAY_LABELS.get(way, way.replace("_", " ")) for way in ways])
+    ax.set(xlabel="accuracy on test images among all classes (%), 95 % over classes")
+    ax.set(xlim=(-2, None), ylim=(len(ways) - 0.5, -0.5))
     ax.tick_params(axis="y", length=0)
     tidy(ax, grid="x")
     legend_below(ax)

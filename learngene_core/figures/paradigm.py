@@ -17,7 +17,8 @@ from matplotlib.path import Path
 
 from ..criteria import best_block
 from .networks import Shape, columns, draw_blocks, draw_pools, shape_parameters, widths_of
-from .style import FAINT, GREY, GROUP_COLOURS, INK, MUTED, PALE, PART_COLOURS, SCORE_LABELS, block_text, new_axes
+from .style import FAINT, GREY, GROUP_COLOURS, INK, MUTED, PALE, PART_COLOURS, block_text, new_axes
+from .words import SCORE_LABELS
 
 BLUE = PART_COLOURS["inherited"]
 LEFT, RIGHT = -6.6, 3.3  # room for words at the left and right of the networks, in columns

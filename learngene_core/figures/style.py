@@ -21,21 +21,12 @@ METHOD_COLOURS: dict[str, str] = {
     "learngene": "#0173B2",
     "learngene_ewc": "#56B4E9",
     "first": "#029E73",
+    "longest_prefix": "#B8A200",
+    "recommended": "#7A1F4B",
     "full": "#D55E00",
     "ncm": "#000000",
 }
-METHOD_LABELS: dict[str, str] = {
-    "scratch": "scratch",
-    "random": "random blocks",
-    "learngene": "learngene",
-    "learngene_ewc": "learngene + EWC",
-    "first": "first blocks",
-    "full": "all blocks",
-    "ncm": "ncm (no training)",
-}
-FAMILY_LABELS: dict[str, str] = {"light": "light", "same_shape": "same shape", "none": "no training"}
 GROUP_COLOURS: dict[str, str] = {"base": "#3F5873", "open_world": "#ECA540", "novel": "#B04A5A"}
-GROUP_LABELS: dict[str, str] = {"base": "base", "open_world": "open-world", "novel": "novel"}
 SCORE_COLOURS: dict[str, str] = {
     "msp": "#4F4F4F",
     "maxlogit": "#0173B2",
@@ -55,20 +46,12 @@ PART_COLOURS: dict[str, str] = {
     "pool": "#8C8C8C",
     "head": "#5F5F5F",
 }
-SCORE_LABELS: dict[str, str] = {
-    "released": "share of entries > threshold",
-    "released_cv": "sd / mean over tasks",
-    "released_tv": "mean change from task to task",
-    "released_relative": "share of |entries| > 1 / (|w| sqrt n)",
-    "relative_norm": "gradient norm / weight norm",
-    "scaled_norm": "gradient norm × weight norm",
-}
 # Roles. Whatever is drawn takes its colour from here; `tests/test_style.py` holds the figures to it.
 INK, MUTED, GREY = "#222222", "#5F5F5F", "#8C8C8C"  # words and zero lines; lesser words; nulls, chance, edges
 PALE, FAINT = "#C4C4C4", "#F2F2F2"  # what joins or surrounds data; what lies behind them
 COLLECTIVE = PART_COLOURS["start"]  # the collective's own curve
 ACCENT, CHOSEN = "#DE8F05", "#F3C87A"  # what is chosen, new or a baseline; the same as a shade behind data
-SUPPORTED, REFUTED = "#0173B2", "#C44E00"
+SUPPORTED, POSITIVE, REFUTED = "#0173B2", "#029E73", "#C44E00"
 MARKS = ((ACCENT, "-"), (INK, "-"), ("#029E73", (0, (2.2, 1.1))), ("#7A3E9D", (0, (1, 0.8))), ("#56B4E9", "-"))
 SEQUENTIAL = "viridis"  # for layers, tasks and shares
 DIVERGING = "vlag"  # where a middle means something

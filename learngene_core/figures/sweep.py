@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from .comparison import DASHES, NO_TRAINING
-from .style import FAMILY_LABELS, INK, METHOD_COLOURS, METHOD_LABELS, MUTED, in_order, legend_below, tidy
+from .style import INK, METHOD_COLOURS, MUTED, in_order, legend_below, tidy
+from .words import FAMILY_LABELS, METHOD_LABELS
 
 AXIS_LABELS = {
     "shots": "support images per class (shots)",

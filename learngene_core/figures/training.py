@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -20,9 +21,9 @@ from .style import (
     DIVERGING,
     FAINT,
     GREY,
+    INK,
     MUTED,
     PALE,
-    SCORE_LABELS,
     SEQUENTIAL,
     block_text,
     legend_below,
@@ -32,6 +33,13 @@ from .style import (
     thin,
     tidy,
 )
+from .words import SCORE_LABELS, criterion_label
+
+SIZES = {  # columns of gradients.csv: label, colour, marker
+    "weight_norm": ("weights", MUTED, "s"),
+    "norm": ("gradient", COLLECTIVE, "o"),
+    "relative_norm": ("gradient / weights", ACCENT, "D"),
+}
 
 
 def learning_curves(history: pd.DataFrame) -> np.ndarray:
@@ -69,21 +77,64 @@ def learning_curves(history: pd.DataFrame) -> np.ndarray:
     return axes
 
 
-def accuracy_matrix(matrix: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def accuracy_matrix(matrix: pd.DataFrame, *, chance: float | None = None, ax: Axes | None = None) -> Axes:
     """Held-out accuracy in percent: after training task t (rows) on the classes of task s (columns), s <= t.
 
-    matrix: index = task, columns = on_task, as `collective.accuracy_matrix` gives it; NaN cells stay empty.
+    matrix: index = task, columns = on_task, as `collective.accuracy_matrix` gives it; NaN cells stay empty. chance: of a task
+    in percent, marked in the colour bar.
     """
     n = len(matrix)
     ax = new_axes(ax, 8.4, 6) if n > 6 else new_axes(ax, 7, 4.6)
     numbers = {"annot": n <= 15, "fmt": ".0f", "annot_kws": {"fontsize": 12 if n <= 10 else 9}}
     look = {"vmin": 0, "vmax": 100, "cmap": SEQUENTIAL, "linewidths": 1 if n <= 20 else 0, **numbers}
     sns.heatmap(matrix, ax=ax, mask=matrix.isna().to_numpy(), cbar_kws={"label": "held-out accuracy (%)"}, **look)
+    if chance is not None:
+        bar = ax.collections[0].colorbar.ax
+        bar.axhline(chance, color=ACCENT, linewidth=3)
+        bar.set_yticks(sorted({*range(0, 101, 20)} - {20 * round(chance / 20)} | {chance}))
+        words = [f"chance {y:g}" if y == chance else f"{y:g}" for y in bar.get_yticks()]
+        bar.set_yticklabels(words)
     ax.set_xticks(np.arange(matrix.shape[1]) + 0.5, thin(list(matrix.columns)))
     ax.set_yticks(np.arange(n) + 0.5, thin(list(matrix.index)), rotation=0)
     ax.set(xlabel="tested on the classes of task", ylabel="after training task")
     ax.tick_params(length=0)
     return ax
+
+
+def gradient_sizes(gradients: pd.DataFrame, task: int | None = None) -> np.ndarray:
+    """Size of weights and gradients per layer in one task (by default the last), and their ratio; returns the axes (2,).
+
+    gradients: gradients.csv (task, layer, norm, weight_norm, relative_norm), means over a task's epochs. Both axes are
+    logarithmic where they span more than a factor of ten.
+    """
+    task = int(gradients["task"].max()) if task is None else task
+    means = gradients[gradients["task"] == task].groupby("layer", sort=False)[list(SIZES)].mean()
+    axes = plt.subplots(1, 2, figsize=(11.5, 4.3), layout="constrained")[1]
+    x = np.arange(1, len(means) + 1)
+    for name, (label, colour, marker) in SIZES.items():
+        ax = axes[1] if name == "relative_norm" else axes[0]
+        ax.plot(x, means[name], color=colour, marker=marker, markersize=7, label=label)
+    for ax in axes:
+        values = np.concatenate([line.get_ydata() for line in ax.get_lines()])
+        wide = log_where_wide(ax.yaxis, values)
+        ax.set_ylabel("norm over all entries of a layer" + (" (log)" if wide else "") if ax is axes[0] else
+                      "gradient norm / weight norm" + (" (log)" if wide else ""))  # fmt: skip
+        _layer_axis(ax, list(means.index))
+        tidy(ax, grid="y")
+    axes[0].set_title(f"weights and gradients in task {task}")
+    axes[1].set_title("gradient relative to its weights")
+    legend_below(axes[0])
+    return axes
+
+
+def grown_cells(gradients: pd.DataFrame) -> list[tuple[int, str]]:
+    """(task, layer) of every layer that begins a task with more weights than it ended the task before with.
+
+    gradients: gradients.csv or `Record.table` (task, layer, n_weights).
+    """
+    sizes = gradients.pivot_table(index="task", columns="layer", values="n_weights", sort=False).sort_index()
+    grew = sizes.diff() > 0
+    return [(int(task), str(layer)) for task in grew.index for layer in grew.columns if grew.loc[task, layer]]
 
 
 def layer_task_heatmap(
@@ -96,19 +147,23 @@ def layer_task_heatmap(
     vmin: float | None = None,
     vmax: float | None = None,
     chosen: Sequence[str] = (),
+    grown: Iterable[tuple[int, str]] = (),
 ) -> Axes:
     """The appendix's picture: a quantity per layer (rows, the input at the top) and source task (columns, from 1).
 
     values: (t, l), NaN (hatched) where there is none; label: name and unit for the colour bar. With `centre` the colours
-    diverge from that value. The block `chosen` is framed.
+    diverge from that value; with vmin and vmax the scale is fixed, and values beyond it take its end colours. The block
+    `chosen` is framed, cells in `grown` (task, layer) have a dot: these layers had just been widened.
     """
     values = np.asarray(values, float)
     n_tasks, n_layers = values.shape
     ax = new_axes(ax, 9, 5)
     norm, low, high = heat_norm(values, centre, vmin, vmax)
     mesh = ax.pcolormesh(np.ma.masked_invalid(values.T), cmap=SEQUENTIAL if centre is None else DIVERGING, norm=norm)
-    bar = ax.figure.colorbar(mesh, ax=ax, label=label, pad=0.02)
-    if high > low:
+    beyond = np.nanmax(values, initial=-np.inf) > norm.vmax, np.nanmin(values, initial=np.inf) < norm.vmin
+    extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get(beyond, "neither")
+    bar = ax.figure.colorbar(mesh, ax=ax, label=label, pad=0.02, extend=extend)
+    if high > low and extend == "neither":
         bar.ax.set_ylim(low, high)  # only what occurs, also where colours are symmetric about the centre
     bar.outline.set_visible(False)
     ax.patch.set(facecolor=FAINT, hatch="///", edgecolor=PALE)  # seen where there is no value
@@ -118,6 +173,9 @@ def layer_task_heatmap(
     ax.set_yticks(np.arange(n_layers) + 0.5, list(layers), rotation=0)
     ax.set(xlabel="source task", ylabel="layer (input at the top)")
     ax.tick_params(length=0)
+    if marked := [(task - 0.5, list(layers).index(layer) + 0.5) for task, layer in grown if layer in layers]:
+        look = {"s": 26, "color": "white", "edgecolor": INK, "linewidth": 0.8, "label": "just widened"}
+        ax.scatter(*zip(*marked, strict=True), **look)
     if chosen:
         first = list(layers).index(chosen[0]) + 1
         frame_layers(ax, (first, first + len(chosen) - 1), n_tasks)
@@ -170,35 +228,80 @@ def profile_with_null(
     name = str(table["criterion"].iloc[0]) if "criterion" in table else ""
     label = label or SCORE_LABELS.get(name, name or "score")
     label += " (log)" if log_where_wide(ax.yaxis, np.concatenate([score, null - spread, null + spread])) else ""
-    ax.set_xticks(x, short(layers), rotation=45 if max(map(len, short(layers))) > 2 else 0)
-    numbered = short(layers) != layers
-    ax.set(xlabel="layer (conv number)" if numbered else "layer", ylabel=label, xlim=(0.5, len(x) + 0.5))
+    ax.set_ylabel(label)
+    _layer_axis(ax, layers)
     tidy(ax, grid="y")
+    if "inherit" in table:
+        inherit_arrow(ax, table["inherit"].iloc[0])
     if legend:
         legend_below(ax)
     return ax
 
 
+def _layer_axis(ax: Axes, layers: Sequence[str]) -> None:
+    """Layers along x, from 1 on."""
+    names = short(layers)
+    ax.set_xticks(range(1, len(layers) + 1), names, rotation=45 if max(map(len, names)) > 2 else 0)
+    ax.set(xlabel="layer (conv number)" if names != list(layers) else "layer", xlim=(0.5, len(layers) + 0.5))
+
+
+def inherit_arrow(ax: Axes, inherit: str, size: float = 11) -> None:
+    """An arrow right of the axes, down or up: "inherit where low" (or high), in letters of `size` points."""
+    ends = ((1.03, 0.08), (1.03, 0.92)) if inherit == "low" else ((1.03, 0.92), (1.03, 0.08))
+    look = {"arrowstyle": "-|>", "color": ACCENT, "linewidth": 2.2, "mutation_scale": 16}
+    ax.annotate("", *ends, xycoords="axes fraction", textcoords="axes fraction", arrowprops=look)
+    words = {"rotation": 90, "va": "center", "fontsize": size, "color": INK, "transform": ax.transAxes}
+    ax.text(1.05, 0.5, f"inherit where {inherit}", **words)
+
+
+def profiles_with_null(tables: Mapping[str, pd.DataFrame], chosen: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """`profile_with_null` for several thresholds or criteria of one unit beside each other on one axis; returns the axes (n,).
+
+    tables: title of the panel -> the table of one criterion; chosen: the same titles -> the block it chooses (may lack some).
+    """
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(5.8 * len(tables), 4.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        block = tuple(chosen.get(title, ()))
+        profile_with_null(table.drop(columns="inherit", errors="ignore"), chosen=block, ax=ax, legend=False)
+        ax.set_title(f"{title}\nchosen: {block_text(block)}")
+    for ax in axes[0, 1:]:
+        ax.set_ylabel("")
+    if "inherit" in (last := list(tables.values())[-1]):
+        inherit_arrow(axes[0, -1], last["inherit"].iloc[0])
+    _profile_legend(figure, axes[0, 0])
+    return axes[0]
+
+
+def _profile_legend(figure: Figure, ax: Axes) -> None:
+    """One legend below panels of `profile_with_null`, with the lines of `ax`."""
+    lines = [h for h in ax.get_lines() if not h.get_label().startswith("_")]
+    patch = Rectangle((0, 0), 1, 1, color=CHOSEN, alpha=0.55)
+    labels = [line.get_label() for line in lines] + ["the block it chooses"]
+    figure.legend([*lines, patch], labels, loc="outside lower center", ncols=3)
+
+
 def criteria_panel(scores: pd.DataFrame, chosen_by: Mapping[str, Sequence[str]]) -> np.ndarray:
     """Every criterion beside its null, one small panel each, with the block it would choose; returns the axes (n,).
 
-    scores: `criteria.score_all` (scores.csv); chosen_by: criterion -> layers it chooses (may lack some).
+    scores: `criteria.score_all` (scores.csv); chosen_by: criterion -> layers it chooses (may lack some). An arrow beside each
+    panel says whether the criterion inherits where it is low or high.
     """
     names = list(dict.fromkeys(scores["criterion"]))
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(11, 3.2 * rows + 0.5), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(rows, columns, figsize=(12, 3.3 * rows + 0.5), squeeze=False, layout="constrained")
     for ax, name in zip(grid.flat, names, strict=False):
         chosen = tuple(chosen_by.get(name, ()))
-        profile_with_null(scores[scores["criterion"] == name], chosen=chosen, ax=ax, legend=False)
-        ax.set_title(f"{name}\n{block_text(chosen)}", fontsize=13)
+        table = scores[scores["criterion"] == name]
+        profile_with_null(table.drop(columns="inherit"), chosen=chosen, ax=ax, legend=False)
+        inherit_arrow(ax, table["inherit"].iloc[0], 10)
+        ax.set_title(f"{criterion_label(name)}\n{block_text(chosen)}", fontsize=13)
         ax.tick_params(labelsize=10)
         ax.set_ylabel(ax.get_ylabel(), fontsize=10.5)
         ax.set_xlabel(ax.get_xlabel(), fontsize=10.5)
     for ax in grid.flat[len(names) :]:
         ax.set_visible(False)
-    lines = [h for h in grid.flat[0].get_lines() if not h.get_label().startswith("_")]
-    patch = Rectangle((0, 0), 1, 1, color=CHOSEN, alpha=0.55)
-    labels = [line.get_label() for line in lines] + ["the block it chooses"]
-    figure.legend([*lines, patch], labels, loc="outside lower center", ncols=3)
+    _profile_legend(figure, grid.flat[0])
     return grid.flat[: len(names)]
