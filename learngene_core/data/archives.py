@@ -196,4 +196,5 @@ def _reading(path: Path, name: str = "") -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         what = f"{shown(name)} in the archive {path}" if name else f"the archive {path}"
-        raise StudyError(f"cannot read {what}: {shown(str(error)) or type(error).__name__}; fetch it again") from None
+        why = next(iter(str(error).splitlines()), "").rstrip(": ") or type(error).__name__
+        raise StudyError(f"cannot read {what}: {shown(why)}; fetch it again, or unpack it yourself") from None

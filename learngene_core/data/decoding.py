@@ -150,7 +150,7 @@ def _try(picture: Callable[[int], Picture], i: int, size: int, where: str) -> tu
     except MemoryError:
         raise
     except Exception as error:  # damaged files raise whatever the codec stumbles over: struct.error, IndexError, ...
-        return str(error).replace(f"{where}/", "") or type(error).__name__
+        return " ".join(str(error).split()).replace(f"{where}/", "") or type(error).__name__
 
 
 @contextmanager

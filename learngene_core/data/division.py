@@ -1,16 +1,14 @@
-"""The published class divisions that come with the package, as JSON: names, source, groups, super-classes.
+"""The division of the classes into base, open-world and novel; which images are held out; the source and target tasks.
 
-Which classes are base, open-world and novel; which images are held out; the source tasks and the target tasks.
-
-The 64/16/20 division is the paper's (appendix A.1.2). The paper's prose says 60 base classes and its table lists 65, one of
-them twice; without the double entry it is 64.
+A division is data: a JSON file that lists the names of the three groups. The published ones come with the package (folder
+`splits`), with their source and the super-classes. The 64/16/20 division is the paper's (appendix A.1.2). The paper's prose
+says 60 base classes and its table lists 65, one of them twice; without the double entry there are 64.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 from ..config import Config
 from ..errors import StudyError, read_json, say
 from ..tasks import ImageSet, SourceTask, TargetTask, numpy_generator
+from .names import plain
 
 FOLDER = Path(__file__).with_name("splits")
 GROUPS = ("base", "open_world", "novel")
@@ -39,7 +38,7 @@ def named(division: str) -> dict[str, Any]:
 def read_division(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], str]:
     """Base, open-world and novel class names of a division file, and the division's name.
 
-    Names are brought to Unicode's NFC, as those of class folders are. Raises StudyError for a file that is no division.
+    Names are made `plain`, as those of class folders are. Raises StudyError for a file that is no division.
     """
     values = read_json(Path(path).expanduser())
     try:
@@ -48,13 +47,13 @@ def read_division(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...], t
         raise StudyError(f"{path} is no division: it needs the lists base, open_world and novel") from None
     if not all(isinstance(name, str) for group in groups for name in group):
         raise StudyError(f"{path} is no division: class names are strings")
-    base, open_world, novel = (tuple(unicodedata.normalize("NFC", n) for n in group) for group in groups)
-    return base, open_world, novel, str(values.get("standard_name") or values.get("name") or path.name)
+    base, open_world, novel = (tuple(map(plain, group)) for group in groups)
+    return base, open_world, novel, plain(str(values.get("standard_name") or values.get("name") or Path(path).name))
 
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """Disjoint tuples of class names. Raises StudyError where a class stands twice."""
+    """Disjoint tuples of class names. Raises StudyError where a class is listed twice."""
 
     base: tuple[str, ...]
     open_world: tuple[str, ...]
@@ -66,9 +65,7 @@ class Division:
         for group in ("base", "open_world", "novel"):
             for name in getattr(self, group):
                 if name in seen:
-                    raise StudyError(
-                        f"class {name!r} stands in {seen[name]} and again in {group}; a division is disjoint"
-                    )
+                    raise StudyError(f"class {name!r} is in {seen[name]} and again in {group}; a division is disjoint")
                 seen[name] = group
 
 

@@ -8,21 +8,16 @@ import pytest
 from conftest import blank_images, tiny_tree
 
 from learngene_core.config import Config
-from learngene_core.data.division import MANIFESTS, Division, describe, divide, parts, source_tasks, target_tasks
+from learngene_core.data.division import GROUPS, Division, describe, divide, packaged, parts, source_tasks, target_tasks
 from learngene_core.data.images import load_images
 from learngene_core.errors import StudyError
 from learngene_core.presets import PRESETS
 from learngene_core.runs.run import Run
-
-GROUPS = ("base", "open_world", "novel")
+from learngene_core.runs.stages import divided
 
 
 def names(n):
     return tuple(f"class{i:03d}" for i in range(n))
-
-
-def manifest(name):
-    return json.loads((MANIFESTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +30,18 @@ def glyph_division(glyph_images):
     ("name", "counts"), [("cifar100", (64, 16, 20)), ("imagenet100", (64, 16, 20)), ("cub200", (100, 50, 50))]
 )
 def test_packaged_manifest_has_the_published_counts_and_is_disjoint(name, counts):
-    groups = [manifest(name)[g] for g in GROUPS]
+    groups = [packaged(name)[g] for g in GROUPS]
     assert tuple(map(len, groups)) == counts
     assert len(set().union(*groups)) == sum(counts)
     assert all(isinstance(n, str) and n.strip() == n and n for g in groups for n in g)
 
 
 def test_cattle_which_the_paper_lists_twice_is_open_world_only():
-    assert [g for g in GROUPS if "cattle" in manifest("cifar100")[g]] == ["open_world"]
+    assert [g for g in GROUPS if "cattle" in packaged("cifar100")[g]] == ["open_world"]
 
 
 def test_superclasses_of_cifar100_are_20_groups_of_5():
-    values = manifest("cifar100")
+    values = packaged("cifar100")
     classes = {n for g in GROUPS for n in values[g]}
     assert set(values["superclasses"]) == classes
     sizes = {s: list(values["superclasses"].values()).count(s) for s in values["superclasses"].values()}
@@ -89,7 +84,7 @@ def test_too_few_classes_are_refused():
     with pytest.raises(StudyError, match="source_way = 8"):
         divide(blank_images(names(12), 1), Config())
     with pytest.raises(StudyError, match="n_way = 21"):
-        cifar = manifest("cifar100")
+        cifar = packaged("cifar100")
         divide(blank_images(sorted(sum((cifar[g] for g in GROUPS), [])), 1, data="cifar100"), Config(n_way=21))
 
 
@@ -104,12 +99,12 @@ def test_equal_division_hashes_mean_equal_divisions():
 
 @pytest.mark.parametrize("groups", [(["a", "b"], ["b"], ["c"]), (["a", "a"], ["b"], ["c"]), (["a"], ["b"], ["c", "a"])])
 def test_a_class_that_stands_twice_is_refused_by_name(groups):
-    with pytest.raises(StudyError, match=r"'[ab]' stands in"):
+    with pytest.raises(StudyError, match=r"'[ab]' is in"):
         Division(*map(tuple, groups))
 
 
 def test_cifar100_uses_its_manifest_and_the_seed_only_when_asked(tmp_path):
-    values = manifest("cifar100")
+    values = packaged("cifar100")
     tiny_tree(tmp_path, [n for g in GROUPS for n in values[g]], 1, 8, test=1)
     imgs = load_images("cifar100", tmp_path, image_size=8)
     cfg = Config(data="cifar100", image_size=8)
@@ -355,7 +350,7 @@ def test_every_preset_asks_for_no_more_than_its_data_has(glyph_images, preset):
     if cfg.data == "glyphs":
         imgs = glyph_images
     else:
-        classes = sorted(n for g in GROUPS for n in manifest(cfg.data)[g])
+        classes = sorted(n for g in GROUPS for n in packaged(cfg.data)[g])
         counts = {"cifar100": (500, 100), "imagenet100": (600, 0)}[cfg.data]
         imgs = blank_images(classes, counts[0], held_out=counts[1], data=cfg.data)
     div = divide(imgs, cfg)
@@ -368,7 +363,7 @@ def test_every_preset_asks_for_no_more_than_its_data_has(glyph_images, preset):
 # in a run folder ----------------------------------------------------------------------------------------------------
 def test_division_json_is_readable_and_loaded_back(tmp_path, glyph_images, glyph_division, capsys):
     cfg = Config.preset("smoke")
-    assert divide(glyph_images, cfg, Run.open(cfg, tmp_path / "run")) == glyph_division
+    assert divided(Run.open(cfg, tmp_path / "run"), glyph_images) == glyph_division
     text = (tmp_path / "run" / "division.json").read_text(encoding="utf-8")
     values = json.loads(text)
     assert tuple(values["novel"]) == glyph_division.novel
@@ -376,21 +371,21 @@ def test_division_json_is_readable_and_loaded_back(tmp_path, glyph_images, glyph
     assert len(text.splitlines()) > 100, "one class a line"
     assert str(tmp_path) not in text
     capsys.readouterr()
-    assert divide(glyph_images, cfg, Run.open(cfg, tmp_path / "run")) == glyph_division
+    assert divided(Run.open(cfg, tmp_path / "run"), glyph_images) == glyph_division
     assert "loaded" in capsys.readouterr().out
-    divide(glyph_images, cfg, Run.open(cfg, tmp_path / "other"))
+    divided(Run.open(cfg, tmp_path / "other"), glyph_images)
     assert (tmp_path / "other" / "division.json").read_text(encoding="utf-8") == text
 
 
 def test_a_run_made_from_other_images_is_refused(tmp_path):
     cfg = Config(data="folder", image_size=8, source_way=2)
     written = tiny_tree(tmp_path / "tree", names(12), 2, 8)
-    divide(load_images("folder", tmp_path / "tree", image_size=8), cfg, Run.open(cfg, tmp_path / "run"))
+    divided(Run.open(cfg, tmp_path / "run"), load_images("folder", tmp_path / "tree", image_size=8))
     next(iter(written)).unlink()
     imgs = load_images("folder", tmp_path / "tree", image_size=8)
     with pytest.raises(StudyError, match=r"other images.*--redo division"):
-        divide(imgs, cfg, Run.open(cfg, tmp_path / "run"))
-    redone = divide(imgs, cfg, Run.open(cfg, tmp_path / "run", redo=["division"]))
+        divided(Run.open(cfg, tmp_path / "run"), imgs)
+    redone = divided(Run.open(cfg, tmp_path / "run", redo=["division"]), imgs)
     stored = json.loads((tmp_path / "run" / "division.json").read_text())
     assert stored["images"] == imgs.fingerprint
     assert tuple(stored["base"]) == redone.base

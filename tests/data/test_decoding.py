@@ -1,0 +1,177 @@
+"""From an image file to its pixels: colour modes, depths, sizes, orientations, damaged files; every pixel is the right one."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from conftest import tiny_tree
+from PIL import Image
+
+from learngene_core.data import decoding
+from learngene_core.data import images as sources
+from learngene_core.data.images import load_images
+from learngene_core.errors import StudyError
+
+
+def one_image(folder, image, name="x.png"):
+    (folder / "class").mkdir(parents=True, exist_ok=True)
+    image.save(folder / "class" / name)
+    return load_images("folder", folder, image_size=8).images[0].permute(1, 2, 0).numpy()
+
+
+def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
+    rng = np.random.default_rng(0)
+    grey, colour = rng.integers(0, 256, (8, 8), np.uint8), rng.integers(0, 256, (8, 8, 3), np.uint8)
+    opaque = np.dstack([colour, np.full((8, 8), 255, np.uint8)])
+    palette = Image.fromarray(rng.integers(0, 4, (8, 8), np.uint8), "P")
+    palette.putpalette([1, 2, 3, 50, 60, 70, 200, 0, 0, 9, 255, 4])
+    table = np.array([[1, 2, 3], [50, 60, 70], [200, 0, 0], [9, 255, 4]])
+    assert np.array_equal(one_image(tmp_path / "l", Image.fromarray(grey)), np.dstack([grey] * 3))
+    assert np.array_equal(one_image(tmp_path / "a", Image.fromarray(opaque)), colour)
+    assert np.array_equal(one_image(tmp_path / "p", palette), table[np.asarray(palette)])
+    assert np.array_equal(one_image(tmp_path / "b", Image.fromarray(grey > 99)), np.dstack([(grey > 99) * 255] * 3))
+
+
+def test_16_bit_grey_is_scaled_not_clipped_to_white(tmp_path):
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    seen = one_image(tmp_path, Image.fromarray(deep)).astype(int)
+    assert np.abs(seen - (deep // 257)[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 20), (20, 33), (5, 5), (4, 9), (64, 64), (1, 40)])
+def test_other_sizes_fill_the_square_from_the_middle(tmp_path, height, width):
+    """Red rises to the right, green downwards, so a pixel's colour says where in the original it comes from."""
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0] = np.linspace(0, 255, width)[None]
+    ramp[..., 1] = np.linspace(0, 255, height)[:, None]
+    seen = one_image(tmp_path, Image.fromarray(ramp)).astype(float)
+    assert seen.shape == (8, 8, 3)
+    short = min(height, width)
+    # the centre of output pixel i, as a share of the side it was cut from
+    places = [((side - short) / 2 + (np.arange(8) + 0.5) * short / 8) / side for side in (width, height)]
+    inner = slice(1, 7)  # the outermost pixels mix with the repeated edge
+    for channel, (place, axis) in enumerate(zip(places, (0, 1), strict=True)):
+        side = (width, height)[channel]
+        if side > 1:
+            wanted = (place * side - 0.5).clip(0, side - 1) / (side - 1) * 255
+            assert np.abs(seen[inner, inner, channel].mean(axis) - wanted[inner]).max() < 255 / 8
+
+
+def png(size):
+    data = io.BytesIO()
+    Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"this is text", png(8)[:40], png(64)[:-30], b"\x89PNG\r\n\x1a\n" + bytes(50), b"BM" + bytes(60)],
+    ids=["empty", "text", "header only", "truncated", "broken chunk", "broken bitmap"],
+)
+def test_unreadable_image_is_named(tmp_path, data):
+    tiny_tree(tmp_path, ["a"], 2, 8)
+    (tmp_path / "a" / "broken.png").write_bytes(data)
+    with pytest.raises(StudyError, match=r"broken\.png"):
+        load_images("folder", tmp_path, image_size=8)
+
+
+def test_image_that_pillow_takes_for_a_bomb_is_named(tmp_path, monkeypatch):
+    """A damaged header often claims an enormous size."""
+    tiny_tree(tmp_path, ["a"], 1, 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(StudyError, match=r"000\.png"):
+        load_images("folder", tmp_path, image_size=8)
+
+
+def save_odd_images(folder):
+    """One image of each odd kind, 8 px unless said: grey, palette, transparent, deep, CMYK, another size, plain."""
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    folder.mkdir(parents=True)
+    images = {
+        "plain.png": Image.fromarray(colour),
+        "grey.png": Image.fromarray(colour[..., 0]),
+        "bits.png": Image.fromarray(colour[..., 0] > 127),
+        "palette.gif": Image.fromarray(colour).quantize(8),
+        "rgba.png": Image.fromarray(np.dstack([colour, np.full((8, 8), 0, np.uint8)])),
+        "la.png": Image.fromarray(np.dstack([colour[..., 0], np.full((8, 8), 255, np.uint8)]), "LA"),
+        "deep.png": Image.fromarray(np.full((8, 8), 40_000, np.uint16)),
+        "deep.tif": Image.fromarray(np.full((8, 8), 40_000, np.uint16)),
+        "cmyk.jpg": Image.fromarray(np.full((8, 8, 4), 128, np.uint8), "CMYK"),
+        "wide.png": Image.fromarray(rng.integers(0, 256, (8, 20, 3), np.uint8)),
+    }
+    for name, image in images.items():
+        image.save(folder / name)
+    return sorted(images)
+
+
+def test_odd_images_are_converted_and_said_once_in_one_line(tmp_path, capsys):
+    names = save_odd_images(tmp_path / "a")
+    imgs = load_images("folder", tmp_path, image_size=8)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if ": converted" in line]
+    for text in ("1 grey-scale", "1 black-and-white", "1 of a palette", "2 transparent (laid on white)",
+                 "2 of 16 bits (upper 8 kept)", "1 CMYK", "1 of another size (middle square, resized)"):  # fmt: skip
+        assert text in line
+    seen = dict(zip(names, imgs.images, strict=True))
+    assert (seen["rgba.png"] == 255).all(), "wholly transparent is white"
+    assert (seen["deep.png"] == 40_000 >> 8).all() and (seen["deep.tif"] == 40_000 >> 8).all()
+    with Image.open(tmp_path / "a" / "cmyk.jpg") as image:
+        assert np.array_equal(seen["cmyk.jpg"].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
+    load_images("folder", tmp_path, image_size=8)
+    assert "converted" not in capsys.readouterr().out
+
+
+def test_pixels_of_32_bits_have_no_known_range_and_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a" / "float.tif")
+    with pytest.raises(StudyError, match=r"float\.tif.*8 bits"):
+        load_images("folder", tmp_path, image_size=8)
+
+
+def test_middle_square_resized_is_shorter_side_resized_and_cropped(tmp_path):
+    ramp = np.add.outer(np.arange(150), 2 * np.arange(200)).astype(np.uint8) // 4
+    image = Image.fromarray(np.dstack([ramp] * 3))
+    wanted = np.asarray(image.resize((112, 84), Image.Resampling.BILINEAR).crop((14, 0, 98, 84))).astype(int)
+    assert np.abs(np.asarray(decoding.square(image, 84)).astype(int) - wanted).max() <= 1
+    thin = Image.new("RGB", (1, 30_000))  # resizing before cropping would take gigabytes
+    assert decoding.square(thin, 84).size == (84, 84)
+
+
+def test_other_formats_are_not_opened_whatever_their_name(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "x.eps")
+    os.rename(tmp_path / "a" / "x.eps", tmp_path / "a" / "x.png")  # Pillow would start Ghostscript
+    with pytest.raises(StudyError, match=r"x\.png.*cannot identify"):
+        load_images("folder", tmp_path, image_size=8)
+
+
+def test_corrupt_images_are_named_or_left_out_as_asked(tmp_path, cache, capsys):
+    written = tiny_tree(tmp_path / "tree", ["a", "b"], 3, 8, test=1)
+    good = load_images("folder", tmp_path / "tree", image_size=8)
+    for name in ("train/a/zz.png", "train/b/0.png", "test/b/x.png"):
+        (tmp_path / "tree" / name).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(StudyError, match=r"cannot read the image .*train/a/zz\.png"):
+        load_images("folder", tmp_path / "tree", image_size=8)
+    for _ in range(2):  # decoded, then from the cache
+        capsys.readouterr()
+        imgs = load_images("folder", tmp_path / "tree", image_size=8, skip_corrupt=True)
+        assert imgs.fingerprint == good.fingerprint
+        said = capsys.readouterr().out
+        assert "3 unreadable images are left out" in said and "train/b/0.png" in said
+    with pytest.raises(StudyError, match=r"train/a/zz\.png"):
+        load_images("folder", tmp_path / "tree", image_size=8)
+    for path in written:
+        path.write_bytes(b"")
+    with pytest.raises(StudyError, match="none of the 11 images"):
+        load_images("folder", tmp_path / "tree", image_size=8, skip_corrupt=True)
+
+
+def test_threads_and_one_loop_give_equal_images(tmp_path, cache, monkeypatch):
+    tiny_tree(tmp_path / "tree", ["a", "b"], 40, (20, 30))
+    one = load_images("folder", tmp_path / "tree", image_size=16)
+    monkeypatch.setattr(decoding, "THREAD_BYTES", 0)
+    monkeypatch.setattr(decoding, "BATCH_BYTES", 1)  # batches of 16, so that there are several
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(sources, "VERSION", -1)  # another key
+    assert load_images("folder", tmp_path / "tree", image_size=16).fingerprint == one.fingerprint
