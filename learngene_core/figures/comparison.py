@@ -10,7 +10,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..analysis import statistics
-from .style import GREY, INK, METHOD_COLOURS, MUTED, in_order, legend_below, new_axes, right_of, stripe, tidy
+from .style import (
+    BLOCK_COLOURS,
+    GREY,
+    INK,
+    METHOD_COLOURS,
+    MUTED,
+    in_order,
+    legend_below,
+    new_axes,
+    right_of,
+    stripe,
+    tidy,
+)
 from .tables import checked, estimate_text
 from .words import DATA_LABELS, FAMILY_LABELS, METHOD_LABELS
 
@@ -246,13 +258,6 @@ def _panel_title(family: str, shots: int, n_tasks: pd.Series) -> str:
     return f"{FAMILY_LABELS.get(family, family)}, {shots} shots (n = {count} {unit})"
 
 
-BAR_METHODS = {  # of a block in words, for its colour
-    "last three": "learngene",
-    "first three": "first",
-    "longest prefix": "longest_prefix",
-    "recommended": "recommended",
-    "all blocks": "full",
-}
 HATCHES = ("", "////", "....", "xxxx")  # one per data set
 
 
@@ -273,7 +278,7 @@ def gain_bars(gains: pd.DataFrame) -> np.ndarray:
     axes = plt.subplots(1, len(families), figsize=size, sharex=True, squeeze=False, layout="constrained")[1][0]
     for ax, family in zip(axes, families, strict=True):
         part = table[table["family"] == family]
-        _bar_panel(ax, part, in_order(list(part["block"]), BAR_METHODS), data)
+        _bar_panel(ax, part, in_order(list(part["block"]), BLOCK_COLOURS), data)
         ax.set(title=f"{FAMILY_LABELS.get(family, family)} individuals", xlabel="gain over own scratch (points)")
     for ax in axes:
         ax.set_ylim(rows - 0.5, -0.5)
@@ -297,7 +302,7 @@ def _bar_panel(ax: Axes, part: pd.DataFrame, blocks: Sequence[str], data: Sequen
         k, block = data.index(row.data), blocks.index(row.block)
         y, colour = (
             block + (k - (len(data) - 1) / 2) * height,
-            METHOD_COLOURS.get(BAR_METHODS.get(row.block, ""), MUTED),
+            BLOCK_COLOURS.get(row.block, MUTED),
         )
         hatch = HATCHES[k % len(HATCHES)]
         look = {"color": colour} if not hatch else {"facecolor": "white", "edgecolor": colour, "hatch": hatch}

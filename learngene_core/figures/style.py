@@ -26,6 +26,14 @@ METHOD_COLOURS: dict[str, str] = {
     "full": "#D55E00",
     "ncm": "#000000",
 }
+BLOCK_COLOURS: dict[str, str] = {  # of a block in words; where a method stands for it, the method's
+    "last three": METHOD_COLOURS["learngene"],
+    "first three": METHOD_COLOURS["first"],
+    "conv1-7": "#7A3E9D",
+    "longest prefix": METHOD_COLOURS["longest_prefix"],
+    "recommended": METHOD_COLOURS["recommended"],
+    "all blocks": METHOD_COLOURS["full"],
+}
 GROUP_COLOURS: dict[str, str] = {"base": "#3F5873", "open_world": "#ECA540", "novel": "#B04A5A"}
 SCORE_COLOURS: dict[str, str] = {
     "msp": "#4F4F4F",
