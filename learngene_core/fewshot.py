@@ -223,7 +223,7 @@ class Individuals:
         images = torch.cat([self.pick(task.support[:, :shots]) for task, _ in draws])
         labels = torch.cat([labels_of(task.support[:, :shots]) for task, _ in draws]).to(self.device)
         tasks = ", ".join(dict.fromkeys(str(task.number) for task, _ in draws))
-        where, pull = f"target task {tasks}, {arms[0].family}, {shots} shots", self._pull(stack, draws, arms, genes)
+        where, pull = f"target task {tasks}, {arms[0].family}, {shots} shots", self.pull_of(stack, draws, arms, genes)
         history = []
         for row in fit(
             stack,
@@ -248,7 +248,7 @@ class Individuals:
         """Images (k, 3, h, w) uint8 with these indices, flattened to (k,), on the device."""
         return self.images.images[torch.from_numpy(indices).flatten()].to(self.device)
 
-    def _pull(
+    def pull_of(
         self, stack: Stack, draws: Sequence[Draw], arms: Sequence[Arm], genes: Sequence[Learngene | None]
     ) -> Penalty | Frozen | None:
         """The pull towards the inherited weights, for the arms that have one; the others' weights are zero."""
@@ -323,7 +323,8 @@ def sorted_rows(table: pd.DataFrame) -> pd.DataFrame:
     order = {m: i for i, m in enumerate(dict.fromkeys(m for known in METHODS.values() for m in known))}
     keys = [k for k in ROW_KEYS if k in table]
     if table.empty:
-        return pd.DataFrame(columns=[*ROW_KEYS, "accuracy"])
+        words = ("family", "method", "block")  # numbers stay numbers when other rows are added
+        return pd.DataFrame({k: pd.Series(dtype=object if k in words else float) for k in (*ROW_KEYS, "accuracy")})
     return table.sort_values(keys, key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True)
 
 

@@ -10,17 +10,17 @@ import torch
 from toys import states_equal, tables_equal, toy_config, toy_images
 
 from learngene_core import fewshot
-from learngene_core import fewshot as individuals
 from learngene_core.analysis import tuning
+from learngene_core.arms import arms_of
 from learngene_core.collective import train_collective
+from learngene_core.config import Machine
 from learngene_core.data.division import divide, source_tasks, target_tasks
 from learngene_core.errors import StudyError
-from learngene_core.fewshot import evaluate_few_shot
-from learngene_core.arms import arms_of
+from learngene_core.fewshot import Individuals, evaluate_few_shot
 from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.network import ConvNet
 from learngene_core.presets import METHODS
-from learngene_core.runs.machine import Machine
+from learngene_core.runs import stages
 from learngene_core.runs.run import Run
 from learngene_core.training import normalise
 
@@ -39,10 +39,15 @@ class World:
 
     def evaluate(self, tgt=None, **changes):
         """The results of a fresh evaluation, with changes to the configuration."""
-        options = {k: changes.pop(k) for k in ("methods", "run", "gene") if k in changes}
-        cfg = self.cfg.replace(**changes)
-        gene = options.pop("gene", self.gene)
+        options = {k: changes.pop(k) for k in ("methods", "blocks", "machine") if k in changes}
+        gene, cfg = changes.pop("gene", self.gene), self.cfg.replace(**changes)
         return evaluate_few_shot(gene, self.col, self.images, self.targets(cfg) if tgt is None else tgt, cfg, **options)
+
+    def in_run(self, path, gene=None, tgt=None, images=None, **changes):
+        """The results of the run in a folder."""
+        run = Run.open(self.cfg.replace(**changes), path)
+        tasks = self.targets(run.cfg) if tgt is None else tgt
+        return stages.results(run, gene or self.gene, self.col, images or self.images, tasks)
 
     def targets(self, cfg=None, **options):
         return target_tasks(self.images, self.div, cfg or self.cfg, **options)
@@ -52,7 +57,7 @@ class World:
 def world():
     cfg, images = toy_config(layers=LAYERS), toy_images()
     div = divide(images, cfg)
-    col = train_collective(images, div, source_tasks(images, div, cfg), cfg)
+    col = train_collective(images, source_tasks(images, div, cfg), cfg)
     return World(cfg, images, div, col, cut_learngene(col, cfg))
 
 
@@ -68,11 +73,21 @@ def of_task(table, number):
 # the table --------------------------------------------------------------------------------------------------------------
 def test_every_method_meets_every_task_once(world, results):
     table = world.evaluate(n_inits=2, shots=(2, 4))
-    wanted = {(f, m, s, t, i) for f, ms in METHODS.items() for m in ms for s in (2, 4) for t in (1, 2) for i in (1, 2)}
-    wanted -= {key for key in wanted if key[1] == "ncm" and key[4] == 2}  # without training there is nothing to draw
-    keys = list(map(tuple, table[["family", "method", "shots", "target_task", "init"]].to_numpy().tolist()))
+    prefix = next(iter(results.loc[results["method"] == "longest_prefix", "block"]))
+    pairs = {
+        ("light", "conv11-conv13"): ("scratch", "random", "learngene", "learngene_ewc"),
+        ("light", "conv1-conv3"): ("scratch", "first"),
+        ("light", prefix): ("scratch", "longest_prefix"),
+        ("same_shape", "conv1-conv13"): METHODS["same_shape"],
+    }
+    wanted = {
+        (*pair, m, s, t, i) for pair, ms in pairs.items() for m in ms for s in (2, 4) for t in (1, 2) for i in (1, 2)
+    }
+    trained = table[table["method"] != "ncm"]
+    keys = list(map(tuple, trained[["family", "block", "method", "shots", "target_task", "init"]].to_numpy().tolist()))
     assert set(keys) == wanted and len(keys) == len(wanted)
-    assert np.isfinite(table.select_dtypes("number").drop(columns="final_loss").to_numpy()).all()
+    assert table.groupby("method")["init"].max()["ncm"] == 1 and len(table) == len(trained) + 4  # nothing to draw
+    assert np.isfinite(table[["accuracy", "rate", "ewc", "inherited_parameters"]].to_numpy(float)).all()
     per_class = world.cfg.query_images
     hits = table["accuracy"] * 2 * per_class / 100
     assert table["accuracy"].between(0, 100).all() and np.allclose(hits, hits.round())
@@ -80,6 +95,15 @@ def test_every_method_meets_every_task_once(world, results):
     assert sizes["light", "scratch"] == sizes["same_shape", "scratch"] == 0
     assert sizes["light", "learngene"] == sizes["same_shape", "learngene"] == world.gene.n_parameters
     assert sizes["same_shape", "full"] == sum(p.numel() for p in world.col.model.blocks.parameters())
+
+
+def test_recommended_trains_the_block_that_is_handed_in_and_nothing_else(world):
+    with pytest.raises(StudyError, match="recommended needs a block"):
+        world.evaluate(methods=("recommended",))
+    table = world.evaluate(methods=("scratch", "recommended"), blocks={"recommended": ("conv2", "conv3")})
+    light = table[table["family"] == "light"]
+    assert set(light["block"]) == {"conv2-conv3"} and set(light["method"]) == {"scratch", "recommended"}
+    assert set(light.loc[light["method"] == "recommended", "inherited"]) == {"conv2-conv3"}
 
 
 def test_tables_of_several_calls_can_be_joined(results, world):
@@ -116,9 +140,9 @@ def test_each_target_task_starts_from_its_own_fresh_copy(world, results):
 def test_equal_seeds_give_equal_tables_whatever_the_workers_and_the_global_state(world, results):
     for workers, state in ((1, 5), (2, 6)):
         torch.manual_seed(state)
-        assert tables_equal(world.evaluate(workers=workers), results), workers
-    other = world.evaluate(seed=1, methods=("scratch",))
-    assert not tables_equal(other, results[results["method"] == "scratch"].reset_index(drop=True))
+        assert tables_equal(world.evaluate(machine=Machine(workers=workers)), results), workers
+    other, same = (world.evaluate(seed=seed, methods=("scratch",), tgt=world.targets()) for seed in (1, 0))
+    assert not np.allclose(other["final_loss"], same["final_loss"], rtol=1e-4)
 
 
 def test_nothing_that_is_handed_in_is_changed(world):
@@ -161,7 +185,9 @@ def test_more_initial_weights_change_nothing_for_the_first(world, results):
 def test_a_methods_results_do_not_depend_on_the_others(world, results):
     for method in ("scratch", "learngene", "learngene_ewc"):
         alone = world.evaluate(methods=(method,))
-        among = results[results["method"] == method].reset_index(drop=True)
+        among = results[(results["method"] == method) & results["block"].isin(set(alone["block"]))].reset_index(
+            drop=True
+        )
         assert alone[["family", "target_task"]].equals(among[["family", "target_task"]])
         assert alone["final_loss"].tolist() == pytest.approx(among["final_loss"].tolist(), rel=1e-4)
 
@@ -170,7 +196,7 @@ def test_a_methods_results_do_not_depend_on_the_others(world, results):
 @pytest.fixture
 def watched(monkeypatch):
     """Per call of `fit`: the networks of the stack before training, and the batches' streams."""
-    calls, fit = [], individuals.fit
+    calls, fit = [], fewshot.fit
 
     def watching(stack, images, labels, *rest, stream, where, **options):
         before = [{n: t.clone() for n, t in stack.network(i).state_dict().items()} for i in range(stack.size)]
@@ -178,50 +204,41 @@ def watched(monkeypatch):
         calls.append({"networks": before, "images": images.clone(), "draws": draws, "where": where})
         return fit(stack, images, labels, *rest, stream=stream, where=where, **options)
 
-    monkeypatch.setattr(individuals, "fit", watching)
+    monkeypatch.setattr(fewshot, "fit", watching)
     return calls
 
 
 @pytest.mark.parametrize("rates", [(), ("light:learngene=0.05", "same_shape:full=0.01")])
-def test_methods_of_a_family_start_alike_but_for_what_they_inherit(world, watched, rates):
+def test_methods_of_a_pair_start_alike_but_for_what_they_inherit(world, watched, rates):
     """Also when they train at different rates, in different stacks."""
+    cfg = world.cfg.replace(individual_rates=rates)
     world.evaluate([world.targets()[0]], individual_rates=rates)
-    arms = arms_of(world.cfg.replace(individual_rates=rates), world.cfg.methods)
-    names = world.col.model.block_names
-    inherited = {
-        "scratch": (),
-        "learngene": LAYERS,
-        "learngene_ewc": LAYERS,
-        "random": LAYERS,
-        "first": names[:3],
-        "full": names,
-    }
-    collective = world.col.model.state_dict()
-    for family in ("light", "same_shape"):
-        stacks = [c for c in watched if family in c["where"]]
-        assert all(torch.equal(c["images"], stacks[0]["images"]) and c["draws"] == stacks[0]["draws"] for c in stacks)
-        groups = {}
-        for arm in arms:
-            if arm.family == family:
-                groups.setdefault(arm.rate, []).append(arm.method)
-        assert len(stacks) == len(groups)
-        starts = {}
-        for call, methods in zip(stacks, groups.values(), strict=True):
-            starts.update(zip(methods, call["networks"], strict=True))
-        assert set(starts) == set(METHODS[family])
-        for method, state in starts.items():
-            for name, tensor in state.items():
-                if "num_batches" in name:
-                    continue
-                mine = name.startswith("blocks.") and name.split(".")[1] in inherited[method]
-                if not mine:
-                    assert torch.equal(tensor, starts["scratch"][name]), (method, name)
-                elif method != "random":
-                    assert torch.equal(tensor, collective[name]), (method, name)
-                elif name.endswith("conv.weight"):
-                    assert not torch.equal(tensor, collective[name]) and not torch.equal(
-                        tensor, starts["scratch"][name]
-                    )
+    collective, names = world.col.model.state_dict(), world.col.model.block_names
+    groups = {}  # the arms of a stack are alike in shape and rate
+    for arm in arms_of(world.gene, world.col, cfg, cfg.methods):
+        groups.setdefault((arm.family, str(arm.shape), arm.rate), []).append(arm)
+    assert len(watched) == len(groups)
+    assert all(c["draws"] == watched[0]["draws"] and torch.equal(c["images"], watched[0]["images"]) for c in watched)
+    starts = {}
+    for call, arms in zip(watched, groups.values(), strict=True):
+        for arm, state in zip(arms, call["networks"], strict=True):
+            starts[arm.family, dict(arm.columns)["block"], arm.method] = state
+    for (family, block, method), state in starts.items():
+        first, last = block.split("-")
+        inherited = names[names.index(first) : names.index(last) + 1]
+        if family == "same_shape":
+            inherited = {"learngene": LAYERS, "first": names[:3], "full": names, "scratch": ()}[method]
+        for name, tensor in state.items():
+            if "num_batches" in name:
+                continue
+            mine = method != "scratch" and name.startswith("blocks.") and name.split(".")[1] in inherited
+            scratch = starts[family, block, "scratch"][name]
+            if not mine:
+                assert torch.equal(tensor, scratch), (family, block, method, name)
+            elif method != "random":
+                assert torch.equal(tensor, collective[name]), (family, block, method, name)
+            elif name.endswith("conv.weight"):
+                assert not torch.equal(tensor, collective[name]) and not torch.equal(tensor, scratch)
 
 
 def test_every_task_and_number_has_its_own_initial_weights(world, watched):
@@ -246,7 +263,7 @@ def test_random_inherits_from_a_network_that_never_learned(world, watched):
 def test_individuals_are_normalised_as_the_learngene_was_trained(world, results):
     gene = dataclasses.replace(world.gene, mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0))
     other = world.evaluate(gene=gene, methods=("scratch",))
-    among = results[results["method"] == "scratch"].reset_index(drop=True)
+    among = results[(results["method"] == "scratch") & results["block"].isin(set(other["block"]))]
     assert not np.allclose(other["final_loss"], among["final_loss"], rtol=1e-3)
 
 
@@ -260,19 +277,18 @@ def test_ewc_without_fisher_is_refused_and_the_rest_is_not(world):
 
 
 def test_ewc_pulls_towards_the_inherited_weights(world, monkeypatch):
-    away, fit = {}, individuals.fit
+    away, fit = {}, fewshot.fit
     inherited = dict(world.gene.tensors)
 
     def watching(stack, *rest, **options):
-        rows = fit(stack, *rest, **options)
+        yield from fit(stack, *rest, **options)
         state = stack.network(0).state_dict()
         distance = sum(
             (world.gene.fisher[n] * (state[f"blocks.{n}"] - inherited[n]) ** 2).sum().item() for n in world.gene.fisher
         )
         away.setdefault(strength, []).append(distance)
-        return rows
 
-    monkeypatch.setattr(individuals, "fit", watching)
+    monkeypatch.setattr(fewshot, "fit", watching)
     shares = {}
     for strength in (1e-12, 30.0, 300.0):
         table = world.evaluate(
@@ -321,43 +337,84 @@ def test_nearest_class_mean_alone_trains_nothing(world, results, watched):
 
 # the run folder, tuning -------------------------------------------------------------------------------------------------
 def test_results_are_written_once_and_loaded_equal(world, results, tmp_path, monkeypatch):
-    run = Run.open(world.cfg, tmp_path / "run")
-    written = world.evaluate(run=run)
+    written = world.in_run(tmp_path / "run")
     text = (tmp_path / "run" / "results.csv").read_text()
-    assert tables_equal(written, results)
-    monkeypatch.setattr(fewshot.Reconstruction, "table", None)
-    loaded = world.evaluate(run=Run.open(world.cfg, tmp_path / "run"))
+    assert tables_equal(written[list(results)], results)
+    monkeypatch.setattr(Individuals, "table", None)
+    loaded = world.in_run(tmp_path / "run")
     assert (tmp_path / "run" / "results.csv").read_text() == text
-    assert loaded["accuracy"].tolist() == written["accuracy"].tolist()
-    assert loaded["final_loss"].tolist() == pytest.approx(written["final_loss"].tolist(), rel=0, abs=0, nan_ok=True)
+    assert tables_equal(loaded, written)
     curves = pd.read_csv(tmp_path / "run" / "curves.csv")
     assert set(curves["epoch"]) == {1, 2} and set(curves["n_tasks"]) == {2}
 
 
+def test_a_run_refuses_another_learngene_other_tasks_and_images(world, tmp_path):
+    """Or the table of one learngene would be taken for that of another."""
+    cfg, run = {"methods": ("learngene",)}, tmp_path / "run"
+    table = world.in_run(run, **cfg)
+    moved = {n: t + 1 if n == "conv12.norm.bias" else t for n, t in world.gene.tensors.items()}
+    genes = [
+        Learngene.from_model(world.col.model, ("conv1", "conv2", "conv3"), mean=world.gene.mean, std=world.gene.std),
+        dataclasses.replace(world.gene, tensors=moved),
+        dataclasses.replace(world.gene, std=(0.9, 0.9, 0.9)),
+        dataclasses.replace(world.gene, fisher=None),
+    ]
+    for gene in genes:
+        with pytest.raises(StudyError, match="another learngene.*--redo reconstruct"):
+            world.in_run(run, gene, **cfg)
+    tasks = world.targets()
+    turned = dataclasses.replace(tasks[0], support=tasks[0].support[:, ::-1])
+    for others in (tasks[:1], tasks[::-1], [turned, tasks[1]]):
+        with pytest.raises(StudyError, match="another list of target tasks"):
+            world.in_run(run, tgt=others, **cfg)
+    with pytest.raises(StudyError, match="another set of images"):
+        world.in_run(run, images=toy_images(seed=1), **cfg)
+    assert tables_equal(world.in_run(run, **cfg), table)
+
+
+def test_pieces_of_another_learngene_are_not_taken_up(world, tmp_path, monkeypatch):
+    """A run that was stopped between two target tasks, and is handed another learngene when it goes on."""
+    cfg, fit = {"methods": ("learngene",)}, fewshot.fit
+
+    def stops(*rest, where, **options):
+        if "target task 2" in where:
+            raise KeyboardInterrupt
+        return fit(*rest, where=where, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fewshot, "fit", stops)
+        with pytest.raises(KeyboardInterrupt):
+            world.in_run(tmp_path / "run", **cfg)
+    assert list((tmp_path / "run").glob(".parts/reconstruct/*.json"))
+    other = dataclasses.replace(world.gene, mean=(0.1, 0.1, 0.1))
+    mixed, clean = (world.in_run(tmp_path / name, other, **cfg) for name in ("run", "clean"))
+    assert tables_equal(mixed, clean)
+
+
 def test_a_failing_task_stops_the_run_and_writes_nothing(world, tmp_path, monkeypatch):
-    run = Run.open(world.cfg, tmp_path / "run")
-    fit = individuals.fit
+    fit = fewshot.fit
 
     def failing(*rest, where, **options):
         if "target task 2" in where:
             raise SystemExit(3)  # vanishes silently in a thread that nobody asks
         return fit(*rest, where=where, **options)
 
-    monkeypatch.setattr(individuals, "fit", failing)
+    monkeypatch.setattr(fewshot, "fit", failing)
     with pytest.raises(SystemExit):
-        world.evaluate(run=run, workers=2)
+        world.in_run(tmp_path / "run", workers=2)
+    run = Run.open(world.cfg, tmp_path / "run")
     assert not (run.path / "results.csv").exists() and not run.done("reconstruct")
 
 
 def test_tuning_sees_open_world_classes_and_nothing_else(world, tmp_path, monkeypatch):
     cfg = world.cfg.replace(tune_rates=(0.01, 0.1), tune_ewc=(0.5, 2.0), tune_tasks=2, individual_epochs=1, n_inits=2)
-    shown, seen = set(), individuals.fit
+    shown, seen = set(), fewshot.fit
 
     def watching(stack, images, *rest, **options):
         shown.update(map(bytes, images.numpy()))
         return seen(stack, images, *rest, **options)
 
-    monkeypatch.setattr(individuals, "fit", watching)
+    monkeypatch.setattr(fewshot, "fit", watching)
     run = Run.open(cfg, tmp_path / "run")
     table = tuning.tune(world.gene, world.col, world.images, world.div, cfg, run)
     names = [world.images.class_names[k] for k in world.images.labels]
@@ -365,10 +422,15 @@ def test_tuning_sees_open_world_classes_and_nothing_else(world, tmp_path, monkey
     assert {of[b] for b in shown} <= set(world.div.open_world) and shown
     settings = table.groupby(["family", "method"]).size().to_dict()
     assert settings == {
-        (f, m): 4 if m == "learngene_ewc" else 2 for f, ms in METHODS.items() if f != "none" for m in ms
+        (f, m): 4 if m == "learngene_ewc" else 2
+        for f, ms in METHODS.items()
+        for m in ms
+        if f != "none" and m != "recommended"
     }
     best = table[table["best"]].groupby(["family", "method"])["accuracy"].max()
-    assert (best == table.groupby(["family", "method"])["accuracy"].max()).all() and set(table["n"]) == {2}
+    assert (best == table.groupby(["family", "method"])["accuracy"].max()).all()
+    blocks = [3 if (row.family, row.method) == ("light", "scratch") else 1 for row in table.itertuples()]
+    assert table["n"].tolist() == [2 * k for k in blocks], "two pseudo-tasks; every light block has its own scratch"
     # other pixels in the novel and base classes: the same choice
     images = world.images.images.clone()
     others = torch.tensor([world.images.class_names[k] not in world.div.open_world for k in world.images.labels])
@@ -387,7 +449,7 @@ def test_a_learngene_that_does_not_fit_is_one_clear_line(world):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_individuals_train_on_a_gpu(world, results):
-    table = world.evaluate(device="cuda")
+    table = world.evaluate(machine=Machine("cuda", stack=64))
     keys = ["family", "method", "target_task"]
     assert table[keys].equals(results[keys])
     ours, wanted = (t[t["method"] != "ncm"]["final_loss"].tolist() for t in (table, results))
@@ -396,60 +458,54 @@ def test_individuals_train_on_a_gpu(world, results):
 
 
 # bundles ----------------------------------------------------------------------------------------------------------------
-def on_a_gpu(monkeypatch, stack):
-    """Reconstruction bundles pieces as it does on a GPU, though it computes here; the sizes of its stacks, when they train."""
-    sizes, resolve, train = [], Machine.resolve.__func__, individuals.Reconstruction._train
-
-    def resolved(cls, cfg):
-        return dataclasses.replace(resolve(cls, cfg), stack=stack)
-
-    def noted(self, lot, shots, left):
-        sizes.append(len(lot.draws) * len(lot.arms))
-        return train(self, lot, shots, left)
-
-    monkeypatch.setattr(Machine, "resolve", classmethod(resolved))
-    monkeypatch.setattr(individuals.Reconstruction, "_train", noted)
-    monkeypatch.setattr(Machine, "bundles", True)
-    return sizes
+def bundle_of(world, stack, n_inits, **changes):
+    """Individuals, and draws that a GPU would train together."""
+    cfg = world.cfg.replace(n_inits=n_inits, individual_epochs=1, **changes)
+    arms = arms_of(world.gene, world.col, cfg, cfg.methods)
+    work = Individuals(arms, world.images, cfg, world.gene.mean, world.gene.std, machine=Machine(stack=stack))
+    return work, [(task, init) for task in world.targets(cfg) for init in range(1, n_inits + 1)]
 
 
-def test_bundled_pieces_are_the_pieces_one_by_one(world, monkeypatch):
-    options = {"methods": ("scratch", "learngene", "learngene_ewc", "first"), "n_inits": 2, "individual_epochs": 1}
-    alone = world.evaluate(**options)
-    sizes = on_a_gpu(monkeypatch, stack=9)  # 3 arms a family: 3 pieces at a time, then the fourth
-    bundled = world.evaluate(**options)
-    assert max(sizes) == 9 and len(set(sizes)) == 2
-    assert alone.drop(columns=["accuracy", "final_loss", "ewc_share"]).equals(
-        bundled.drop(columns=["accuracy", "final_loss", "ewc_share"])
-    )
-    assert alone["final_loss"].tolist() == pytest.approx(bundled["final_loss"].tolist(), rel=1e-3)
-    assert alone["ewc_share"].tolist() == pytest.approx(bundled["ewc_share"].tolist(), rel=1e-3, abs=1e-6)
+def numbers_of(pieces, name):
+    return [row[name] for piece in pieces for row in piece["rows"]]
+
+
+def test_bundled_pieces_are_the_pieces_one_by_one(world, watched):
+    options = {"methods": ("scratch", "learngene", "learngene_ewc", "random")}
+    work, draws = bundle_of(world, 12, 2, **options)
+    alone = [piece for draw in draws for piece in work.train([draw])]
+    watched.clear()
+    bundled = work.train(draws)
+    assert {len(call["networks"]) for call in watched} >= {12}, "three draws of four arms at a time"
+    for name in ("family", "method", "block", "target_task", "init", "inherited"):
+        assert numbers_of(alone, name) == numbers_of(bundled, name)
+    for name in ("final_loss", "ewc_share"):
+        assert numbers_of(alone, name) == pytest.approx(numbers_of(bundled, name), rel=1e-3, abs=1e-6)
 
 
 def test_out_of_memory_makes_stacks_smaller_and_says_so(world, monkeypatch, capsys):
-    sizes, train = on_a_gpu(monkeypatch, stack=12), individuals.Reconstruction._train
+    options = {"methods": ("scratch", "learngene")}
+    work, draws = bundle_of(world, 12, 12, **options)  # 24 draws of two arms a family
+    alone = [piece for draw in draws for piece in work.train([draw])]
+    trained, told, sizes = Individuals.trained, [], []
 
-    def small(self, lot, shots, left):
-        if len(lot.draws) * len(lot.arms) > 3:
+    def small(self, draws):
+        if 2 * len(draws) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return train(self, lot, shots, left)
+        sizes.append(2 * len(draws))
+        return trained(self, draws)
 
-    options = {
-        "methods": ("scratch", "learngene"),
-        "n_inits": 12,
-        "individual_epochs": 1,
-    }  # 24 pieces of 2 arms a family
-    alone = world.evaluate(**options)
-    monkeypatch.setattr(individuals.Reconstruction, "_train", small)
-    sizes.clear()
+    monkeypatch.setattr(Individuals, "trained", small)
+    work.on_smaller = told.append
     capsys.readouterr()
-    rows = world.evaluate(**options)
-    assert set(sizes) == {2} and capsys.readouterr().out.count("going on with stacks of") == 2, "12, 6, 3: found once"
-    assert rows["final_loss"].tolist() == pytest.approx(alone["final_loss"].tolist(), rel=1e-3)
+    pieces = work.train(draws)
+    assert set(sizes) == {2} and [machine.stack for machine in told] == [6, 3], "12, 6, 3: found once"
+    assert capsys.readouterr().out.count("going on with stacks of") == 2
+    assert numbers_of(pieces, "final_loss") == pytest.approx(numbers_of(alone, "final_loss"), rel=1e-3)
 
-    def never(self, lot, shots, left):
+    def never(self, draws):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(individuals.Reconstruction, "_train", never)
+    monkeypatch.setattr(Individuals, "trained", never)
     with pytest.raises(StudyError, match="does not fit into the memory"):
-        world.evaluate(**options)
+        work.train(draws)
