@@ -242,7 +242,7 @@ def read_yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.load(text, yaml_loader())  # a safe loader
+        return yaml.load(text, yaml_loader())  # noqa: S506 (a safe loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
 

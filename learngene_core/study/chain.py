@@ -100,7 +100,7 @@ class Chain:
 
         if self.cfg.criterion == RECOMMENDED and not self.cfg.layers:
             return self.learngene.layers
-        return choose(self.record, choice(self.cfg))
+        return choose(self.record, choice(self.cfg, self.record.layers))
 
     def _can_choose(self) -> None:
         """Before hours of training: is the criterion known, and are the layers a block?"""

@@ -26,9 +26,7 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import tempfile
-import urllib.parse
 from collections.abc import Iterator
 
 import psutil
@@ -40,26 +38,6 @@ from .point import facts
 
 KERNEL_BYTES = 1_500_000_000  # of memory that a kernel takes, with torch and a small collective
 PATIENCE = 30.0  # seconds for a scheduler and its first worker to answer
-ANSWER = 5.0  # seconds for something to listen where a scheduler should be
-
-
-def check_address(scheduler: str) -> None:
-    """Look whether something listens at the address of a scheduler. Raises StudyError, within seconds, when it cannot be one
-    or nobody answers."""
-    scheme, _, rest = scheduler.rpartition("://")
-    place = urllib.parse.urlsplit(f"//{rest}")
-    try:
-        host, port = place.hostname, place.port
-    except ValueError:  # a port that is no number
-        host, port = None, None
-    if scheme not in ("", "tcp", "tls") or not host or not port or place.path:
-        raise StudyError(
-            f"--scheduler takes an address such as tcp://HOST:8786, which `dask scheduler` prints, not {scheduler!r}"
-        )
-    try:
-        socket.create_connection((host, port), timeout=ANSWER).close()
-    except OSError as error:
-        raise StudyError(f"no scheduler answers at {scheduler!r}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

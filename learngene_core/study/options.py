@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import socket
+import urllib.parse
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..config import STAGES, Config, nearest, spoken
+from ..errors import StudyError
 from ..presets import PRESETS
+
+ANSWER = 5.0  # seconds for something to listen where a scheduler should be
 
 VERBS = {
     "study": "all notebooks in order, headless, with a report and a table at the end",
@@ -124,3 +129,22 @@ def changes_of(options: argparse.Namespace) -> dict[str, Any]:
         if repr(changes.setdefault(name, value)) != repr(value):  # by what a person sees: nan is not equal to itself
             raise ValueError(f"{name} is given twice, as {changes[name]!r} and as {value!r}; keep one of them")
     return changes
+
+
+def check_address(scheduler: str) -> None:
+    """Look whether something listens at the address of a scheduler. Raises StudyError, within seconds, when it cannot be one
+    or nobody answers."""
+    scheme, _, rest = scheduler.rpartition("://")
+    place = urllib.parse.urlsplit(f"//{rest}")
+    try:
+        host, port = place.hostname, place.port
+    except ValueError:  # a port that is no number
+        host, port = None, None
+    if scheme not in ("", "tcp", "tls") or not host or not port or place.path:
+        raise StudyError(
+            f"--scheduler takes an address such as tcp://HOST:8786, which `dask scheduler` prints, not {scheduler!r}"
+        )
+    try:
+        socket.create_connection((host, port), timeout=ANSWER).close()
+    except OSError as error:
+        raise StudyError(f"no scheduler answers at {scheduler!r}: {error.strerror or error}") from None

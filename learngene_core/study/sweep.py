@@ -25,9 +25,10 @@ from ..data.preflight import check_data
 from ..errors import StudyError, duration, expanded, say, write_json
 from ..runs.run import parameters_of
 from . import notebooks
-from .cluster import check_address, client_of, default_workers, gpus_here, offers_gpus
+from .cluster import client_of, default_workers, gpus_here, offers_gpus
 from .estimate import check_memory, job_bytes, job_seconds, size_text, stage_costs, wall_seconds
 from .grid import Grid, Point
+from .options import check_address
 from .point import Job, finished, job_of, run_job
 from .progress import LOOK, Bar
 from .sharing import Shared, notebook_of, plan
