@@ -23,7 +23,7 @@ from typing import IO, NamedTuple
 from tqdm.auto import tqdm
 
 from ..errors import FULL, HEADLESS, StudyError, read_json, say, write_json
-from .cache import cache_folder, facts_of, key_of, one_at_a_time, writing
+from .cache import cache_entry, facts_of, key_of, one_at_a_time, writing
 from .folders import SUFFIXES
 from .names import shown, visible
 
@@ -63,7 +63,7 @@ def unpacked(archives: Sequence[Path]) -> Path:
 
     Raises StudyError for an archive that is damaged or unsafe, and where the disk is too small.
     """
-    folder = cache_folder() / f"unpacked-{key_of(facts_of(archives))}"
+    folder = cache_entry(f"unpacked-{key_of(facts_of(archives))}")
     if not _whole(folder):
         with writing(folder), one_at_a_time(folder):
             if not _whole(folder):

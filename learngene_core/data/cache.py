@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
+import stat
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +24,7 @@ import filelock
 import numpy as np
 import platformdirs
 
-from ..errors import StudyError, atomic, read_json, say, write_json
+from ..errors import StudyError, atomic, expanded, read_json, say, write_json
 
 FORMAT = 3  # of an entry: raised when its files change, so that older entries are not taken for damaged ones
 HEADER = 128  # bytes; room for any shape, so that the header can be written again when the number of images is known
@@ -69,9 +72,32 @@ class RowWriter:
         self._file.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("ascii"))
 
 
-def cache_folder() -> Path:
-    """Where decoded images are kept: $LEARNGENE_CACHE, or the system's place for caches."""
-    return Path(os.environ.get("LEARNGENE_CACHE") or platformdirs.user_cache_dir("learngene", appauthor=False))
+def cache_entry(name: str) -> Path:
+    """The folder of an entry: in $LEARNGENE_CACHE, or in the system's place for caches.
+
+    Where that place may only be read and has no such entry, in a temporary folder of this user, which is said once.
+    """
+    if told := os.environ.get("LEARNGENE_CACHE"):
+        return expanded(told) / name
+    usual = Path(platformdirs.user_cache_dir("learngene", appauthor=False))
+    there = next(folder for folder in (usual, *usual.parents) if folder.exists())
+    if (usual / name).exists() or os.access(there, os.W_OK | os.X_OK):
+        return usual / name
+    return _temporary(usual) / name
+
+
+@functools.cache
+def _temporary(usual: Path) -> Path:
+    """A folder for entries that `usual` cannot hold: the same for every process of a user, and nobody else's."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"learngene-{user}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != user or about.st_mode & 0o022:  # somebody else was first
+        folder = Path(tempfile.mkdtemp(prefix="learngene-"))
+    say(f"{usual} cannot be written: decoded images are kept in {folder}; set LEARNGENE_CACHE to keep them elsewhere")
+    return folder
 
 
 def cached(recipe: dict[str, Any], make: Make, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -81,7 +107,7 @@ def cached(recipe: dict[str, Any], make: Make, text: str) -> tuple[np.ndarray, n
 
     Raises StudyError when the cache cannot be written or is damaged, and whatever `make` raises.
     """
-    folder = cache_folder() / f"{recipe['data']}-{key_of(recipe)}"
+    folder = cache_entry(f"{recipe['data']}-{key_of(recipe)}")
     if not (folder / "recipe.json").exists():
         with writing(folder), one_at_a_time(folder) as alone:
             if not (folder / "recipe.json").exists():

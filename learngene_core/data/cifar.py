@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..errors import HEADLESS, StudyError
 from .archives import unpacked
-from .cache import Filled, RowWriter, cache_folder, facts_of, one_at_a_time
+from .cache import Filled, RowWriter, cache_entry, facts_of, one_at_a_time
 from .decoding import RESIZED, square
 from .division import GROUPS, packaged
 from .names import plain, shown
@@ -232,7 +232,7 @@ def _text(value: Any) -> str:
 # download -------------------------------------------------------------------------------------------------------------
 def downloaded() -> Path:
     """The folder with CIFAR-100's files, fetched into the cache where they are not there. Raises StudyError if that fails."""
-    root = cache_folder() / "downloads"
+    root = cache_entry("downloads")
     if folder := folder_of(root):
         return folder
     from torchvision.datasets import CIFAR100  # seconds to import, needed here alone
