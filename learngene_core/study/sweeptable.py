@@ -170,9 +170,10 @@ def _differing(configs: Sequence[Config]) -> list[str]:
 def paired_gains(rows: pd.DataFrame, reference: str = "scratch") -> pd.DataFrame:
     """The rows that have a partner of method `reference`, with `gain`: accuracy minus that of the partner, in points.
 
-    Partners are of the same run, family, shots, target task and initial weights: same ancestor, images and batches.
+    Partners are of the same run, family, block (a light shape), shots, target task and initial weights: same ancestor, images
+    and batches.
     """
-    keys = ["run", "family", "shots", "target_task", "init"]
+    keys = ["run", "family", *(["block"] if "block" in rows else []), "shots", "target_task", "init"]
     base = rows.loc[rows["method"] == reference, [*keys, "accuracy"]].rename(columns={"accuracy": "reference"})
     both = rows[rows["method"] != reference].merge(base, on=keys, how="inner", validate="many_to_one")
     return both.assign(gain=both["accuracy"] - both["reference"])
