@@ -43,7 +43,7 @@ def decode(file: Picture, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
         turned = image.format == "TIFF" and image.tag_v2.get(ORIENTATION, 1) in TURNS  # which Pillow turns by itself
         image.load()
         upright = image
-        if image.format != "TIFF" and (turn := TURNS.get(_orientation(image))):
+        if image.format != "TIFF" and (turn := TURNS.get(_orientation(image))) is not None:
             turned, upright = True, image.transpose(turn)
             upright.format = image.format  # which PIL forgets
         rgb, done = to_rgb(upright)

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_tree
+from PIL import Image
 
 from learngene_core.data import cache as cache_module
 from learngene_core.data import decoding, glyphs
@@ -245,3 +247,67 @@ def test_memory_grows_by_less_than_twice_the_images(tmp_path):
 def test_memory_grows_by_less_than_twice_the_real_images(tmp_path):
     said = python(MEMORY, "cifar100", os.environ["LEARNGENE_CIFAR100"], 32, LEARNGENE_CACHE=str(tmp_path / "cold"))
     assert float(finished(said).split()[-1]) < 2
+
+
+def overwritten(path, at, data):
+    """Other bytes at a place of a file that keeps its size and its dates."""
+    facts = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def rewritten(path, old, new):
+    """The file with other bytes in place of `old`."""
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+DAMAGE = {
+    "pixels that are zero": lambda e: overwritten(e / "images.npy", 300, bytes(64)),
+    "one bit of a pixel": lambda e: overwritten(
+        e / "images.npy", 400, bytes([(e / "images.npy").read_bytes()[400] ^ 1])
+    ),
+    "the last pixel": lambda e: overwritten(e / "images.npy", (e / "images.npy").stat().st_size - 1, b"\x77"),
+    "another shape": lambda e: rewritten(e / "images.npy", b"(8, 3", b"(4, 6"),
+        e / "images.npy", 0, (e / "images.npy").read_bytes()[:128].replace(b"(8, 3", b"(4, 6")
+    ),
+    "labels that are zero": lambda e: np.save(e / "labels.npy", np.zeros(8, np.int64)),
+    "labels in another order": lambda e: np.save(e / "labels.npy", np.load(e / "labels.npy")[::-1]),
+    "labels of no class": lambda e: np.save(e / "labels.npy", np.full(8, 99)),
+    "another official split": lambda e: np.save(e / "held_out.npy", ~np.load(e / "held_out.npy")),
+    "no official split": lambda e: np.save(e / "held_out.npy", np.zeros(0, bool)),
+    "another entry's recipe": lambda e: rewritten(e / "recipe.json", b'"image_size": 8', b'"image_size": 9'),
+    "other class names": lambda e: rewritten(e / "recipe.json", b'"b"', b'"c"'),
+    "an older recipe": lambda e: (e / "recipe.json").write_text('{"recipe": {}, "notes": {}}'),
+    "a list": lambda e: (e / "recipe.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_content_is_noticed_and_never_used(tmp_path, cache, damage):
+    tiny_tree(tmp_path / "tree", ["a", "b"], 3, 8, test=1)
+    wanted = load_images("folder", tmp_path / "tree", image_size=8).fingerprint
+    damage(entry(cache))
+    with pytest.raises(StudyError, match=r"the image cache .* is damaged .*delete that folder"):
+        load_images("folder", tmp_path / "tree", image_size=8)
+    for path in entry(cache).iterdir():
+        path.unlink()
+    assert load_images("folder", tmp_path / "tree", image_size=8).fingerprint == wanted
+
+
+def test_files_of_equal_names_sizes_and_dates_but_other_pixels_are_other_images(tmp_path, cache):
+    seen = []
+    for value in (0, 128):
+        tiny_tree(tmp_path / str(value), ["a", "b"], 2, 8, ".bmp")
+        for path in (tmp_path / str(value)).rglob("*.bmp"):
+            Image.new("RGB", (8, 8), (value,) * 3).save(path)
+            os.utime(path, (1e9, 1e9))
+        seen.append(load_images("folder", tmp_path / str(value), image_size=8).images.unique().tolist())
+        time.sleep(0.05)  # longer than the clock of any file system
+    assert seen == [[0], [128]]
+    path = tmp_path / "0" / "a" / "000.bmp"
+    Image.new("RGB", (8, 8), "white").save(path)  # in place, the old date restored
+    os.utime(path, (1e9, 1e9))
+    assert load_images("folder", tmp_path / "0", image_size=8).images.unique().tolist() == [0, 255]

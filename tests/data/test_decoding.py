@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -175,3 +176,133 @@ def test_threads_and_one_loop_give_equal_images(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
     monkeypatch.setattr(sources, "VERSION", -1)  # another key
     assert load_images("folder", tmp_path / "tree", image_size=16).fingerprint == one.fingerprint
+
+
+# what cameras, scanners and microscopes write ------------------------------------------------------------------------
+def from_below(turn, picture):
+    """The picture as a camera held in another way stores it: `turn` is what makes it upright again."""
+    back = {
+        Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+        Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    }
+    return picture.transpose(back.get(turn, turn))
+
+
+UPRIGHT = {  # value of the EXIF tag: what makes the stored picture upright, by the standard's own words
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+    9: None,
+    0: None,
+}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".jpg"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_picture_is_turned_as_its_exif_says(tmp_path, orientation, suffix):
+    corners = np.zeros((16, 16, 3), np.uint8)  # each quarter has its own colour
+    corners[:8, :8], corners[:8, 8:], corners[8:, :8] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    picture, turn, exif = Image.fromarray(corners), UPRIGHT[orientation], Image.Exif()
+    exif[274] = orientation
+    (tmp_path / "a").mkdir()
+    options = {".webp": {"lossless": True}, ".jpg": {"quality": 100, "subsampling": 0}}.get(suffix, {})
+    stored = from_below(turn, picture) if turn is not None else picture
+    stored.save(tmp_path / "a" / f"x{suffix}", exif=exif, **options)
+    seen = load_images("folder", tmp_path, image_size=16).images[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(seen - corners).max() <= (6 if suffix == ".jpg" else 0)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(30)]
+)
+def test_damaged_exif_data_leave_the_picture_as_it_is(tmp_path, exif, recwarn):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    (tmp_path / "a").mkdir()
+    picture.save(tmp_path / "a" / "x.webp", lossless=True, exif=exif)
+    picture.save(tmp_path / "a" / "y.png", exif=exif)
+    for seen in load_images("folder", tmp_path, image_size=8).images:
+        assert np.array_equal(seen.permute(1, 2, 0).numpy(), np.asarray(picture))
+    assert not recwarn.list
+
+
+def test_a_turned_picture_of_16_bits_is_turned_and_scaled(tmp_path):
+    deep, exif = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000, Image.Exif()
+    exif[274] = 3
+    seen = one_image_with(tmp_path, Image.fromarray(deep[::-1, ::-1].copy()), exif)
+    assert np.array_equal(seen[..., 0], deep >> 8)
+
+
+def one_image_with(folder, image, exif):
+    (folder / "class").mkdir(parents=True, exist_ok=True)
+    image.save(folder / "class" / "x.png", exif=exif)
+    return load_images("folder", folder, image_size=8).images[0].permute(1, 2, 0).numpy()
+
+
+RAMP = np.linspace(0, 1, 64).reshape(8, 8)
+DEEP = {  # pixels that PIL writes as they are: what is seen, or None where nobody knows how bright they are meant to be
+    "int32, small": ((RAMP * 255).astype(np.int32), ".tiff", None),
+    "int32, up to 16 bits": ((RAMP * 65535).astype(np.int32), ".tif", None),
+    "int32, large": ((RAMP * 2**31 - 1).clip(0).astype(np.int32), ".tif", None),
+    "int32, negative": ((RAMP * 100 - 50).astype(np.int32), ".tif", None),
+    "float, 0 to 1": (RAMP.astype(np.float32), ".tif", None),
+    "float, 0 to 255": ((RAMP * 255).astype(np.float32), ".tif", None),
+    "uint16 png": ((RAMP * 65535).astype(np.uint16), ".png", (RAMP * 65535).astype(int) >> 8),
+    "uint16 tif": ((RAMP * 65535).astype(np.uint16), ".tif", (RAMP * 65535).astype(int) >> 8),
+    "uint16 pgm": ((RAMP * 65535).astype(np.uint16), ".pgm", (RAMP * 65535).astype(int) >> 8),
+    "uint8": ((RAMP * 255).astype(np.uint8), ".tif", (RAMP * 255).astype(int)),
+    "bits": (RAMP > 0.5, ".tif", (RAMP > 0.5) * 255),
+}
+
+
+@pytest.mark.parametrize(("pixels", "suffix", "wanted"), DEEP.values(), ids=DEEP)
+def test_deep_pixels_are_scaled_by_their_known_range_or_refused(tmp_path, pixels, suffix, wanted):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / f"x{suffix}")
+    if wanted is None:
+        with pytest.raises(StudyError, match=r"a/x\.tiff?: its 32-bit pixels have no known range; save it with 8 bits"):
+            load_images("folder", tmp_path, image_size=8)
+    else:
+        seen = load_images("folder", tmp_path, image_size=8).images[0].permute(1, 2, 0).numpy()
+        assert np.array_equal(seen, np.dstack([wanted] * 3))
+
+
+def tiff(bits, data, size=8, signed=False):
+    """A grey TIFF of a depth that PIL reads but does not write."""
+    tags = [
+        (256, size),
+        (257, size),
+        (258, bits),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, size),
+        (279, len(data)),
+        (339, 2 if signed else 1),
+    ]
+    data += bytes(len(data) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_12_bits_are_scaled_as_12_bits(tmp_path):
+    """In 16 bits they would be nearly black."""
+    values = (RAMP * 4095).astype(int)
+    pairs = values.reshape(-1, 2)
+    data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.tif").write_bytes(tiff(12, data))
+    seen = load_images("folder", tmp_path, image_size=8).images[0].numpy()
+    assert np.array_equal(seen, np.stack([values >> 4] * 3))
+
+
+def test_signed_16_bits_have_no_known_range(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.tif").write_bytes(tiff(16, np.arange(-32, 32, dtype="<i2").tobytes(), signed=True))
+    with pytest.raises(StudyError, match="no known range"):
+        load_images("folder", tmp_path, image_size=8)
