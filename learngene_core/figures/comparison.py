@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from ..analysis import statistics
 from .style import (
@@ -283,14 +284,9 @@ def gain_bars(gains: pd.DataFrame) -> np.ndarray:
     for ax in axes:
         ax.set_ylim(rows - 0.5, -0.5)
     if len(data) > 1:
-        for name, hatch in zip(data, HATCHES, strict=False):
-            look = (
-                {"color": MUTED, "alpha": 0.9}
-                if not hatch
-                else {"facecolor": "white", "edgecolor": MUTED, "hatch": hatch}
-            )
-            axes[0].bar([0], [0], label=DATA_LABELS.get(name, name), **look)
-        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(data))
+        looks = [{"color": MUTED} if not h else {"facecolor": "white", "edgecolor": MUTED, "hatch": h} for h in HATCHES]
+        handles = [Patch(label=DATA_LABELS.get(n, n), **look) for n, look in zip(data, looks, strict=False)]
+        axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=len(data))
     return axes
 
 

@@ -1,11 +1,7 @@
-"""Figures show the numbers of their tables, name their units and keep families apart; sliders redraw from the record."""
+"""Figures show the numbers of their tables, name their units and keep families apart."""
 
-import io
 import itertools
-import subprocess
-import sys
 
-import ipywidgets as widgets
 import matplotlib
 
 matplotlib.use("agg")
@@ -14,28 +10,42 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
+from figuretables import (
+    COLLECTIVE,
+    INDIVIDUAL,
+    LAYERS,
+    make_curves,
+    make_gains,
+    make_history,
+    make_record,
+    make_results,
+    pictures,
+    shape,
+)
 
 from learngene_core.analysis import statistics
 from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, best_block, score, score_all
-from learngene_core.explorer import threshold as explore
-from learngene_core.figures.comparison import comparison, paired_dots, training_curves
-from learngene_core.figures.data import division_overview, episode, image_rows, task_table
+from learngene_core.explorer.threshold import draw_record
+from learngene_core.figures.comparison import comparison, gain_bars, paired_dots, training_curves, with_shares
+from learngene_core.figures.data import division_overview, episode, image_rows, task_pictures, task_table
 from learngene_core.figures.networks import growth, networks_side_by_side, shape_parameters
-from learngene_core.figures.style import DIVERGING, METHOD_COLOURS, METHOD_LABELS, PART_COLOURS, use_style
+from learngene_core.figures.style import DIVERGING, PART_COLOURS, use_style
 from learngene_core.figures.training import (
     accuracy_matrix,
     criteria_panel,
+    gradient_sizes,
+    grown_cells,
     layer_task_heatmap,
     learning_curves,
     profile_with_null,
+    profiles_with_null,
 )
+from learngene_core.figures.words import METHOD_LABELS, criterion_label
 from learngene_core.presets import METHODS
-from learngene_core.record import EDGES, N_BINS, Record, edge_index
 
-LAYERS = tuple(f"conv{i}" for i in range(1, 7))
-COLUMNS = ("norm", "rms", "norm_times_weight", "weight_norm", "relative_norm")
+
+CFG = Config.preset("lecture", threshold=5e-10)  # the entries of `make_record` are small
 
 
 @pytest.fixture(autouse=True)
@@ -46,102 +56,10 @@ def style():
         plt.close("all")
 
 
-def make_record(n_tasks=3, n_epochs=2, n_null=4, seed=0):
-    """A record whose deeper layers have smaller gradients; 500 entries per layer and epoch."""
-    rng, shift = np.random.default_rng(seed), 12 * np.arange(len(LAYERS))
-
-    def counts(*leading):
-        bins = rng.normal(300 - shift, 15, (*leading, 500, len(LAYERS))).round().astype(int)
-        below = rng.random(bins.shape) < 0.5
-        flat = np.zeros((*leading, len(LAYERS), 2, N_BINS), dtype=np.int64)
-        index = np.indices(bins.shape)
-        np.add.at(flat, (*index[: len(leading)], index[-1], below.astype(int), bins), 1)
-        return flat
-
-    def table(*leading):
-        rows = pd.MultiIndex.from_product([range(1, n + 1) for n in leading] + [LAYERS])
-        frame = rows.to_frame(index=False, name=["task", "epoch", "layer"])
-        frame = frame.assign(**{c: rng.uniform(0.5, 2, len(frame)) for c in COLUMNS})
-        return frame.assign(
-            n_weights=float(EDGES[265]) ** -2.0
-        )  # a threshold relative to the layer falls among its entries
-
-    rows = n_tasks * n_epochs
-    return Record(
-        layers=LAYERS,
-        task=np.repeat(np.arange(1, n_tasks + 1), n_epochs),
-        epoch=np.tile(np.arange(1, n_epochs + 1), n_tasks),
-        counts=counts(rows),
-        zeros=np.full((rows, len(LAYERS)), 7),
-        null_counts=counts(n_null, n_tasks),
-        null_zeros=np.full((n_null, n_tasks, len(LAYERS)), 7),
-        table=table(n_tasks, n_epochs),
-        null_table=table(n_null, n_tasks),
-    )
-
-
-def make_results(n_tasks=12, shots=(10,), n_inits=2, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = [
-        {"family": f, "method": m, "shots": s, "target_task": t, "init": i, "accuracy": rng.normal(40 + 8 * k, 5)}
-        for f, methods in METHODS.items()
-        for k, m in enumerate(methods)
-        for s, t, i in itertools.product(shots, range(1, n_tasks + 1), range(n_inits if f != "none" else 1))
-    ]
-    return pd.DataFrame(rows)
-
-
-def make_curves(shots=(10, 20), n_epochs=5):
-    rows = [
-        {
-            "family": f,
-            "method": m,
-            "shots": s,
-            "epoch": e,
-            "loss": 2 / e + k,
-            "loss_sd": 0.1,
-            "accuracy": 50,
-            "n_tasks": 9,
-        }
-        for f in ("light", "same_shape")
-        for k, m in enumerate(METHODS[f])
-        for s, e in itertools.product(shots, range(1, n_epochs + 1))
-    ]
-    return pd.DataFrame(rows)
-
-
-def make_history():
-    rng = np.random.default_rng(0)
-    rows = []
-    for task, epochs in ((1, 4), (2, 3), (3, 3)):
-        rows += [(task, e, "train", task, rng.uniform(0, 2), rng.uniform(0, 100)) for e in range(1, epochs + 1)]
-        rows += [(task, epochs, "test", on, np.nan, rng.uniform(0, 100)) for on in range(1, task + 1)]
-    return pd.DataFrame(rows, columns=["task", "epoch", "phase", "on_task", "loss", "accuracy"])
-
-
-def shape(widths, pools=(2, 4), n_classes=8, names=LAYERS, image_size=16):
-    return {
-        "names": list(names),
-        "widths": list(widths),
-        "pools": list(pools),
-        "n_classes": n_classes,
-        "image_size": image_size,
-        "hidden": [10],
-        "dropout": 0.0,
-    }
-
-
-COLLECTIVE = [shape((4, 4, 8, 8, 16, 16)), shape((4, 8, 8, 8, 16, 16)), shape((4, 8, 8, 12, 16, 32))]
-INDIVIDUAL = shape((4, 12, 16, 32), (1, 2), 5, ("fresh1", "fresh2", "conv5", "conv6"))
-
-
-def pictures(rows, k, size=8, seed=0):
-    return np.random.default_rng(seed).integers(0, 250, (rows, k, 3, size, size), dtype=np.uint8)
-
-
 def make_all():
     """Every figure of the package once: name -> its axes."""
-    scores = score_all(make_record(), Config.preset("lecture"))
+    scores = score_all(make_record(), CFG)
+    released = scores[scores["criterion"] == "released"]
     matrix = make_history().query("phase == 'test'").pivot(index="task", columns="on_task", values="accuracy")
     groups = {"base": list("abcdef"), "open_world": list("gh"), "novel": list("ij")}
     tasks = [{"number": 1, "classes": ["latin-small-a", "digit-one"]}, {"number": 2, "classes": ["digit-one", "omega"]}]
@@ -151,17 +69,21 @@ def make_all():
         "episode": lambda: episode(pictures(5, 1), pictures(5, 6), ["a", "cyrillic-capital-hard-sign", *"cde"]),
         "division_overview": lambda: division_overview(groups, dict.fromkeys("aei", "vowel")),
         "task_table": lambda: task_table(tasks),
+        "task_pictures": lambda: task_pictures(pictures(3, 5), [1, 2, 3]),
         "growth": lambda: growth(COLLECTIVE),
         "networks_side_by_side": lambda: networks_side_by_side(COLLECTIVE[-1], INDIVIDUAL, ("conv5", "conv6")),
         "learning_curves": lambda: learning_curves(make_history()),
-        "accuracy_matrix": lambda: accuracy_matrix(matrix),
+        "accuracy_matrix": lambda: accuracy_matrix(matrix, chance=20),
+        "gradient_sizes": lambda: gradient_sizes(make_record().table),
         "layer_task_heatmap": lambda: layer_task_heatmap(np.ones((3, 6)), LAYERS, "share", chosen=LAYERS[-2:]),
-        "profile_with_null": lambda: profile_with_null(scores[scores["criterion"] == "released"], chosen=LAYERS[:2]),
+        "profile_with_null": lambda: profile_with_null(released, chosen=LAYERS[:2]),
         "criteria_panel": lambda: criteria_panel(scores, {"released": LAYERS[-3:]}),
+        "profiles_with_null": lambda: profiles_with_null({"one": released, "two": released}, {"one": LAYERS[:2]}),
+        "gain_bars": lambda: gain_bars(make_gains()),
         "training_curves": lambda: training_curves(make_curves()),
         "comparison": lambda: comparison(paired),
         "paired_dots": lambda: paired_dots(make_results(), "light", "learngene"),
-        "draw_record": lambda: explore.draw_record(make_record(), threshold=1e-6),
+        "draw_record": lambda: draw_record(make_record(), threshold=1e-6),
     }
 
 
@@ -169,6 +91,7 @@ DRAWN = {
     "image_rows",
     "episode",
     "task_table",
+    "task_pictures",
     "growth",
     "networks_side_by_side",
 }  # rows and columns carry names instead
@@ -197,23 +120,6 @@ def test_figures_draw_into_given_axes_and_stay_white():
     assert layer_task_heatmap(np.ones((2, 6)), LAYERS, "share", ax=ax) is ax
     assert paired_dots(make_results(), "light", "random", ax=plt.figure().gca()).figure is plt.gcf()
     assert figure.get_facecolor() == (1, 1, 1, 1)
-
-
-def test_every_method_has_a_colour_of_its_own_also_for_the_colour_blind():
-    methods = [m for known in METHODS.values() for m in known]
-    assert set(METHOD_COLOURS) == set(METHOD_LABELS) == set(methods)
-    assert len(set(METHOD_COLOURS.values())) == len(set(methods))
-    deutan = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
-    protan = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
-    for matrix in (np.eye(3), np.array(deutan), np.array(protan)):  # Machado et al. 2009
-        for family in METHODS.values():
-            seen = [(matrix @ np.array(to_rgb(METHOD_COLOURS[m])) ** 2.2).clip(0, 1) ** (1 / 2.2) for m in family]
-            assert all(np.linalg.norm(a - b) > 0.15 for a, b in itertools.combinations(seen, 2)), family
-
-
-def test_drawing_and_exploring_need_no_torch():
-    code = "import sys, learngene_core.figures, learngene_core.explore; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -257,6 +163,18 @@ def test_task_table_marks_exactly_the_classes_of_each_task():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
     assert marked.tolist() == [[True, True, False], [False, True, True]]
     assert "1.3 tasks on average" in ax.get_title()
+
+
+def test_the_sequence_of_tasks_is_a_row_of_pictures_each():
+    pixels = pictures(3, 4)
+    ax = task_pictures(pixels, [1, 2, 3])
+    sheet = ax.images[0].get_array()
+    rows = [int(y) for y in ax.get_yticks()]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["task 1", "task 2", "task 3"]
+    for row, y in enumerate(rows):
+        assert (sheet[y, :8].transpose(1, 0) == pixels[row, 0, :, 4]).all()
+    with pytest.raises(ValueError, match="a number per task"):
+        task_pictures(pixels, [1])
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -327,6 +245,40 @@ def test_accuracy_matrix_shows_percent_and_leaves_the_future_empty():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2"] and "%" in ax.figure.axes[1].get_ylabel()
 
 
+def test_chance_is_marked_in_the_colour_bar():
+    matrix = pd.DataFrame([[90.0, np.nan], [40.4, 80.6]], index=[1, 2], columns=[1, 2])
+    bar = accuracy_matrix(matrix, chance=12.5).figure.axes[1]
+    assert "chance 12.5" in [t.get_text() for t in bar.get_yticklabels()]
+    assert any(set(line.get_ydata()) == {12.5} for line in bar.get_lines())
+
+
+def test_sizes_of_gradients_are_the_means_of_one_task():
+    table = make_record().table
+    left, right = gradient_sizes(table, 2)
+    own = table[table["task"] == 2].groupby("layer", sort=False)
+    lines = {line.get_label(): line.get_ydata() for ax in (left, right) for line in ax.get_lines()}
+    np.testing.assert_allclose(lines["gradient"], own["norm"].mean())
+    np.testing.assert_allclose(lines["gradient / weights"], own["relative_norm"].mean())
+    np.testing.assert_allclose(gradient_sizes(table)[0].get_lines()[0].get_ydata(), table[table["task"] == 3]
+                               .groupby("layer", sort=False)["weight_norm"].mean())  # fmt: skip
+
+
+def test_widened_cells_are_marked_where_a_layer_has_more_weights_than_before():
+    table = make_record().table
+    table.loc[(table["layer"] == "conv2") & (table["task"] >= 2), "n_weights"] *= 2
+    table.loc[(table["layer"] == "conv5") & (table["task"] >= 3), "n_weights"] *= 2
+    assert grown_cells(table) == [(2, "conv2"), (3, "conv5")]
+    ax = layer_task_heatmap(np.ones((3, 6)), LAYERS, "share", grown=grown_cells(table))
+    dots = next(c for c in ax.collections if c.get_label() == "just widened")
+    np.testing.assert_allclose(dots.get_offsets(), [[1.5, 1.5], [2.5, 4.5]])
+
+
+def test_a_fixed_scale_of_the_heat_map_stays_and_says_where_values_go_beyond():
+    ax = layer_task_heatmap(np.full((2, 6), 0.7), LAYERS, "share", vmin=0, vmax=0.5)
+    mesh = ax.collections[0]
+    assert (mesh.norm.vmin, mesh.norm.vmax, mesh.colorbar.extend) == (0, 0.5, "max")
+
+
 def test_heat_map_has_layers_down_and_tasks_across():
     values = np.arange(12.0).reshape(2, 6)
     values[0, 3] = np.nan
@@ -355,7 +307,7 @@ def test_profile_shows_score_null_and_block():
         )
     assert (ax.patches[0].get_x(), ax.patches[0].get_width()) == (3.5, 2)
     with pytest.raises(ValueError, match="more than one criterion"):
-        profile_with_null(score_all(make_record(), Config.preset("lecture")))
+        profile_with_null(score_all(make_record(), CFG))
 
 
 def test_profile_says_when_its_axis_is_logarithmic():
@@ -366,14 +318,24 @@ def test_profile_says_when_its_axis_is_logarithmic():
 
 
 def test_criteria_panel_has_each_criterion_with_its_own_block():
-    scores = score_all(make_record(), Config.preset("lecture"))
+    scores = score_all(make_record(), CFG)
     chosen = {name: best_block(part, 2) for name, part in scores.groupby("criterion", sort=False)}
     axes = criteria_panel(scores, chosen)
-    assert [ax.get_title().split("\n")[0] for ax in axes] == list(CRITERIA)
+    assert [ax.get_title().split("\n")[0] for ax in axes] == [criterion_label(name) for name in CRITERIA]
+    assert all("inherit where low" in [t.get_text() for t in ax.texts] for ax in axes)
     for ax, name in zip(axes, CRITERIA, strict=True):
         wanted = scores[scores["criterion"] == name]["score"]
         np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), wanted)
         assert ax.patches[0].get_x() == LAYERS.index(chosen[name][0]) + 0.5
+
+
+def test_profiles_of_several_thresholds_share_one_axis():
+    tables = {f"t = {t:g}": score(make_record(), "released", threshold=t) for t in (1e-6, 1e-3)}
+    axes = profiles_with_null(tables, {title: best_block(table, 2) for title, table in tables.items()})
+    assert axes[0].get_shared_y_axes().joined(axes[0], axes[1])
+    for ax, (title, table) in zip(axes, tables.items(), strict=True):
+        assert ax.get_title().startswith(title)
+        np.testing.assert_allclose(ax.get_lines()[1].get_ydata(), table["score"])
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------
@@ -387,6 +349,14 @@ def test_training_curves_keep_families_and_shots_apart():
         part = curves[(curves["family"] == family) & (curves["shots"] == shots) & (curves["method"] == "learngene")]
         np.testing.assert_allclose(lines["learngene"], part["loss"])
         assert f"{shots} shots (n = 9 tasks)" in axes[i, j].get_title()
+
+
+def test_query_accuracy_is_drawn_where_the_table_has_it():
+    curves = make_curves(shots=(10,)).assign(query_accuracy=lambda c: 20 + c["epoch"])
+    axes = training_curves(curves, n_way=4)
+    lines = {line.get_label(): line.get_ydata() for line in axes[0, 0].get_lines()}
+    np.testing.assert_allclose(lines["learngene"], 20 + np.arange(1, 6))
+    assert set(lines["chance (25 %)"]) == {25} and "query accuracy" in axes[0, 0].get_ylabel()
 
 
 def dots(ax):
@@ -411,11 +381,10 @@ def test_comparison_draws_the_paired_table_and_never_mixes_families():
             line.get_label(): line.get_xdata()[0] for line in left.get_lines() if not line.get_label().startswith("_")
         }
         ncm = paired[(paired["family"] == "none") & (paired["shots"] == shots)]["accuracy"].item()
-        assert upright == {"chance (25 %)": 25, "ncm (no training)": ncm}
+        assert upright == {"chance (25 %)": 25, "nearest class mean (no training)": ncm}
         assert f"{shots} shots (n = 12 tasks)" in left.get_title()
     assert "%" in axes[-1, 0].get_xlabel() and "percentage points" in axes[-1, 1].get_xlabel()
-    assert not axes[0, 1].get_shared_x_axes().joined(axes[0, 1], axes[2, 1])
-    assert axes[0, 1].get_shared_x_axes().joined(axes[0, 1], axes[1, 1])
+    assert all(axes[0, 1].get_shared_x_axes().joined(axes[0, 1], ax) for ax in axes[1:, 1]), "one axis for all gains"
 
 
 def test_comparison_without_reference_interval_or_rivals():
@@ -435,10 +404,11 @@ def test_paired_dots_are_the_differences_on_each_task():
     part = results[(results["family"] == "same_shape") & (results["shots"] == 20)]
     means = part.groupby(["method", "target_task"])["accuracy"].mean()
     wanted = means["full"] - means["scratch"]
-    np.testing.assert_allclose(ax.collections[0].get_offsets(), np.column_stack([wanted.index, wanted]))
+    band, points = ax.collections
+    np.testing.assert_allclose(points.get_offsets(), np.column_stack([range(1, 13), sorted(wanted)]))
     interval = statistics.mean_interval(wanted)
-    band = ax.patches[0]
-    np.testing.assert_allclose([band.get_y(), band.get_y() + band.get_height()], [interval.low, interval.high])
+    heights = band.get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([heights.min(), heights.max()], [interval.low, interval.high])
     assert "n = 12 tasks" in ax.get_title() and "percentage points" in ax.get_ylabel()
 
 
@@ -450,108 +420,48 @@ def test_paired_dots_refuse_what_is_not_there(family, method, shots):
         paired_dots(make_results(shots=(10, 20)), family, method, shots=shots)
 
 
-# --- the explorer ---------------------------------------------------------------------------------------------------
-def drawn_values(axes):
-    return axes[0].collections[0].get_array().reshape(len(LAYERS), -1).filled(np.nan).T
+def in_blocks():
+    """results.csv with two light blocks, each with a scratch of its own shape."""
+    results = make_results()
+    light = results[(results["family"] == "light") & results["method"].isin(["scratch", "learngene"])]
+    first = light.assign(block="conv1-conv3", accuracy=light["accuracy"] + 9)
+    first["method"] = first["method"].replace("learngene", "first")
+    others = results[results["family"] != "light"].assign(block="conv1-conv6")
+    return pd.concat([light.assign(block="conv4-conv6"), first, others])
 
 
-def on_each_picture(monkeypatch, look):
-    """Call look(axes) on every figure that an explorer turns into a picture."""
-    monkeypatch.setattr(explore, "print_figure", lambda figure, **_: look(figure.axes) or b"")
+def test_each_block_is_compared_with_the_scratch_of_its_own_shape():
+    results = in_blocks()
+    paired = statistics.paired_table(results, keys=("family", "block", "shots"))
+    left, right = comparison(paired)[0]
+    names = [t.get_text() for t in left.get_yticklabels()]
+    assert names == ["scratch, conv4–6", "learngene, conv4–6", "scratch, conv1–3", "first blocks, conv1–3"]
+    wanted = paired.set_index(["family", "method"])["gain"]
+    np.testing.assert_allclose(dots(right)[:, 0], wanted["light"].loc[["learngene", "first"]])
+    ax = paired_dots(results, "light", ["learngene", "first"])
+    drawn = [c.get_offsets()[:, 1].mean() for c in ax.collections[1::2]]
+    np.testing.assert_allclose(drawn, wanted["light"].loc[["learngene", "first"]])
 
 
-def test_draw_record_shows_what_the_criterion_scores():
-    record, options = make_record(), {"threshold": 1e-6, "sign": "absolute"}
-    table = score(record, "released", **options)
-    axes = explore.draw_record(record, n_blocks=2, **options)
-    np.testing.assert_allclose(axes[1].get_lines()[1].get_ydata(), table["score"])
-    np.testing.assert_allclose(axes[1].get_lines()[0].get_ydata(), table["null"])
-    assert " to ".join(best_block(table, 2)) in axes[1].get_title() and "|entry| > 1e-06" in axes[0].get_title()
-    z = explore.layer_task_values(record, normalisation="z", **options)[1]
-    np.testing.assert_allclose(z["score"], table["z"])
+def test_the_inherited_share_stands_beside_the_gain():
+    sizes = {"learngene": 48, "learngene_ewc": 48, "random": 48, "first": 9, "full": 1000}
+    results = make_results().assign(inherited_parameters=lambda r: r["method"].map(sizes).fillna(0))
+    shared = with_shares(statistics.paired_table(results), results, 1000)
+    own = shared.set_index(["family", "method"])["share"]
+    assert own["light", "learngene"] == pytest.approx(4.8) and own["same_shape", "full"] == 100
+    words = " ".join(t.get_text() for t in comparison(shared)[1, 1].texts)
+    assert "inherits 4.8 %" in words and "inherits 0.9 %" in words and "inherits 100 %" in words
 
 
-def test_normalisation_and_aggregation():
-    record = make_record()
-    last, _ = explore.layer_task_values(record, threshold=1e-6, aggregation="last")
-    np.testing.assert_allclose(last, record.fraction(1e-6)[record.epoch == 2])
-    relative, table = explore.layer_task_values(record, threshold=1e-6, normalisation="relative")
-    np.testing.assert_allclose(relative.mean(1), 1)
-    np.testing.assert_allclose(table["null"].mean(), 1)
-    with pytest.raises(ValueError, match="unknown choice 'ratio'"):
-        explore.draw_record(record, normalisation="ratio")
-
-
-@pytest.mark.parametrize("normalisation", explore.NORMALISATIONS)
-@pytest.mark.parametrize("threshold", [0, 900.0])
-@pytest.mark.filterwarnings("error")
-def test_a_threshold_that_cannot_choose_says_so(threshold, normalisation):
-    axes = explore.draw_record(make_record(), threshold=threshold, normalisation=normalisation)
-    axes[0].figure.canvas.draw()
-    assert axes[1].get_title().startswith("no choice" if threshold else "chosen")
-
-
-def test_thresholds_are_edges_within_the_record_and_hold_the_released_ones():
-    record = make_record()
-    values = explore.thresholds(record)
-    assert 5e-10 in values and 5e-4 in values and values == sorted(set(values))
-    np.testing.assert_allclose([EDGES[edge_index(v)] for v in values], values, rtol=1e-5)
-    inside = record.fraction(values[0], "absolute")
-    assert (inside > 0).any() and len({edge_index(v) for v in values}) == len(values)
-
-
-def test_moving_a_control_redraws_from_the_record(monkeypatch):
-    record, shown = make_record(), []
-    on_each_picture(monkeypatch, lambda axes: shown.append((drawn_values(axes), axes[1].get_title())))
-    box = explore.threshold_explorer(record)
-    assert box.controls["threshold"].value == 5e-10 and len(shown) == 1
-    threshold = explore.thresholds(record)[len(explore.thresholds(record)) // 2]
-    box.controls["threshold"].value = threshold
-    box.controls["sign"].value = "absolute"
-    box.controls["aggregation"].value = "last"
-    box.controls["n_blocks"].value = 1
-    options = [(5e-10, "positive"), (threshold, "positive"), (threshold, "absolute")]
-    for (values, title), (at, sign) in zip(shown[:3], options, strict=True):
-        wanted = record.fraction(at, sign).reshape(3, 2, -1).mean(1)
-        np.testing.assert_allclose(values, wanted)
-        assert title == "chosen: conv4 to conv6" or at == 5e-10
-    np.testing.assert_allclose(shown[3][0], record.fraction(threshold, "absolute")[record.epoch == 2])
-    assert len(shown) == 5 and shown[4][1].count("conv") == 1
-    assert not plt.get_fignums(), "figures of earlier positions are let go"
-
-
-def test_an_explorers_picture_is_the_png_of_its_figure():
-    record = make_record()
-    box = explore.threshold_explorer(record)
-    first = box.picture.value
-    box.controls["normalisation"].value = "relative"
-    second = plt.imread(io.BytesIO(box.picture.value))
-    assert box.picture.value != first
-    figure = explore.draw_record(record, normalisation="relative")[0].figure
-    figure.canvas.draw()
-    assert second.shape[1] == pytest.approx(figure.canvas.get_width_height()[0], rel=0.05)  # the size of inline figures
-    box.controls["normalisation"].value = "share"
-    assert box.picture.value == first
-
-
-def test_a_redraw_that_fails_says_why_in_place_of_the_picture():
-    def draw(n):
-        axes = plt.subplots(1, 2)[1]
-        if n == 2:
-            raise ValueError("two <of> them")
-        return axes
-
-    box = explore.explorer({"n": widgets.IntSlider(1, 1, 3)}, draw)
-    assert box.error.value == "" and box.picture.layout.display != "none" == box.error.layout.display
-    box.controls["n"].value = 2
-    assert "ValueError: two &lt;of&gt; them" in box.error.value
-    assert box.picture.layout.display == "none" != box.error.layout.display
-    assert not plt.get_fignums(), "the half-drawn figure is let go"
-    box.controls["n"].value = 3
-    assert box.error.value == "" and box.picture.layout.display != "none" == box.error.layout.display
-
-
-def test_no_explorer_uses_an_output_widget():
-    """A notebook run by plain papermill can wait for the messages of one for ever."""
-    box = explore.threshold_explorer(make_record())
-    assert not [child for child in box.children if isinstance(child, widgets.Output)]
+def test_bars_of_gains_have_one_axis_and_say_what_they_inherit():
+    table = make_gains()
+    axes = gain_bars(table)
+    assert axes[0].get_shared_x_axes().joined(*axes)
+    for ax, family in zip(axes, ("light", "same_shape"), strict=True):
+        part = table[table["family"] == family]
+        widths = sorted(bar.get_width() for bars in ax.containers for bar in bars if bar.get_width())
+        np.testing.assert_allclose(widths, sorted(part["gain"]))
+        spans = sorted(tuple(line.get_xdata()) for line in ax.get_lines() if len(set(line.get_ydata())) == 1)
+        np.testing.assert_allclose(spans, sorted(zip(part["gain_low"], part["gain_high"], strict=True)))
+        assert sum("inherits 0.9 %" in t.get_text() for t in ax.texts) == 2
+    assert [t.get_text() for t in axes[0].figure.legends[0].get_texts()] == ["glyphs", "CIFAR-100"]
