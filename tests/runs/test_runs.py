@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 from conftest import snapshot
 
-from learngene_core.collective import Walk
-from learngene_core.config import FIELDS, Config
+from learngene_core.config import FIELDS, Config, Machine
 from learngene_core.errors import StudyError, atomic, file_hash, read_json, write_json
+from learngene_core.runs import stages
+from learngene_core.runs.bookkeeping import stored_machine
 from learngene_core.runs.info import inspect
-from learngene_core.runs.machine import Machine
+from learngene_core.runs.machine import machine_of, resolve
 from learngene_core.runs.run import Run, default_folder
 from learngene_core.study.chain import Chain
 
@@ -274,11 +275,11 @@ def test_damaged_bookkeeping_is_named(smoke_copy, name, text):
     """Such a file must not end in a traceback, nor be taken for a run without stages."""
     (smoke_copy / name).write_text(text)
     with pytest.raises(StudyError, match=name) as refusal:
-        assert Run.open(SMOKE, smoke_copy).machine
+        assert machine_of(Run.open(SMOKE, smoke_copy))
     assert "delete" in str(refusal.value)
     (smoke_copy / name).unlink()  # and what the line says helps
     run = Run.open(SMOKE, smoke_copy)
-    assert run.machine == Machine.resolve(SMOKE)
+    assert machine_of(run) == resolve(SMOKE)
     assert run.done("reconstruct") == (name == "machine.json")
 
 
@@ -345,7 +346,7 @@ def read(tmp_path_factory):
         return call
 
     chain = Chain(Run.open(TINY, tmp_path_factory.mktemp("read") / "run"))
-    assert chain.run.machine.workers == 1
+    assert machine_of(chain.run).workers == 1
     read = {}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("to_dict", "fields_of", "stage_hash", "replace", "__post_init__"):
@@ -362,7 +363,7 @@ def read(tmp_path_factory):
 @pytest.mark.parametrize("stage", CHAIN)
 def test_a_stage_reads_only_fields_that_its_hash_covers(read, stage):
     """A field that is read but not hashed would let a stale result be reused."""
-    free = {"preset_name", "skip_corrupt", "data_path", "device", "workers", "threads", "minutes"}
+    free = {"preset_name", "skip_corrupt", "data_path", "device", "workers", "threads", "minutes", "deterministic"}
     harmless = {"division": {"n_way", "source_way"}, "tune": {"individual_ewc"}}  # only checked; replaced by the grid
     free |= {
         n for n, f in FIELDS.items() if f.metadata["kind"] == "switch"
@@ -375,19 +376,16 @@ def test_a_stage_reads_only_fields_that_its_hash_covers(read, stage):
 def interrupted(tmp_path_factory):
     """A run folder whose collective stopped after two of three source tasks; and its configuration."""
     run = Run.open(TINY, tmp_path_factory.mktemp("interrupted") / "run")
-    measure = Walk._measure
+    save = stages.save_task
 
-    def stops(self, task):
-        if task.number == 3:
+    def stops(folder, state, *rest):
+        if state.done == 3:
             raise KeyboardInterrupt
-        measure(self, task)
+        save(folder, state, *rest)
 
-    Walk._measure = stops
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            Chain(run).collective  # noqa: B018
-    finally:
-        Walk._measure = measure
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(stages, "save_task", stops)
+        Chain(run).collective  # noqa: B018
     return run.path
 
 
@@ -463,42 +461,50 @@ def test_a_task_that_was_being_saved_is_trained_again(interrupted, tmp_path):
 
 # machine ------------------------------------------------------------------------------------------------------------
 def test_machine_is_resolved_once_and_reused(tmp_path):
-    first = Run.open(SMOKE.replace(threads=1, workers=1), tmp_path / "run").machine
+    first = machine_of(Run.open(SMOKE.replace(threads=1, workers=1), tmp_path / "run"))
     assert (first.threads, first.workers) == (1, 1)
-    again = Run.open(SMOKE.replace(threads=3, workers=5), tmp_path / "run").machine
+    again = machine_of(Run.open(SMOKE.replace(threads=3, workers=5), tmp_path / "run"))
     assert again == first
     stored = dataclasses.replace(first, threads=7, workers=3, channels_last=False)
     write_json(tmp_path / "run" / "machine.json", dataclasses.asdict(stored))
     before = file_hash(tmp_path / "run" / "machine.json")
-    assert Run.open(SMOKE, tmp_path / "run").machine == stored
+    assert machine_of(Run.open(SMOKE, tmp_path / "run")) == stored
     assert file_hash(tmp_path / "run" / "machine.json") == before
 
 
 def test_machine_of_another_device_is_refused(tmp_path):
     run = Run.open(SMOKE.replace(device="cpu"), tmp_path / "run")
-    write_json(run.path / "machine.json", dataclasses.asdict(dataclasses.replace(run.machine, device="cuda")))
+    write_json(run.path / "machine.json", dataclasses.asdict(dataclasses.replace(machine_of(run), device="cuda")))
     with pytest.raises(StudyError, match=r"'cuda'.*'cpu'"):
-        Run.open(SMOKE.replace(device="cpu"), tmp_path / "run").machine  # noqa: B018
+        machine_of(Run.open(SMOKE.replace(device="cpu"), tmp_path / "run"))
     with pytest.raises(StudyError, match="tpu"):
-        Machine.resolve(SMOKE.replace(device="tpu"))
+        resolve(SMOKE.replace(device="tpu"))
 
 
 def test_zero_threads_and_workers_mean_what_there_is(monkeypatch):
     monkeypatch.delenv("LEARNGENE_WORKERS", raising=False)
-    machine = Machine.resolve(SMOKE.replace(device="cpu", threads=0, workers=0))
-    assert machine.threads == machine.processors >= 1
-    assert machine.workers == min(2, machine.processors)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = resolve(SMOKE.replace(device="cpu", threads=0, workers=0))
+    assert machine.threads == processors >= 1
+    assert machine.workers == min(2, processors)
     for told, workers in (("1", 1), ("5", 5), ("0", machine.workers), ("many", machine.workers), ("", machine.workers)):
         monkeypatch.setenv("LEARNGENE_WORKERS", told)
-        assert Machine.resolve(SMOKE.replace(device="cpu")).workers == workers
-        assert Machine.resolve(SMOKE.replace(device="cpu", workers=3)).workers == 3
+        assert resolve(SMOKE.replace(device="cpu")).workers == workers
+        assert resolve(SMOKE.replace(device="cpu", workers=3)).workers == 3
+
+
+def test_a_machine_of_a_version_that_knew_fewer_settings_is_read(tmp_path):
+    values = dataclasses.asdict(Machine())
+    del values["deterministic"], values["capture"]
+    write_json(tmp_path / "machine.json", {**values, "torch": "2.0", "system": "x", "processors": 2})
+    assert stored_machine(tmp_path / "machine.json") == Machine()
 
 
 # lock ---------------------------------------------------------------------------------------------------------------
 HOLD = """
 import sys
 from learngene_core.config import Config
-from learngene_core.runs import Run
+from learngene_core.runs.run import Run
 with Run.open(Config.preset("smoke"), sys.argv[1]).lock():
     print("held", flush=True)
     sys.stdin.read()
