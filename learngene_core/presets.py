@@ -32,8 +32,8 @@ ALL_METHODS = ("scratch", "random", "learngene", "learngene_ewc", "first", "long
 ANCESTORS = ("sequential", "joint", "replay", "ewc")  # how a collective meets its base classes
 
 # Switches of `released`, by name; later ones have the last word where two replace the same step.
-DEFECT_NAMES = ("double_softmax", "labels_reused", "exact_copies", "bn_gap", "signed_threshold", "epoch_ewc", "zero_ewc",
-                "rebuilt_optimiser", "leak", "augmented_test")  # fmt: skip
+DEFECT_NAMES = ("double_softmax", "labels_reused", "exact_copies", "bn_gap", "signed_threshold", "fixed_layers",
+                "epoch_ewc", "zero_ewc", "rebuilt_optimiser", "leak", "augmented_test")  # fmt: skip
 
 # fmt: off
 _CIFAR = {"data": "cifar100", "source_images": 0, "held_out_images": 0, "support_pool": 0, "query_images": 0,

@@ -39,6 +39,8 @@ DEFECTS: dict[str, Defect] = {defect.name: defect for defect in (  # of two on t
            ("collective",)),
     Defect("signed_threshold", "the criterion counts gradient entries above an absolute threshold, with their sign",
            ("choice",)),
+    Defect("fixed_layers", "the inherited layers are the last ones, written by hand, whatever the criterion says",
+           ("choice",)),
     Defect("epoch_ewc", "EWC of an individual pulls towards its own epoch before, not towards the collective",
            ("learngene_ewc",)),
     Defect("zero_ewc", "the EWC penalty is always zero: an error in reading its anchor is caught and forgotten",
@@ -56,8 +58,13 @@ def touched(defects: Sequence[str]) -> set[str]:
     return {part for name in defects for part in DEFECTS[name].touches}
 
 
-def choice(cfg: Config) -> Config:
-    """The configuration by which the layers are chosen (`criteria.choose`); the same one without a defect of the choice."""
+def choice(cfg: Config, names: Sequence[str]) -> Config:
+    """The configuration by which the layers are chosen (`criteria.choose`); the same one without a defect of the choice.
+
+    names: of the collective's blocks, in order. Layers that `cfg` names itself stay.
+    """
+    if "fixed_layers" in cfg.defects and not cfg.layers:
+        return cfg.replace(layers=tuple(names[-cfg.n_blocks :]))
     if "signed_threshold" in cfg.defects:
         return cfg.replace(criterion="released", sign="positive")
     return cfg

@@ -103,7 +103,7 @@ def train_released(
 
 class OneHead(State):
     """Labels reused: every task's classes are the first outputs of a head that has one for every class of the sequence, and
-    the loss runs over all of them, of which most only ever stand for no class."""
+    the loss runs over all of them, of which most belong to no class."""
 
     def outputs(self, task: SourceTask) -> Tensor:
         """The first outputs (k,), whatever the task."""
@@ -153,7 +153,7 @@ def widen_with_gap(
 # the choice -------------------------------------------------------------------------------------------------------------
 def cut_released(col: Collective, cfg: Config, *, layers: tuple[str, ...] | None = None) -> Learngene:
     """The learngene that `cfg` with its defects chooses; parameters and errors as `cut_learngene`."""
-    gene = cut_learngene(col, choice(cfg), layers=layers)
+    gene = cut_learngene(col, choice(cfg, col.model.block_names), layers=layers)
     return dataclasses.replace(gene, notes={**gene.notes, "stage_hash": cfg.stage_hash("criteria")})
 
 
@@ -191,22 +191,27 @@ class ReleasedIndividuals(Individuals):
             for arm in self.arms:
                 left = None  # what the arm has become on the task before
                 for task in tasks:
-                    where = {"shots": shots, "target_task": task.number, "init": init}
-                    gene = arm.donor((task, init))
-                    try:
-                        stack, history = self.individual(arm, gene, (task, init), shots, left)
-                    except Diverged as error:
-                        if not self.lenient:
-                            raise
-                        chance = {"family": arm.family, "method": arm.method, "accuracy": 100 / self.cfg.n_way}
-                        piece["rows"].append({**chance, **where, "note": str(error)})
-                        left = None  # there is nothing to go on from
-                        continue
-                    cells = confusion(predict(stack, self.queries((task, init)), *self.normal), labels_of(task.query))
-                    piece["rows"].append(row_of(arm, where, cells[0], gene, history, 0))
-                    piece["curves"] += curve_of(arm, where, history, 0)
-                    left = stack.network(0)
+                    row, curve, left = self._measured(arm, (task, init), shots, left)
+                    piece["rows"].append(row)
+                    piece["curves"] += curve
         return piece
+
+    def _measured(
+        self, arm: Arm, draw: Draw, shots: int, left: ConvNet | None
+    ) -> tuple[dict, list[dict], ConvNet | None]:
+        """The row of one individual, its training curve, and what it has become; None where that is nothing to go on from."""
+        (task, init), gene = draw, arm.donor(draw)
+        where = {"shots": shots, "target_task": task.number, "init": init}
+        try:
+            stack, history = self.individual(arm, gene, draw, shots, left)
+        except Diverged as error:
+            if not self.lenient:
+                raise
+            about = {"family": arm.family, "method": arm.method, "rate": arm.rate, "ewc": arm.ewc, **dict(arm.columns)}
+            return {**about, **where, "accuracy": 100 / self.cfg.n_way, "note": str(error)}, [], None
+        labels = labels_of(task.query).to(self.device)
+        cells = confusion(predict(stack, self.queries(draw), *self.normal), labels)
+        return row_of(arm, where, cells[0], gene, history, 0), curve_of(arm, where, history, 0), stack.network(0)
 
     def individual(
         self, arm: Arm, gene: Learngene | None, draw: Draw, shots: int, left: ConvNet | None

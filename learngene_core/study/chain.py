@@ -87,7 +87,7 @@ class Chain:
         self._can_choose()
         layers = None
         if self.cfg.criterion == RECOMMENDED and not self.cfg.layers and not self.run.done("criteria"):
-            from ..analysis.claims import recommended_layers
+            from ..analysis.verdicts import recommended_layers
 
             layers = recommended_layers(self.atlas_cells, self.cfg, self.run)
         return learngene(self.run, self.collective, layers=layers, cut=cut_released)
@@ -166,17 +166,18 @@ class Chain:
     @functools.cached_property
     def layer_scores(self) -> pd.DataFrame:
         """Every criterion per layer (layer_scores.csv)."""
-        from ..analysis.claims import layer_scores
+        if self.run.done("measures"):
+            say("measures: found in the run folder, loaded")
+            return self.run.read_table("layer_scores.csv")
+        from ..analysis.gathering import layer_scores
 
-        if not self.run.done("measures"):
-            self.learngene  # noqa: B018 (trained, scored and cut when asked for)
-            return layer_scores(self.images, self.source, self.cfg, self.run)
-        return layer_scores([], [], self.cfg, self.run)
+        self.learngene  # noqa: B018 (trained, scored and cut when asked for)
+        return layer_scores(self.images, self.source, self.cfg, self.run)
 
     @functools.cached_property
     def verdicts(self) -> dict[str, pd.DataFrame]:
         """atlas, selection and claims (atlas.csv, selection.csv, claims.csv); read without torch when they are there."""
-        from ..analysis.claims import judge
+        from ..analysis.verdicts import judge
 
         if self.run.done("claims"):
             return judge({}, self.cfg, self.run)
