@@ -1,4 +1,4 @@
-"""The atlas: every contiguous block of the collective inherited by a same-shape individual, against scratch.
+"""The atlas: every contiguous block of the collective inherited by a same-shape individual, compared with scratch.
 
 Each cell is a paired gain: identical target tasks, initial weights and batches, at least two initialisations a task. Target
 tasks of novel classes measure; pseudo-tasks of open-world classes, which the collective never saw, choose. Computed piece by
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ..arms import Arm, same_shape
+from ..arms import Arm, constant, same_shape
 from ..collective import Collective
 from ..config import Config
 from ..data.division import Division, target_tasks
@@ -19,9 +19,9 @@ from ..runs.pieces import Pieces
 from ..runs.run import Run
 from ..runs.stages import individuals
 from ..tasks import ImageSet, TargetTask
+from .blocks import Block
 
 COLUMNS = ["group", "first", "last", "shots", "target_task", "init", "accuracy"]
-Block = tuple[int, int]  # first, last: numbers from 1
 
 
 def coarse_blocks(n_layers: int, length: int) -> list[Block]:
@@ -32,7 +32,7 @@ def coarse_blocks(n_layers: int, length: int) -> list[Block]:
     return sorted({*prefixes, *suffixes, *equal})
 
 
-def all_blocks(n_layers: int) -> list[Block]:
+def every_block(n_layers: int) -> list[Block]:
     """Every contiguous block."""
     return [(first, last) for first in range(1, n_layers + 1) for last in range(first, n_layers + 1)]
 
@@ -43,7 +43,7 @@ def block_arm(col: Collective, block: Block, cfg: Config) -> Arm:
     if block == (0, 0):
         return Arm("same_shape", "scratch", cfg.atlas_rate, same_shape(col, cfg), columns=columns)
     gene = Learngene.from_model(col.model, col.model.block_names[block[0] - 1 : block[1]], mean=col.mean, std=col.std)
-    return Arm("same_shape", "inherit", cfg.atlas_rate, same_shape(col, cfg), lambda draw: gene, columns=columns)
+    return Arm("same_shape", "inherit", cfg.atlas_rate, same_shape(col, cfg), constant(gene), columns=columns)
 
 
 def atlas_config(cfg: Config) -> Config:
@@ -97,7 +97,7 @@ def _cells(
     coarse = coarse_blocks(len(names), min(cfg.atlas_length, len(names)))
     rounds = {f"coarse{cfg.atlas_length}_": [(0, 0), *coarse]}
     if cfg.atlas_blocks == "full":
-        rounds[f"full{cfg.atlas_length}_"] = [block for block in all_blocks(len(names)) if block not in coarse]
+        rounds[f"full{cfg.atlas_length}_"] = [block for block in every_block(len(names)) if block not in coarse]
     rows, parts = [], Pieces(run, "atlas") if run is not None else None
     total = len(rounds) * sum(len(t) for t in tasks.values()) * cfg.atlas_inits
     for label, blocks in rounds.items():

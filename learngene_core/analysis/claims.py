@@ -1,9 +1,7 @@
-"""The claims of the study, stated so that they can fail, and their verdicts: claims.yaml against the tables of a run.
+"""The claims of the study, stated so that they can fail, and their verdicts: claims.yaml and the tables of a run.
 
 The file says for every claim what is compared, in what scope, and which numbers mean supported, refuted and undecided; it was
-written before results were looked at. Tables only, no torch.
-
-The study's last stages, from tables to verdicts: layer scores, the atlas table, criteria against the atlas, the claims.
+written before results were looked at. What the tables say about a claim is found by `findings`; here it is judged. No torch.
 """
 
 from __future__ import annotations
@@ -19,15 +17,11 @@ import yaml
 from scipy import stats
 
 from ..config import CHOICES, Config, nearest
-from ..criteria import score, score_all
-from ..errors import StudyError, read_json, say
+from ..errors import StudyError
 from ..presets import METHODS
-from ..record import Record
-from ..runs.run import Run
-from ..tasks import ImageSet, SourceTask
-from .blocks import atlas_table, recommended, selection_table
+from .blocks import recommended
+from .findings import BLOCKS, Finding, Missing, Tables, atlas, auroc, correlation, difference, rank, rank_difference
 from .statistics import Interval, equivalence, holm, t_quantile, tasks_needed, verdict
-from .tests import BLOCKS, Evidence, Missing, Tables, atlas, auroc, correlation, difference, rank, rank_difference
 
 FILE = Path(__file__).with_name("claims.yaml")
 NEEDED_FIELDS = {  # test: the fields it reads beside those of every claim, and what they may be (None: anything)
@@ -42,7 +36,7 @@ NEEDED_FIELDS = {  # test: the fields it reads beside those of every claim, and 
     "auroc": {"score": CHOICES["open_score"]},
     "correlation": {"score": CHOICES["open_score"]},
 }
-TESTS: dict[str, Callable[..., Evidence]] = {
+TESTS: dict[str, Callable[..., Finding]] = {
     "difference": difference,
     "atlas": atlas,
     "rank": rank,
@@ -92,7 +86,7 @@ def load_claims(path: str | Path = FILE) -> tuple[Claim, ...]:
     claims = tuple(_claim(entry, number) for number, entry in enumerate(entries, 1))
     for claim in claims:
         if sum(claim.id == other.id for other in claims) > 1:
-            raise StudyError(f"claim {claim.id} stands twice in {path}")
+            raise StudyError(f"claim {claim.id} is twice in {path}")
     return claims
 
 
@@ -130,7 +124,7 @@ def _numbers(name: str, entry: dict) -> dict[str, float]:
         if type(value) not in (int, float) or not np.isfinite(value):
             raise StudyError(f"{name}: {number} is a number, not {value!r}")
     if values["minimum"] < values.get("above", 0):
-        raise StudyError(f"{name}: minimum {values['minimum']} lies below above = {values.get('above', 0)}")
+        raise StudyError(f"{name}: minimum {values['minimum']} is below above = {values.get('above', 0)}")
     if values.get("equivalence", 0) < 0:
         raise StudyError(f"{name}: equivalence is a margin above 0")
     return {number: float(value) for number, value in values.items()}
@@ -164,7 +158,7 @@ def evaluate(
 
     Columns: claim, verdict, estimate, low, high (95 %), n, scope (what the limits speak for), unit (of the estimate), minimum,
     above, text (short), statement, tested (arms, shots, tasks), needed (how many of what n counts, as a rule target tasks,
-    would decide an undecided claim with 80 % power if the estimate is the truth), p (two-sided, against `above`; where the
+    would decide an undecided claim with 80 % power if the estimate is the truth), p (two-sided, compared with `above`; where the
     values behind the mean are known), p_holm (over all claims whose id starts with H), reason. A table that is missing, or
     broken for a claim, leaves that claim undecided with n = 0, and the reason says what is wrong or which command gives the
     data.
@@ -184,43 +178,43 @@ def evaluate(
 
 def _row(claim: Claim, tables: Tables) -> dict:
     try:
-        evidence = TESTS[claim.test](tables, claim.scope, **claim.options)
+        finding = TESTS[claim.test](tables, claim.scope, **claim.options)
     except Missing as error:
-        evidence = Evidence.none(claim.scope, f"{error}; run `{claim.needs}`")
+        finding = Finding.none(claim.scope, f"{error}; run `{claim.needs}`")
     except (ValueError, StudyError) as error:
-        evidence = Evidence.none(claim.scope, f"cannot be tested: {error}")
+        finding = Finding.none(claim.scope, f"cannot be tested: {error}")
     except KeyError as error:
-        evidence = Evidence.none(claim.scope, f"cannot be tested: a table lacks the column {error}")
-    interval = evidence.interval
+        finding = Finding.none(claim.scope, f"cannot be tested: a table lacks the column {error}")
+    interval = finding.interval
     decision, equal = verdict(interval, claim.minimum, above=claim.above), False
-    if decision == "undecided" and claim.equivalence and evidence.values is not None:
-        equal = equivalence(evidence.values, claim.equivalence).equivalent
+    if decision == "undecided" and claim.equivalence and finding.values is not None:
+        equal = equivalence(finding.values, claim.equivalence).equivalent
         decision = "refuted" if equal else decision
-    held = evidence.no_verdict or (evidence.no_support if decision == "supported" else "")
+    held = finding.no_verdict or (finding.no_support if decision == "supported" else "")
     if held:
-        decision, equal, evidence = "undecided", False, replace(evidence, more_helps=False)
-    needed = _needed(claim, evidence) if decision == "undecided" else np.nan
-    reason = evidence.note
+        decision, equal, finding = "undecided", False, replace(finding, more_helps=False)
+    needed = _needed(claim, finding) if decision == "undecided" else np.nan
+    reason = finding.note
     if interval.n:
-        why = _why(claim, interval, decision, equal, needed, evidence)
-        reason = "; ".join(text for text in (why, held, evidence.note) if text)
+        why = _why(claim, interval, decision, equal, needed, finding)
+        reason = "; ".join(text for text in (why, held, finding.note) if text)
     shown = ("unit", "minimum", "above", "text", "statement")
     return (
         {"claim": claim.id, "verdict": decision}
         | asdict(interval)
         | {name: getattr(claim, name) for name in shown}
-        | {"tested": evidence.tested, "needed": needed, "p": _p_value(claim, evidence), "reason": reason}
+        | {"tested": finding.tested, "needed": needed, "p": _p_value(claim, finding), "reason": reason}
     )
 
 
-def _needed(claim: Claim, evidence: Evidence) -> float:
+def _needed(claim: Claim, finding: Finding) -> float:
     """Units that decide the claim with 80 % power if the estimate is the truth; NaN where that cannot be said.
 
     To be supported the limit must clear `above` and the estimate `minimum`, whichever takes more. An estimate within a
     standard error of `minimum`, or more than `MOST` units: the truth may lie on either side, and no number is honest.
     """
-    interval, n = evidence.interval, evidence.interval.n
-    if n < 2 or not evidence.more_helps or np.isnan(interval.low):
+    interval, n = finding.interval, finding.interval.n
+    if n < 2 or not finding.more_helps or np.isnan(interval.low):
         return np.nan
     error = max(interval.estimate - interval.low, interval.high - interval.estimate) / t_quantile(n, 0.95)
     beyond, sd = interval.estimate - claim.minimum, error * np.sqrt(n)
@@ -235,8 +229,8 @@ def _needed(claim: Claim, evidence: Evidence) -> float:
     return float(max(units)) if units and max(units) <= MOST else np.nan
 
 
-def _why(claim: Claim, interval: Interval, decision: str, equal: bool, needed: float, evidence: Evidence) -> str:
-    """The numbers behind the verdict in words."""
+def _why(claim: Claim, interval: Interval, decision: str, equal: bool, needed: float, finding: Finding) -> str:
+    """The numbers that the verdict rests on, in words."""
     spec = ".2f" if claim.unit == "rho" else ".1f"
     low, high, estimate = (f"{value:{spec}}" for value in (interval.low, interval.high, interval.estimate))
     if decision == "supported":
@@ -247,22 +241,22 @@ def _why(claim: Claim, interval: Interval, decision: str, equal: bool, needed: f
     if decision == "refuted":
         return f"the upper limit, {high}, lies below {claim.minimum:g}"
     if np.isnan(interval.low):
-        return f"no interval ({interval.n} {evidence.counted})"
+        return f"no interval ({interval.n} {finding.counted})"
     text = f"the limits, {low} to {high}, leave it open"
     if not np.isnan(needed):
-        return f"{text}; about {needed:,.0f} {evidence.counted} would decide it"
-    return f"{text}; too near the line for more {evidence.counted} to decide" if evidence.more_helps else text
+        return f"{text}; about {needed:,.0f} {finding.counted} would decide it"
+    return f"{text}; too near the line for more {finding.counted} to decide" if finding.more_helps else text
 
 
-def _p_value(claim: Claim, evidence: Evidence) -> float:
-    """Two-sided t test of the units' mean against `above`; NaN where the units are not known or all the same."""
-    values = evidence.values
+def _p_value(claim: Claim, finding: Finding) -> float:
+    """Two-sided t test of the units' mean, compared with `above`; NaN where the units are not known or all the same."""
+    values = finding.values
     if values is None or len(values) < 2 or np.ptp(values) == 0:
         return np.nan
     return float(stats.ttest_1samp(values, claim.above).pvalue)
 
 
-def describe(found: pd.DataFrame) -> str:
+def verdicts_text(found: pd.DataFrame) -> str:
     """claims.csv as text: one paragraph per claim, verdict first."""
     lines = []
     for r in found.itertuples():
@@ -272,76 +266,6 @@ def describe(found: pd.DataFrame) -> str:
         texts = (r.tested, r.reason, f"speaks for {r.scope}" if r.n else "")
         lines += [f"    {text}" for text in texts if isinstance(text, str) and text]  # empty ones are NaN in a csv
     return "\n".join(lines)
-
-
-OTHER_THRESHOLD = {5e-10: 5e-4, 5e-4: 5e-10}  # the released scripts had one after the other
-TABLES = ("atlas.csv", "selection.csv", "claims.csv")
-
-
-def layer_scores(imgs: ImageSet, src: list[SourceTask], cfg: Config, run: Run) -> pd.DataFrame:
-    """Every criterion per layer beside its null (layer_scores.csv): those over the gradient record, with the released count at
-    both released thresholds, and those that look at networks.
-
-    Raises StudyError without a finished collective.
-    """
-    if run.done("measures"):
-        say("measures: found in the run folder, loaded")
-        return run.read_table("layer_scores.csv")
-    from .evidence import evidence_of
-    from .measures import measure_all
-
-    with run.computing("measures", ["layer_scores.csv"]):
-        record = Record.load(run.path)
-        tables = [score_all(record, cfg)]
-        other = OTHER_THRESHOLD.get(cfg.threshold)
-        if other is not None:
-            table = score(record, "released", threshold=other, sign=cfg.sign)
-            tables.append(table.assign(criterion=f"released@{other:g}"))
-        tables.append(measure_all(*evidence_of(run, imgs, src, cfg)))
-        run.write_table("layer_scores.csv", pd.concat(tables, ignore_index=True))
-    say("measures: every criterion scored on every layer, saved")
-    return run.read_table("layer_scores.csv")
-
-
-def final_widths(run: Run) -> dict[str, int]:
-    """Block name -> channels of the collective after the last task; read without torch. Raises StudyError when missing."""
-    states = sorted((run.path / "collective").glob("task_*/about.json"), key=lambda p: int(p.parent.name[5:]))
-    if not states:
-        raise StudyError(f"{run.path} holds no collective; run `learngene collective` first")
-    shape = read_json(states[-1])["shape"]
-    return dict(zip(shape["names"], shape["widths"], strict=True))
-
-
-def atlas_of(cells: pd.DataFrame, cfg: Config, run: Run) -> pd.DataFrame:
-    """atlas.csv's table from the cells there are; also of an unfinished atlas (`atlas.finished_cells`)."""
-    widths = final_widths(run)
-    return atlas_table(cells, list(widths.values()), list(widths), n_blocks=cfg.n_blocks)
-
-
-def recommended_layers(cells: pd.DataFrame, cfg: Config, run: Run) -> tuple[str, ...]:
-    """Names of the block that pseudo-tasks recommend within `inherited_share`. Raises StudyError without pseudo-tasks."""
-    first, last = recommended(atlas_of(cells, cfg, run), cfg.inherited_share, cfg.atlas_shots)
-    return tuple(final_widths(run))[first - 1 : last]
-
-
-def judge(tables: Mapping[str, pd.DataFrame], cfg: Config, run: Run) -> dict[str, pd.DataFrame]:
-    """atlas.csv, selection.csv and claims.csv, by name without the ending, made or loaded.
-
-    tables: atlas_cells, layer_scores, results, controls, openworld. Raises StudyError or ValueError for cells that do not fit.
-    """
-    if run.done("claims"):
-        say("claims: found in the run folder, loaded")
-        return {name.removesuffix(".csv"): run.read_table(name) for name in TABLES}
-    with run.computing("claims", list(TABLES)):
-        atlas = atlas_of(tables["atlas_cells"], cfg, run)
-        selection = selection_table(
-            tables["atlas_cells"], atlas, tables["layer_scores"], cfg.n_blocks, cfg.inherited_share, seed=cfg.seed
-        )
-        claims = evaluate({**tables, "atlas": atlas}, n_blocks=cfg.n_blocks, budget_percent=cfg.inherited_share)
-        for name, table in zip(TABLES, (atlas, selection, claims), strict=True):
-            run.write_table(name, table)
-    say(f"claims: {len(claims)} judged, saved")
-    return {name.removesuffix(".csv"): run.read_table(name) for name in TABLES}
 
 
 def summary(found: Mapping[str, pd.DataFrame], cfg: Config) -> str:
@@ -355,7 +279,7 @@ def summary(found: Mapping[str, pd.DataFrame], cfg: Config) -> str:
             f"({row['share']:.0f} %), gain on novel classes {row['gain']:+.1f} "
             f"({row['gain_low']:+.1f} to {row['gain_high']:+.1f}, n={row['n_tasks']})"
         )
-    return "\n".join([*lines, describe(found["claims"])])
+    return "\n".join([*lines, verdicts_text(found["claims"])])
 
 
 def reproduction_table(found: Mapping[str, pd.DataFrame]) -> str:

@@ -1,344 +1,40 @@
-"""Content controls: learngenes that keep some property of the real one and lose what it has learned.
+"""What in an inherited block matters: its content, what holds it, and where it comes from (controls.csv).
 
-Does an individual gain from what the inherited filters compute, or only from their scale, spectrum or batch norm? Each control
-answers for one property: inherited in place of the learngene, with everything else equal, it shows what that property alone is
-worth. A control is a new `Learngene` of the same blocks and shapes that shares no tensor with the old one.
+All arms are same-shape individuals on the atlas' target tasks, initial weights and batches, so each difference is paired. Beside
+the learngene the block of equal length from the first layer on is put through the same, as a contrast. The content controls are
+those of `content`.
 
-What `shuffled_inputs` can show depends on the block. Where everything below is freshly and independently initialised, a
-permutation of the first inputs is undone by the same permutation of the fresh outputs (`coupled`), which is as likely: the
-distribution of results does not change at all, and equal accuracies there say nothing about content. Content is tested by
-`shuffled_inner` and `moment_matched`. A block that reads the image has no such symmetry.
-
-Running statistics that were kept belong to the old filters; training estimates them anew, as it does for the learngene.
-
-Other ancestors, for what the collective's history is worth: each sees as many images as it did, at the final widths.
-
+Other ancestors show what the collective's history is worth. Each sees as many images as it did, at the final widths.
 single_task: the first source task alone; fixed_width: the same sequence without growth; joint: all base classes at once;
 permuted: the sequence and growth of the collective, with the labels of the base images permuted (nothing can be learned from
 them but by heart). Each is a run folder of its own, `ancestors/<name>`, and goes on where it was stopped.
-
-What in an inherited block matters: its content, what holds it, and where it comes from.
-
-All arms are same-shape individuals on the atlas' target tasks, initial weights and batches: each difference is paired. Beside
-the learngene the block of equal length from the first layer on is put through the same, as a contrast.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
-from ..arms import Arm, Donor, Draw, same_shape, stream_of
+from ..arms import Arm, Donor, Draw, constant, same_shape, stream_of
 from ..collective import Collective
 from ..config import Config
 from ..data.division import Division, divide, source_tasks
 from ..data.images import load_images
-from ..errors import OutOfTime, StudyError, say
-from ..learngene import PARTS, Learngene
-from ..network import ConvNet
+from ..errors import OutOfTime, say
+from ..learngene import Learngene
 from ..runs import stages
 from ..runs.machine import machine_of, side_by_side
 from ..runs.pieces import Pieces
 from ..runs.run import Run
 from ..tasks import ImageSet, SourceTask, TargetTask, generator, numpy_generator
 from .atlas import atlas_config, atlas_tasks
+from .content import CONTROLS, applicable, untrained_blocks
 from .released import walk_of
-
-
-def shuffled_inputs(gene: Learngene, generator: torch.Generator) -> Learngene:
-    """One permutation of the input channels of the first inherited convolution, the same for all its filters.
-
-    Raises StudyError where there is only one input channel.
-    """
-    return _shuffled(gene, "shuffled_inputs", gene.layers[:1], generator)
-
-
-def shuffled_inner(gene: Learngene, generator: torch.Generator) -> Learngene:
-    """A permutation of its own of the input channels of every convolution after the first, the same for all its filters.
-
-    Every filter keeps its nine weights per channel, its norm and its batch norm, every convolution its singular values. What
-    is lost is which channel of the block before a filter reads.
-
-    Raises StudyError for a single block, where nothing is inner, and where no inner convolution has two input channels.
-    """
-    return _shuffled(gene, "shuffled_inner", gene.layers[1:], generator)
-
-
-def spectrum_matched(gene: Learngene, generator: torch.Generator) -> Learngene:
-    """Every convolution as a matrix (out, 9 in) with its own singular values between random orthonormal vectors.
-
-    Both sides are uniform (Haar; QR of Gaussian matrices, signs fixed as in Mezzadri 2007). Biases and batch norm are kept.
-    """
-    changed = {}
-    for name in (f"{layer}.conv.weight" for layer in gene.layers):
-        matrix = gene.tensors[name].double().flatten(1)  # (out, 9 in)
-        values = torch.linalg.svdvals(matrix)  # (min(out, 9 in),)
-        left, right = (_orthonormal(side, len(values), generator) for side in matrix.shape)
-        changed[name] = ((left * values) @ right.T).view_as(gene.tensors[name])  # (out, in, 3, 3)
-    return _variant(gene, "spectrum_matched", changed)
-
-
-def moment_matched(gene: Learngene, generator: torch.Generator) -> Learngene:
-    """Gaussian weights with the mean and standard deviation of each convolution's weight tensor; biases likewise.
-
-    Two numbers per tensor, not per filter: the control is to keep the scale of each convolution and nothing that tells one
-    filter from another. Batch norm divides a filter's own scale out again in training. It is itself kept as it is.
-    """
-    changed = {}
-    for name in (f"{layer}.conv.{part}" for layer in gene.layers for part in ("weight", "bias")):
-        values = gene.tensors[name].double()
-        draw = torch.randn(values.shape, generator=generator, dtype=torch.float64)
-        changed[name] = values.mean() + values.std(correction=0) * draw
-    return _variant(gene, "moment_matched", changed)
-
-
-def conv_only(gene: Learngene) -> Learngene:
-    """The inherited convolutions with a fresh batch norm: scale 1, shift 0, running mean 0, running variance 1."""
-    ones = ("norm.weight", "norm.running_var")
-    changed = {
-        f"{layer}.{part}": torch.full_like(gene.tensors[f"{layer}.{part}"], part in ones)
-        for layer in gene.layers
-        for part in PARTS
-        if part.startswith("norm.")
-    }
-    return _variant(gene, "conv_only", changed)
-
-
-def norm_only(gene: Learngene, fresh: Learngene) -> Learngene:
-    """The inherited batch norm (scale, shift, running statistics) with the convolutions of `fresh` (see `untrained`).
-
-    Raises StudyError when `fresh` has other blocks or shapes.
-    """
-    _check(gene, fresh)
-    return _variant(gene, "norm_only", {n: t for n, t in fresh.tensors.items() if ".conv." in n})
-
-
-def untrained(gene: Learngene, shape: dict, generator: torch.Generator) -> Learngene:
-    """The same blocks of an untrained network of this shape (`ConvNet.shape` of the ancestor). It has the law of `scratch`.
-
-    Raises StudyError when a network of this shape has other blocks or widths there.
-    """
-    net = ConvNet.from_shape(shape, generator=generator)
-    return _untrained(gene, Learngene.from_model(net, gene.layers, mean=gene.mean, std=gene.std))
-
-
-def _untrained(gene: Learngene, fresh: Learngene) -> Learngene:
-    _check(gene, fresh)
-    return _variant(gene, "untrained", fresh.tensors)
-
-
-Make = Callable[[Learngene, Learngene, torch.Generator], Learngene]
-"""(learngene, its untrained counterpart, generator) -> control; what a control does not need it leaves alone."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Control:
-    """A content control: how to make it, what it keeps of the learngene and what it destroys (one phrase each)."""
-
-    name: str
-    make: Make
-    keeps: str
-    destroys: str
-
-
-CONTROLS: dict[str, Control] = {
-    control.name: control
-    for control in (
-        Control(
-            "shuffled_inputs",
-            lambda gene, fresh, generator: shuffled_inputs(gene, generator),
-            "everything inside the block",
-            "the order of its input channels, which a fresh front below it can learn anew",
-        ),
-        Control(
-            "shuffled_inner",
-            lambda gene, fresh, generator: shuffled_inner(gene, generator),
-            "every filter's weights per channel, norms, singular values, batch norm",
-            "which channel each filter reads inside the block",
-        ),
-        Control(
-            "spectrum_matched",
-            lambda gene, fresh, generator: spectrum_matched(gene, generator),
-            "singular values of every convolution, biases, batch norm",
-            "the directions that the filters respond to",
-        ),
-        Control(
-            "moment_matched",
-            lambda gene, fresh, generator: moment_matched(gene, generator),
-            "mean and standard deviation of every convolution, batch norm",
-            "every single filter",
-        ),
-        Control(
-            "conv_only",
-            lambda gene, fresh, generator: conv_only(gene),
-            "the convolutions",
-            "scale, shift and running statistics of batch norm",
-        ),
-        Control(
-            "norm_only",
-            lambda gene, fresh, generator: norm_only(gene, fresh),
-            "scale, shift and running statistics of batch norm",
-            "the convolutions",
-        ),
-        Control(
-            "untrained",
-            lambda gene, fresh, generator: _untrained(gene, fresh),
-            "the shape",
-            "everything learned",
-        ),
-    )
-}
-"""The controls in the order of tables and figures: from the one that keeps most to the one that keeps nothing."""
-
-
-def applicable(gene: Learngene) -> tuple[str, ...]:
-    """Names of the controls that this learngene can have: a single block has no inner inputs to shuffle."""
-    layers = {"shuffled_inputs": gene.layers[:1], "shuffled_inner": gene.layers[1:]}
-    return tuple(name for name in CONTROLS if name not in layers or _shufflable(gene, layers[name]))
-
-
-def coupled(model: ConvNet, first_layer: str, permutation: Tensor) -> ConvNet:
-    """A copy of `model` in which the channels between `first_layer` and the block below it stand in another order.
-
-    Channel k is the old channel permutation[k], (n,), in the outputs of the block below (filters, bias, batch norm) and the
-    inputs of `first_layer`. It computes the same function, and training keeps it so, up to rounding: batch norm, ReLU, pools
-    and SGD treat channels alike. Where the block below is fresh, its order was as likely as the old one.
-
-    Raises ValueError for an unknown block, the first block (the image's channels have no block below them), or a
-    permutation that is none of its input channels.
-    """
-    names = model.block_names
-    if first_layer not in names[1:]:
-        raise ValueError(
-            f"{first_layer!r} is no block with another below it; there are {', '.join(names[1:]) or 'none'}"
-        )
-    n_inputs = model.blocks[first_layer].conv.in_channels
-    if sorted(permutation.tolist()) != list(range(n_inputs)):
-        raise ValueError(f"not a permutation of the {n_inputs} input channels of {first_layer}")
-    twin = copy.deepcopy(model)
-    state, below = twin.state_dict(), names[names.index(first_layer) - 1]
-    places = [(f"blocks.{below}.{part}", 0) for part in PARTS] + [(f"blocks.{first_layer}.conv.weight", 1)]
-    with torch.no_grad():
-        for name, axis in places:
-            state[name].copy_(state[name].index_select(axis, permutation.to(state[name].device)))
-    return twin
-
-
-def _shufflable(gene: Learngene, layers: Sequence[str]) -> list[str]:
-    """Names of the weight tensors among these blocks that have more than one input channel."""
-    return [name for name in (f"{layer}.conv.weight" for layer in layers) if gene.tensors[name].shape[1] > 1]
-
-
-def _shuffled(gene: Learngene, control: str, layers: Sequence[str], generator: torch.Generator) -> Learngene:
-    names = _shufflable(gene, layers)
-    if not names:
-        raise StudyError(
-            f"{control}: {', '.join(gene.layers)} has no two channels to exchange there; inherit more blocks or leave it out"
-        )
-    changed = {}
-    for name in names:
-        weight = gene.tensors[name]  # (out, in, 3, 3)
-        changed[name] = weight.index_select(1, _permutation(weight.shape[1], generator))
-    return _variant(gene, control, changed)
-
-
-def _permutation(n: int, generator: torch.Generator) -> Tensor:
-    """A random order (n,) of n >= 2 channels, uniform among those that move a channel. Of three channels (an image) every
-    sixth draw would else be no control at all."""
-    while True:
-        order = torch.randperm(n, generator=generator)
-        if not torch.equal(order, torch.arange(n)):
-            return order
-
-
-def _orthonormal(n: int, k: int, generator: torch.Generator) -> Tensor:
-    """k <= n orthonormal columns (n, k), uniformly distributed."""
-    q, r = torch.linalg.qr(torch.randn(n, k, generator=generator, dtype=torch.float64))
-    return q * torch.where(r.diagonal() < 0, -1.0, 1.0)  # QR's own signs are not random: they depend on the routine
-
-
-def _check(gene: Learngene, fresh: Learngene) -> None:
-    shapes = [{n: tuple(t.shape) for n, t in g.tensors.items()} for g in (gene, fresh)]
-    if gene.layers != fresh.layers or shapes[0] != shapes[1]:
-        raise StudyError(
-            "the untrained blocks do not fit the learngene; cut the same blocks from a network of equal shape"
-        )
-
-
-def _variant(gene: Learngene, control: str, changed: dict[str, Tensor]) -> Learngene:
-    """A copy of the learngene with some tensors changed. Fisher information of other weights would mean nothing: None."""
-    tensors = {n: changed.get(n, t).detach().to(t.dtype, copy=True).contiguous() for n, t in gene.tensors.items()}
-    return dataclasses.replace(gene, tensors=tensors, fisher=None, notes={**gene.notes, "control": control})
-
-
-def ancestor_config(name: str, src: Sequence[SourceTask], imgs: ImageSet, div: Division, cfg: Config) -> Config:
-    """The configuration an ancestor is trained with: as many image passes as the collective had (rounded to epochs).
-
-    Raises ValueError for an unknown ancestor.
-    """
-    passes = sum(len(t.train) * (cfg.epochs if t.number > 1 else cfg.first_task_epochs) for t in src)
-    fixed = cfg.replace(growth="none", deepen_before=())
-    if name == "permuted":
-        return cfg
-    if name == "fixed_width":
-        return fixed
-    if name == "single_task":
-        return fixed.replace(n_source_tasks=1, first_task_epochs=max(1, round(passes / len(src[0].train))))
-    if name == "joint":
-        joint = fixed.replace(n_source_tasks=1, source_way=len(div.base), source_draw="disjoint")
-        images = len(source_tasks(imgs, div, joint)[0].train)
-        return joint.replace(first_task_epochs=max(1, round(passes / images)))
-    raise ValueError(f"unknown ancestor {name!r}; there are single_task, fixed_width, joint, permuted")
-
-
-def permuted_labels(imgs: ImageSet, div: Division, seed: int) -> ImageSet:
-    """The same images, the labels of base classes permuted among them (training and official test images apart)."""
-    labels, rng = imgs.labels.numpy().copy(), numpy_generator(seed, "permuted labels")
-    base = np.isin(labels, [imgs.class_names.index(n) for n in div.base])
-    held = np.zeros(len(labels), bool) if imgs.held_out is None else imgs.held_out.numpy()
-    for part in (base & ~held, base & held):
-        labels[part] = rng.permutation(labels[part])
-    return dataclasses.replace(imgs, labels=torch.from_numpy(labels))
-
-
-def train_ancestors(names: Sequence[str], cfg: Config, run: Run) -> dict[str, Collective]:
-    """Name -> the ancestor, trained or loaded; as many at a time as the machine has room for, a process each.
-
-    Raises StudyError as training a collective does, and OutOfTime when none may be begun any more.
-    """
-    workers = machine_of(run).trainings
-    left = [name for name in names if not (run.path / "ancestors" / name / "history.csv").exists()]
-    if left and not Pieces(run, "controls").in_time:
-        raise OutOfTime(
-            f"controls: {len(left)} of {len(names)} ancestors are left after minutes={cfg.minutes}; "
-            "the same command goes on from there"
-        )
-    jobs = [(name, cfg.to_dict(), str(run.path)) for name in left]
-    if workers > 1 and len(jobs) > 1:
-        side_by_side(_train_apart, jobs, workers)
-    return {name: train_ancestor(name, cfg, run.path) for name in names}
-
-
-def train_ancestor(name: str, cfg: Config, home: Path) -> Collective:
-    """One ancestor below the run folder `home`, trained or loaded."""
-    imgs = load_images(cfg.data, cfg.data_path, image_size=cfg.image_size, skip_corrupt=cfg.skip_corrupt)
-    div = divide(imgs, cfg)
-    own = ancestor_config(name, source_tasks(imgs, div, cfg), imgs, div, cfg)
-    imgs = permuted_labels(imgs, div, cfg.seed) if name == "permuted" else imgs
-    run = Run.open(own, home / "ancestors" / name)
-    return stages.collective(run, imgs, source_tasks(imgs, div, own), train=walk_of(own))
-
-
-def _train_apart(job: tuple[str, dict, str]) -> None:
-    train_ancestor(job[0], Config.from_dict(job[1]), Path(job[2]))
-
 
 COLUMNS = ["family", "block", "method", "shots", "target_task", "init", "accuracy", "first", "last"]
 
@@ -374,24 +70,20 @@ def ablation_arms(
     def controlled(name: str) -> Donor:
         def donor(draw: Draw) -> Learngene:
             stream = cfg.seed, "control", cfg.target_seed, *stream_of(draw)
-            fresh = untrained(gene, col.model.shape, generator(*stream, "untrained"))
+            fresh = untrained_blocks(gene, col.model.shape, generator(*stream, "untrained"))
             return CONTROLS[name].make(gene, fresh, generator(*stream, name))
 
         return donor
 
     gene = cut(col)
-    inherit = _constant(gene)
-    arms = [arm("scratch", _constant(None)), arm("inherit", inherit)]
+    inherit = constant(gene)
+    arms = [arm("scratch", constant(None)), arm("inherit", inherit)]
     arms += [arm(name, controlled(name)) for name in wanted_controls(cfg, gene)]
     arms.append(arm("frozen", inherit, hold="frozen"))
     for hold, strengths in (("ewc", cfg.control_ewc), ("l2", cfg.control_l2)):
         kind = "fisher" if hold == "ewc" else hold
         arms += [arm(f"{hold}:{strength:g}", inherit, ewc=strength, hold=kind) for strength in strengths]
-    return {"": arms, **{f"{n}_": [arm(f"ancestor:{n}", _constant(cut(other)))] for n, other in others.items()}}
-
-
-def _constant(gene: Learngene | None) -> Donor:
-    return lambda draw: gene
+    return {"": arms, **{f"{n}_": [arm(f"ancestor:{n}", constant(cut(other)))] for n, other in others.items()}}
 
 
 def compute_controls(
@@ -407,15 +99,15 @@ def compute_controls(
         say("controls: found in the run folder, loaded")
         return run.read_table("controls.csv")
     tasks = atlas_tasks(imgs, div, cfg)["novel"]
-    others = train_ancestors(cfg.ancestors, cfg, run)
+    others = train_others(cfg.ancestors, cfg, run)
     with run.computing("controls", ["controls.csv"]):
-        table = _rows(gene, col, others, imgs, tasks, cfg, run)
+        table = _individuals(gene, col, others, imgs, tasks, cfg, run)
         run.write_table("controls.csv", table)
     say(f"controls: {table['method'].nunique()} arms of {table['block'].nunique()} blocks, saved")
     return run.read_table("controls.csv")
 
 
-def _rows(
+def _individuals(
     gene: Learngene,
     col: Collective,
     others: dict[str, Collective],
@@ -436,3 +128,66 @@ def _rows(
     keys = ["block", "method", "shots", "target_task", "init"]
     table = pd.DataFrame(rows)[COLUMNS]
     return table.sort_values(keys, key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True)
+
+
+# other ancestors -------------------------------------------------------------------------------------------------------
+def other_config(name: str, src: Sequence[SourceTask], imgs: ImageSet, div: Division, cfg: Config) -> Config:
+    """The configuration an ancestor is trained with: as many image passes as the collective had (rounded to epochs).
+
+    Raises ValueError for an unknown ancestor.
+    """
+    passes = sum(len(t.train) * (cfg.epochs if t.number > 1 else cfg.first_task_epochs) for t in src)
+    fixed = cfg.replace(growth="none", deepen_before=())
+    if name == "permuted":
+        return cfg
+    if name == "fixed_width":
+        return fixed
+    if name == "single_task":
+        return fixed.replace(n_source_tasks=1, first_task_epochs=max(1, round(passes / len(src[0].train))))
+    if name == "joint":
+        joint = fixed.replace(n_source_tasks=1, source_way=len(div.base), source_draw="disjoint")
+        images = len(source_tasks(imgs, div, joint)[0].train)
+        return joint.replace(first_task_epochs=max(1, round(passes / images)))
+    raise ValueError(f"unknown ancestor {name!r}; there are single_task, fixed_width, joint, permuted")
+
+
+def permuted_labels(imgs: ImageSet, div: Division, seed: int) -> ImageSet:
+    """The same images, the labels of base classes permuted among them (training and official test images apart)."""
+    labels, rng = imgs.labels.numpy().copy(), numpy_generator(seed, "permuted labels")
+    base = np.isin(labels, [imgs.class_names.index(n) for n in div.base])
+    held = np.zeros(len(labels), bool) if imgs.held_out is None else imgs.held_out.numpy()
+    for part in (base & ~held, base & held):
+        labels[part] = rng.permutation(labels[part])
+    return dataclasses.replace(imgs, labels=torch.from_numpy(labels))
+
+
+def train_others(names: Sequence[str], cfg: Config, run: Run) -> dict[str, Collective]:
+    """Name -> the ancestor, trained or loaded; as many at a time as the machine has room for, a process each.
+
+    Raises StudyError as training a collective does, and OutOfTime when none may be begun any more.
+    """
+    workers = machine_of(run).trainings
+    left = [name for name in names if not (run.path / "ancestors" / name / "history.csv").exists()]
+    if left and not Pieces(run, "controls").in_time:
+        raise OutOfTime(
+            f"controls: {len(left)} of {len(names)} ancestors are left after minutes={cfg.minutes}; "
+            "the same command goes on from there"
+        )
+    jobs = [(name, cfg.to_dict(), str(run.path)) for name in left]
+    if workers > 1 and len(jobs) > 1:
+        side_by_side(_other_apart, jobs, workers)
+    return {name: train_other(name, cfg, run.path) for name in names}
+
+
+def train_other(name: str, cfg: Config, home: Path) -> Collective:
+    """One ancestor below the run folder `home`, trained or loaded."""
+    imgs = load_images(cfg.data, cfg.data_path, image_size=cfg.image_size, skip_corrupt=cfg.skip_corrupt)
+    div = divide(imgs, cfg)
+    own = other_config(name, source_tasks(imgs, div, cfg), imgs, div, cfg)
+    imgs = permuted_labels(imgs, div, cfg.seed) if name == "permuted" else imgs
+    run = Run.open(own, home / "ancestors" / name)
+    return stages.collective(run, imgs, source_tasks(imgs, div, own), train=walk_of(own))
+
+
+def _other_apart(job: tuple[str, dict, str]) -> None:
+    train_other(job[0], Config.from_dict(job[1]), Path(job[2]))

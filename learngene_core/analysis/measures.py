@@ -2,8 +2,8 @@
 
 Each is a small function from `Evidence` to one score per block; its direction is fixed here, before any result. Its null is
 the same statistic on untrained networks with random labels: what depth and width alone would give. Measures of change would
-be zero there, so their null networks take a few steps on random labels first (see `null_evidence`). Weights of a block are
-its parameters with more than one axis.
+be zero there, so their null networks take a few steps on random labels first (see `gathering.null_evidence`). Weights
+of a block are its parameters with more than one axis.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from torch.func import functional_call, grad, vmap
 
 from ..criteria import Criterion, quiet
 from ..training import normalise
-from .evidence import Evidence, among, block_features, device_of, evidence_of, null_evidence
-
-__all__ = ["MEASURES", "Evidence", "Measure", "evidence_of", "measure", "measure_all", "null_evidence"]
+from .evidence import Evidence, among_classes, block_features, device_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ def snr(evidence: Evidence) -> np.ndarray:
 
     def loss(values: dict[str, Tensor], x: Tensor, label: Tensor, classes: Tensor) -> Tensor:
         logits = functional_call(model, fixed | values, (x[None],))
-        logits, place = among(logits, label[None], classes if evidence.classes is not None else None)
+        logits, place = among_classes(logits, label[None], classes if evidence.classes is not None else None)
         return nn.functional.cross_entropy(logits, place)
 
     rows = torch.zeros(n, 0) if evidence.classes is None else evidence.classes.expand(n, -1)

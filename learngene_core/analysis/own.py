@@ -3,8 +3,8 @@
 `tasks`: per task a list of batches (or a loader) of (inputs, labels); `images`, `probe`: uint8 (n, 3, h, w) with labels.
 
 >>> import torch, torchvision
->>> from learngene_core import criteria, measures
->>> from learngene_core.observe import Observer
+>>> from learngene_core import Observer, criteria
+>>> from learngene_core.analysis import measures
 >>> def build():
 ...     return torchvision.models.resnet18(weights=None, num_classes=10)
 >>> loss = torch.nn.functional.cross_entropy
@@ -32,14 +32,14 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..gradients import Blocks, Recorder, block_weights, named_blocks
+from ..gradients import Blocks, Recorder, block_weights, named_blocks, null_record
 from ..record import Record
 from ..tasks import derive, generator
-from .evidence import Evidence, device_of, null_evidence
+from .evidence import Evidence, device_of
+from .gathering import null_evidence
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -64,7 +64,7 @@ class Observer:
         every: int = 1,
     ):
         self.factory, self.seed = factory, seed
-        self.model = model if model is not None else untrained(factory, generator(seed, "network"))
+        self.model = model if model is not None else fresh_network(factory, generator(seed, "network"))
         paths = {id(module): path for path, module in self.model.named_modules()}
         self.blocks = {name: paths[id(block)] for name, block in named_blocks(self.model, blocks).items()}
         self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
@@ -95,15 +95,29 @@ class Observer:
     def record(
         self, tasks: Sequence[Batches], loss: Callable[..., Tensor], *, n_nulls: int = 4, n_steps: int = 2
     ) -> Record:
-        """What was seen, as a record that `criteria.score` reads; the null sees `n_steps` batches of every task (`null_record`).
+        """What was seen, as a record that `criteria.score` reads; the null (`gradients.null_record`) sees the first
+        `n_steps` batches of every task, with labels drawn anew from those batches' labels.
 
         Raises ValueError before the first `end_task()`, and for a task that gives no batch (a loader must be re-readable).
         """
         if not self.states:
             raise ValueError("no task is finished; call end_task() after each task")
-        gens = [generator(self.seed, "null network", k) for k in range(1, n_nulls + 1)]
-        device = device_of(self.model)
-        null = null_record(self.factory, self.blocks, tasks, loss, gens, n_steps=n_steps, device=device)
+        gens, device = [generator(self.seed, "null network", k) for k in range(1, n_nulls + 1)], device_of(self.model)
+
+        def network(k: int, t: int, before: nn.Module | None) -> nn.Module:
+            return fresh_network(self.factory, gens[k - 1]).to(device).train() if before is None else before
+
+        def losses(model: nn.Module, k: int, t: int) -> Iterator[Tensor]:
+            shown, g = list(itertools.islice(tasks[t - 1], n_steps)), gens[k - 1]
+            if not shown:
+                raise ValueError(f"task {t} gives no batch; give lists, or loaders that can be read again")
+            pool = torch.cat([y.cpu() for _, y in shown])
+            with _own_chance(g):  # dropout
+                for x, y in shown:
+                    labels = pool[torch.randint(len(pool), (len(y),), generator=g)]
+                    yield loss(model(x.to(device)), labels.to(device))
+
+        null = null_record(n_nulls, len(tasks), network, losses, self.blocks)
         return Record.of_epochs(tuple(self.blocks), self._entries, *null)
 
     def evidence(
@@ -129,48 +143,10 @@ class Observer:
         earlier = self.states[:-1]
         evidence = Evidence(self.model, self.blocks, self.initial, earlier, *given, derive(self.seed, "evidence"))
         gens = [generator(self.seed, "null evidence", k) for k in range(1, n_nulls + 1)]
-        return evidence, null_evidence(evidence, lambda g: untrained(self.factory, g), gens, **options)
+        return evidence, null_evidence(evidence, lambda g: fresh_network(self.factory, g), gens, **options)
 
 
-def null_record(
-    factory: Callable[[], nn.Module],
-    blocks: Blocks,
-    tasks: Sequence[Batches],
-    loss: Callable[..., Tensor],
-    generators: Sequence[torch.Generator],
-    *,
-    n_steps: int = 2,
-    device: torch.device | str = "cpu",
-) -> tuple[list[dict], np.ndarray, np.ndarray]:
-    """The gradient record of untrained networks, one per generator: rows, counts (n, t, l, 2, b), zeros (n, t, l).
-
-    No step is taken. Each task shows its first `n_steps` batches with labels drawn anew from those batches' labels; loss(
-    outputs, labels) is the one of the training. In the rows `epoch` is the number of the network. `blocks`: dotted names.
-    """
-    rows, counts, zeros = [], [], []
-    for network, g in enumerate(generators, 1):
-        model = untrained(factory, g).to(device).train()
-        recorder = Recorder(block_weights(model, blocks))
-        for task, batches in enumerate(tasks, 1):
-            shown = list(itertools.islice(batches, n_steps))
-            if not shown:
-                raise ValueError(f"task {task} gives no batch; give lists, or loaders that can be read again")
-            pool = torch.cat([y.cpu() for _, y in shown])
-            with _own_chance(g):  # dropout
-                for x, y in shown:
-                    labels = pool[torch.randint(len(pool), (len(y),), generator=g)]
-                    model.zero_grad(set_to_none=True)
-                    loss(model(x.to(device)), labels.to(device)).backward()
-                    recorder()
-            found, c, z = recorder.take()
-            rows += [{"task": task, "epoch": network, **row} for row in found]
-            counts.append(c)
-            zeros.append(z)
-    shape = len(generators), len(tasks)
-    return rows, np.stack(counts).reshape(*shape, *counts[0].shape), np.stack(zeros).reshape(*shape, -1)
-
-
-def untrained(factory: Callable[[], nn.Module], g: torch.Generator) -> nn.Module:
+def fresh_network(factory: Callable[[], nn.Module], g: torch.Generator) -> nn.Module:
     """A network whose initial weights follow from `g`, though its factory draws from torch's global random state."""
     with _own_chance(g):
         return factory()
@@ -178,7 +154,7 @@ def untrained(factory: Callable[[], nn.Module], g: torch.Generator) -> nn.Module
 
 @contextlib.contextmanager
 def _own_chance(g: torch.Generator) -> Iterator[None]:
-    """torch's global random state (of the CPU) follows `g` inside, and is as it was behind."""
+    """torch's global random state (of the CPU) follows `g` inside, and is as it was afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=g)))
         yield

@@ -15,7 +15,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, kind: str = "spearman") -> floa
     if kind not in ("spearman", "kendall"):
         raise ValueError(f"kind is 'spearman' or 'kendall', not {kind!r}")
     if x.shape != y.shape:
-        raise ValueError(f"ranks need as many x as y: {len(x)} against {len(y)}")
+        raise ValueError(f"ranks need as many x as y: {len(x)} and {len(y)}")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float((stats.spearmanr if kind == "spearman" else stats.kendalltau)(x, y).statistic)
@@ -27,7 +27,7 @@ def rank_correlations(x: ArrayLike, rows: ArrayLike, kind: str = "spearman") -> 
     if kind not in ("spearman", "kendall"):
         raise ValueError(f"kind is 'spearman' or 'kendall', not {kind!r}")
     if len(x) != rows.shape[1]:
-        raise ValueError(f"ranks need as many x as y: {len(x)} against {rows.shape[1]}")
+        raise ValueError(f"ranks need as many x as y: {len(x)} and {rows.shape[1]}")
     if kind == "spearman":
         mine, others = stats.rankdata(x), stats.rankdata(rows, axis=1)
         return _cosines(mine - mine.mean(), others - others.mean(axis=1, keepdims=True))
@@ -129,7 +129,7 @@ def partial_rank_correlation(x: ArrayLike, y: ArrayLike, control: ArrayLike) -> 
     control = stats.rankdata(finite(control[:, None] if control.ndim == 1 else control, 2), axis=0)
     ranks = np.column_stack([stats.rankdata(finite(values, 1)) for values in (x, y)])
     if len(ranks) != len(control):
-        raise ValueError(f"needs as many control values as x and y: {len(control)} against {len(ranks)}")
+        raise ValueError(f"needs as many control values as x and y: {len(control)} and {len(ranks)}")
     design = np.column_stack([np.ones(len(control)), control])
     rest = ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0]
     norms = np.linalg.norm(rest, axis=0)

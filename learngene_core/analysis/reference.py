@@ -1,4 +1,4 @@
-"""A check against the world: few-shot accuracy of frozen features under the usual protocol of published values.
+"""A comparison with published values: few-shot accuracy of frozen features under their usual protocol.
 
 Episodes of 5 classes with 15 queries per class, drawn from all images of the novel classes (for CIFAR-100 these are the
 CIFAR-FS test classes). It shows whether the baselines that everything else is compared with are straw men.
@@ -17,7 +17,7 @@ from ..data.division import Division
 from ..errors import StudyError, say
 from ..runs.run import Run
 from ..tasks import ImageSet, numpy_generator
-from ..training import normalise
+from .evidence import block_features
 from .statistics import mean_interval
 
 QUERIES = 15
@@ -36,7 +36,7 @@ PUBLISHED = {
 def reference_check(
     col: Collective, imgs: ImageSet, div: Division, cfg: Config, run: Run | None = None
 ) -> pd.DataFrame:
-    """Accuracy of nearest class mean and of a linear probe on frozen features behind every pool, 5-way.
+    """Accuracy of nearest class mean and of a linear probe on frozen features after every pool, 5-way.
 
     One row per group of classes, block, method and shots: accuracy (percent) with its 95 % interval over
     `cfg.reference_episodes` episodes (reference.csv). The block to quote is the one that is best on the open-world classes
@@ -53,20 +53,20 @@ def reference_check(
         if len(getattr(div, group)) < 5:
             raise StudyError(f"the reference check needs 5 {group} classes, there are {len(getattr(div, group))}")
     if run is None:
-        return _check(col, imgs, div, cfg)
+        return _measured(col, imgs, div, cfg)
     with run.computing("reference", ["reference.csv"]):
-        table = _check(col, imgs, div, cfg)
+        table = _measured(col, imgs, div, cfg)
         run.write_table("reference.csv", table)
     return table
 
 
-def _check(col: Collective, imgs: ImageSet, div: Division, cfg: Config) -> pd.DataFrame:
+def _measured(col: Collective, imgs: ImageSet, div: Division, cfg: Config) -> pd.DataFrame:
     rows = []
     for group in ("open_world", "novel"):
         classes = getattr(div, group)
         features = {}
         for name in classes:
-            for block, values in block_features(col, imgs.images[imgs.of_class(name)]).items():
+            for block, values in pooled_features(col, imgs.images[imgs.of_class(name)]).items():
                 features.setdefault(block, []).append(values)
         for block, per_class in features.items():
             for shots in (1, 5, 10):
@@ -83,18 +83,11 @@ def _check(col: Collective, imgs: ImageSet, div: Division, cfg: Config) -> pd.Da
     return table
 
 
-@torch.no_grad()
-def block_features(col: Collective, images: Tensor, batch_size: int = 250) -> dict[str, np.ndarray]:
-    """Block with a pool behind it -> flattened features (n, d) of uint8 images, scaled to length 1, evaluation mode."""
-    model = col.model.eval()
-    parts: dict[str, list[Tensor]] = {}
-    for batch in images.split(batch_size):
-        x = normalise(batch, col.mean, col.std)
-        for name, block in model.blocks.items():
-            x = block(x)
-            if block.pool:
-                parts.setdefault(name, []).append(torch.nn.functional.normalize(x.flatten(1), dim=1))
-    return {name: torch.cat(p).numpy() for name, p in parts.items()}
+def pooled_features(col: Collective, images: Tensor) -> dict[str, np.ndarray]:
+    """Block with a pool -> its features (n, d) of uint8 images (n, 3, h, w), whole maps scaled to length 1, evaluation mode."""
+    paths = {name: f"blocks.{name}" for name, block in col.model.blocks.items() if block.pool}
+    features = block_features(col.model, paths, images, col.mean, col.std, positions=None)
+    return {name: torch.nn.functional.normalize(x, dim=1).numpy() for name, x in features.items()}
 
 
 def _episodes(features: list[np.ndarray], shots: int, cfg: Config, group: str) -> dict[str, np.ndarray]:
@@ -128,7 +121,7 @@ def ridge_probe(support: np.ndarray, queries: np.ndarray, strength: float = 1.0)
     return ((queries - centre) @ (x - centre).T @ dual).argmax(1)
 
 
-def describe(table: pd.DataFrame, data: str = "cifar100") -> str:
+def reference_text(table: pd.DataFrame, data: str = "cifar100") -> str:
     """The quoted rows, for CIFAR-100 beside published values."""
     lines = ["5-way accuracy of frozen features on novel classes, 15 queries, block chosen on open-world classes:"]
     for r in table[(table["group"] == "novel") & table["chosen"]].itertuples():

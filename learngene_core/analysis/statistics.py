@@ -1,8 +1,6 @@
-"""Intervals, paired and hierarchical comparison, decisions, in the unit of the input (accuracies and gains: percent).
+"""Intervals, paired and hierarchical comparison, decisions and power, in the unit of the input (accuracies, gains: percent).
 
 Knows only tables (arrays, DataFrames). Limits are two-sided, 95 % unless told otherwise; randomness has explicit seeds.
-
-How many tasks a comparison needs, what a number of tasks can find, and whether the nested intervals keep 95 %.
 """
 
 from __future__ import annotations
@@ -74,7 +72,7 @@ def paired_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Int
     """t interval for the mean of a - b, both (n,) on the same units in the same order; other shapes: ValueError."""
     a, b = finite(a, 1), finite(b, 1)
     if a.shape != b.shape:
-        raise ValueError(f"paired values need identical units: {len(a)} against {len(b)}")
+        raise ValueError(f"paired values need identical units: {len(a)} and {len(b)}")
     return mean_interval(a - b, confidence)
 
 
@@ -95,7 +93,7 @@ def paired_table(
     individual = [*keys, "method", unit, "init"]
     _check_columns(results, [*individual, "accuracy"])
     if (twice := results.duplicated(individual)).any():
-        raise ValueError(f"an individual stands twice: {results.loc[twice, individual].iloc[0].to_dict()}")
+        raise ValueError(f"an individual is there twice: {results.loc[twice, individual].iloc[0].to_dict()}")
     rows = []
     for group, block in results.groupby(list(keys), sort=False):
         runs = {m: part.set_index([unit, "init"])["accuracy"] for m, part in block.groupby("method", sort=False)}
@@ -258,6 +256,7 @@ def _max_t_quantile(scores: np.ndarray, confidence: float, n_resamples: int, see
     return float(np.clip(np.quantile(largest, confidence), t_quantile(n, confidence), bonferroni))
 
 
+# how many tasks a comparison needs, and whether intervals keep 95 % ----------------------------------------------------
 def tasks_needed(sd: float, difference: float, power: float = 0.8, alpha: float = 0.05) -> int:
     """Fewest tasks whose paired t test finds `difference` with `power`; `sd` of the differences in the same unit."""
     if not (sd > 0 and difference != 0 and 0 < power < 1 and 0 < alpha < 1):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..analysis.claims import atlas_of
+from ..analysis.verdicts import atlas_of
 from ..config import Config
 from ..errors import StudyError, read_json
 from ..record import N_BINS, Record, load_arrays

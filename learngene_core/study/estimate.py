@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch import nn
 
-from ..analysis.atlas import all_blocks, coarse_blocks
+from ..analysis.atlas import coarse_blocks, every_block
 from ..config import STAGES, Config
 from ..errors import StudyError, say
 from ..network import ConvNet
@@ -145,7 +145,7 @@ def _tune(run: Run) -> float:
 
 def _atlas(run: Run) -> float:
     cfg, n = run.cfg, len(run.cfg.final_widths)
-    blocks = all_blocks(n) if cfg.atlas_blocks == "full" else coarse_blocks(n, min(cfg.atlas_length, n))
+    blocks = every_block(n) if cfg.atlas_blocks == "full" else coarse_blocks(n, min(cfg.atlas_length, n))
     return (len(blocks) + 1) * (cfg.atlas_tasks + cfg.atlas_pseudo_tasks) * _atlas_arm(run)
 
 

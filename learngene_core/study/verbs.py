@@ -136,9 +136,9 @@ def _reconstruct(chain: Chain) -> None:
 
 
 def _reference(chain: Chain) -> None:
-    from ..analysis.reference import describe
+    from ..analysis.reference import reference_text
 
-    say(describe(chain.reference, chain.cfg.data))
+    say(reference_text(chain.reference, chain.cfg.data))
 
 
 def _openworld(chain: Chain) -> None:

@@ -65,7 +65,7 @@ def pac_bayes(train_error: float, nats: float, m: int, delta: float) -> float:
 
 
 def sampling_limit(share: float, n: int, delta: float) -> float:
-    """Upper limit of the mean probability behind `share` of failures among n independent trials, with probability 1 - delta
+    """Upper limit of the mean probability that gives `share` of failures among n independent trials, with probability 1 - delta
     (Chernoff's kl tail, also where the probabilities differ)."""
     return kl_upper(share, math.log(1 / delta) / n)
 

@@ -13,26 +13,28 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ..analysis.evidence import block_features, estimate_norms
 from ..analysis.statistics import mean_interval
 from ..collective import Collective
 from ..config import Config
-from ..data.division import Division
+from ..data.division import Division, parts, target_tasks
 from ..errors import StudyError
-from ..tasks import ImageSet, SourceTask, TargetTask, derive, numpy_generator
+from ..network import ConvNet
+from ..tasks import ImageSet, SourceTask, TargetTask, generator, numpy_generator
 from .bounds import divergence, gibbs_errors, gibbs_exact, pac_bayes, sampling_limit
 
 DELTA = 0.05  # of every bound: half for the support set, half for the Monte-Carlo estimate
 # both looked for on 12 pseudo-tasks of the open-world classes (lecture preset, seed 0), never on novel classes
 SPREAD = 0.15  # s; features have length 1, so it is the sd of a drawn head's logits around those of the mean
-STRENGTH = 10.0  # of the ridge regression behind a head
-DRAWS = 10_000  # drawn heads times support images behind an estimated training error, at least
+STRENGTH = 10.0  # of the ridge regression that a head comes from
+DRAWS = 10_000  # drawn heads times support images that an estimated training error rests on, at least
 SHOTS = (5, 10, 20, 50)  # support images per class that are tried, as far as there are so many
-PER_CLASS = 8  # training images of each base class behind the scaling
+PER_CLASS = 8  # training images of each base class for the scaling
 
 
 @dataclasses.dataclass(frozen=True)
 class Prefixes:
-    """Features of images behind every prefix of a frozen network (conv1, conv1 to conv2, ...), by its last block.
+    """Features of images after every prefix of a frozen network (conv1, conv1 to conv2, ...), by its last block.
 
     values: block -> (n, d) float32 of length 1 (or 0); place: image index -> row.
     """
@@ -79,8 +81,6 @@ def tasks_with_shots(
     Classes, queries and the first support images are those of the run; its own `cfg.shots` are always among the numbers.
     Raises StudyError when classes have fewer images than these.
     """
-    from ..data.division import parts, target_tasks
-
     fewest = min(len(parts(imgs, name, cfg.support_pool, cfg.query_images, cfg)[0]) for name in div.novel)
     possible = tuple(sorted({*cfg.shots, *(n for n in shots if n <= fewest)}))
     return target_tasks(imgs, div, cfg.replace(shots=possible)), possible
@@ -88,12 +88,7 @@ def tasks_with_shots(
 
 def untrained(col: Collective, imgs: ImageSet, src: Sequence[SourceTask], seed: int = 0) -> Collective:
     """The collective with fresh random weights, its batch norms measured on base images: what nothing was learned in."""
-    import torch
-
-    from ..analysis.evidence import estimate_norms
-    from ..network import ConvNet
-
-    model = ConvNet.from_shape(col.model.shape, generator=torch.Generator().manual_seed(derive(seed, "untrained")))
+    model = ConvNet.from_shape(col.model.shape, generator=generator(seed, "untrained"))
     estimate_norms(model, imgs.images[_base_images(imgs, src)], col.mean, col.std)
     return dataclasses.replace(col, model=model)
 
@@ -109,14 +104,12 @@ def _base_images(imgs: ImageSet, src: Sequence[SourceTask]) -> np.ndarray:
 
 
 def prefix_features(col: Collective, imgs: ImageSet, src: Sequence[SourceTask], tgt: Sequence[TargetTask]) -> Prefixes:
-    """Features of all images of the target tasks behind every prefix; maps averaged to at most 4 x 4 positions.
+    """Features of all images of the target tasks after every prefix; maps averaged to at most 4 x 4 positions.
 
     Scaled by base classes alone: every entry less its mean over training images of the source tasks, divided by its standard
     deviation there, then the whole to length 1. So the map of an image depends on no other image of a target task.
     Raises StudyError where features are not finite.
     """
-    from ..analysis.evidence import block_features
-
     needed = np.unique(np.concatenate([part.ravel() for task in tgt for part in (task.support, task.query)]))
     base, values = _base_images(imgs, src), {}
     paths = {name: f"blocks.{name}" for name in col.model.block_names}
@@ -126,7 +119,7 @@ def prefix_features(col: Collective, imgs: ImageSet, src: Sequence[SourceTask], 
         scale = known.std(0).clamp_min(1e-3 * float(known.std()) + 1e-12)  # a dead entry stays small
         scaled = (seen - known.mean(0)) / scale
         if not scaled.isfinite().all():
-            raise StudyError(f"the features behind {name} are not finite; the collective has diverged")
+            raise StudyError(f"the features after {name} are not finite; the collective has diverged")
         values[name] = (scaled / scaled.norm(dim=1, keepdim=True).clamp_min(1e-12)).numpy()
     return Prefixes(values, {int(image): row for row, image in enumerate(needed)})
 

@@ -19,7 +19,7 @@ from ..tasks import numpy_generator
 
 SPACES = ("full", "random", "learned", "true")
 STRENGTHS = np.logspace(-1, 3, 13)  # of ridge, tried by leave-one-out
-NEW_TASKS = 10  # new tasks behind the risk of one repetition
+NEW_TASKS = 10  # new tasks over which the risk of one repetition is a mean
 FEATURES = ("ordinary", "weak", "worst")
 WEAK = 1e-3  # variance of the weak feature
 

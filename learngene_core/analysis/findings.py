@@ -1,6 +1,7 @@
-"""What the tables of a run say about one claim: an estimate with its interval, per kind of test. Tables only, no torch.
+"""What the tables of a run say about one claim: an estimate with its interval, one function for each kind of test. No torch.
 
-What openworld.csv says about a claim. Tables only, no torch.
+`difference` and `atlas` compare accuracies and gains of two arms or blocks; `rank` and `rank_difference` compare a criterion's
+scores with the gains of all blocks; `auroc` and `correlation` read openworld.csv. `claims` judges what they find.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from .blocks import NOVEL, depth_and_size, gains, predicted, random_predictions, recommended
+from .blocks import NOVEL, depth_and_size, gains, predicted, recommended
 from .ranks import pair_correlation_interval, rank_correlation_interval, rank_correlations, rank_difference_interval
+from .selection import random_predictions
 from .statistics import Interval, mean_interval, unit_means
 
 LEVELS = {"split": "class splits", "collective": "ancestors", "target_task": "target tasks"}
@@ -28,7 +30,7 @@ class Missing(Exception):
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Finding:
     """An interval, what was tested in one phrase, the values of the units where they are known, and a remark.
 
     counted: what n counts; more_helps: would more of them narrow the interval? no_support, no_verdict: why the numbers must not
@@ -45,7 +47,7 @@ class Evidence:
     no_verdict: str = ""
 
     @classmethod
-    def none(cls, scope: str, note: str) -> Evidence:
+    def none(cls, scope: str, note: str) -> Finding:
         """No data."""
         return cls(Interval(np.nan, np.nan, np.nan, 0, scope), "", note=note, more_helps=False)
 
@@ -106,7 +108,7 @@ def _arm(tables: Tables, name: str, arm: Mapping[str, str]) -> tuple[pd.Series, 
         bad = part.loc[~np.isfinite(part["accuracy"]), keys].iloc[0].to_dict()
         raise ValueError(f"an accuracy of {arm['method']} in {name}.csv is not a number: {bad}")
     if (twice := part.duplicated(keys)).any():
-        raise ValueError(f"{arm['method']} stands twice in {name}.csv: {part.loc[twice, keys].iloc[0].to_dict()}")
+        raise ValueError(f"{arm['method']} is twice in {name}.csv: {part.loc[twice, keys].iloc[0].to_dict()}")
     return part.set_index(keys)["accuracy"], _inherited(part)
 
 
@@ -141,7 +143,7 @@ def difference(
     b: Mapping[str, str],
     reference: Mapping[str, str] | None = None,
     over: Mapping[str, str] | None = None,
-) -> Evidence:
+) -> Finding:
     """Accuracy of arm `a` minus arm `b` of a table of individuals, paired; `reference` minus `a` is only reported.
 
     Unless `a` is clearly above `over`, there is no gain whose cause could be asked for, and no verdict.
@@ -163,7 +165,7 @@ def difference(
     tested = f"{a['family']}: {names[0]}{f' ({blocks})' if blocks else ''} minus {names[1]}, {shots} shots, "
     tested += f"{tasks} tasks x {inits} init{'s' if inits > 1 else ''}, {table}.csv"
     nothing = _nothing_to_explain(tables, table, one, over, names[0], scope) if over is not None else ""
-    return Evidence(interval, tested, values, note, unit, no_verdict=nothing)
+    return Finding(interval, tested, values, note, unit, no_verdict=nothing)
 
 
 def _nothing_to_explain(
@@ -203,7 +205,7 @@ def _block_gain(tables: Tables, name: str) -> tuple[np.ndarray, str, float]:
     return found[block].to_numpy(), f"blocks {block[0]} to {block[1]} ({row['share']:.0f} %)", row["parameters"] / 1e6
 
 
-def atlas(tables: Tables, scope: str, *, a: str, b: str, per_parameter: bool = False) -> Evidence:
+def atlas(tables: Tables, scope: str, *, a: str, b: str, per_parameter: bool = False) -> Finding:
     """Gain of one block (or median of blocks) of the atlas minus another's, paired; both names are among BLOCKS."""
     (one, first, size), (other, second, rival) = _block_gain(tables, a), _block_gain(tables, b)
     if per_parameter:
@@ -211,7 +213,7 @@ def atlas(tables: Tables, scope: str, *, a: str, b: str, per_parameter: bool = F
     tested = f"{a}: {first} minus {b}: {second}, {tables.where}"
     note = "both are the same block" if first == second else ""
     values = one - other
-    return Evidence(replace(mean_interval(values), scope=scope), tested, values, note, more_helps=not note)
+    return Finding(replace(mean_interval(values), scope=scope), tested, values, note, more_helps=not note)
 
 
 def _scored(tables: Tables, criterion: str, among: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -228,7 +230,7 @@ def _scored(tables: Tables, criterion: str, among: str) -> tuple[pd.DataFrame, p
     return scores, tables.gains[list(part.index)], part
 
 
-def rank(tables: Tables, scope: str, *, criterion: str, among: str) -> Evidence:
+def rank(tables: Tables, scope: str, *, criterion: str, among: str) -> Finding:
     """Spearman's rho of a criterion's scores with the gains of the blocks."""
     scores, found, part = _scored(tables, criterion, among)
     values = predicted(scores, list(part.index))
@@ -239,10 +241,10 @@ def rank(tables: Tables, scope: str, *, criterion: str, among: str) -> Evidence:
     note = f"95 % of random scores of the layers reach {low:+.2f} to {high:+.2f}"
     tested = f"{criterion}, {len(part)} blocks ({among}), {tables.where}"
     chance = "no better than random scores of the layers" if interval.estimate <= high else ""
-    return Evidence(replace(interval, scope=scope), tested, note=note, no_support=chance)
+    return Finding(replace(interval, scope=scope), tested, note=note, no_support=chance)
 
 
-def rank_difference(tables: Tables, scope: str, *, criterion: str, rival: str, among: str) -> Evidence:
+def rank_difference(tables: Tables, scope: str, *, criterion: str, rival: str, among: str) -> Finding:
     """Spearman's rho of a criterion minus that of depth, size (each in its better direction) or the criterion's null."""
     scores, found, part = _scored(tables, criterion, among)
     values, blocks = predicted(scores, list(part.index)), list(part.index)
@@ -255,7 +257,7 @@ def rank_difference(tables: Tables, scope: str, *, criterion: str, rival: str, a
     tested = f"rho of {criterion} minus rho of {rival}, {len(part)} blocks ({among}), {tables.where}"
     alone = rank_correlation_interval(values, found.to_numpy(), n_resamples=N_RESAMPLES)
     worse = f"rho of {criterion} itself, {alone:+.2f}, is not above 0" if not alone.low > 0 else ""
-    return Evidence(replace(interval, scope=scope), tested, no_support=worse)
+    return Finding(replace(interval, scope=scope), tested, no_support=worse)
 
 
 def _check_scores(name: str, values: np.ndarray) -> None:
@@ -276,7 +278,7 @@ def _open(tables: Tables, score: str) -> pd.DataFrame:
     return part
 
 
-def auroc(tables: Tables, scope: str, *, score: str) -> Evidence:
+def auroc(tables: Tables, scope: str, *, score: str) -> Finding:
     """AUROC of one score after the last source task, with its limits over classes."""
     last = _open(tables, score).iloc[-1]
     unit = "unknown classes" if "unknown_classes" in last else "unknown images"
@@ -286,14 +288,14 @@ def auroc(tables: Tables, scope: str, *, score: str) -> Evidence:
         f"{score} after task {last['task']}, {last['n_known']} known and {last['n_unknown']} unknown images, "
         f"closed-set accuracy {last['closed_accuracy']:.1f} %, openworld.csv"
     )
-    return Evidence(interval, tested, counted=unit, more_helps=False)
+    return Finding(interval, tested, counted=unit, more_helps=False)
 
 
-def correlation(tables: Tables, scope: str, *, score: str) -> Evidence:
+def correlation(tables: Tables, scope: str, *, score: str) -> Finding:
     """Spearman's rho over source tasks of AUROC and closed-set accuracy, with limits as for independent tasks."""
     part = _open(tables, score)
     tested = f"AUROC of {score} with closed-set accuracy, {len(part)} source tasks, openworld.csv"
     interval = replace(pair_correlation_interval(part["auroc"], part["closed_accuracy"]), scope=scope)
     note = "a correlation needs 4 tasks" if len(part) < 4 else ""
     dependent = "shown, not judged: the tasks of one sequence are not independent of each other"
-    return Evidence(interval, tested, note=note, counted="source tasks", more_helps=False, no_verdict=dependent)
+    return Finding(interval, tested, note=note, counted="source tasks", more_helps=False, no_verdict=dependent)
