@@ -161,9 +161,15 @@ def _layout_at(folder: Folder, start: str, wanted: Collection[str]) -> Layout | 
         return Layout(", ".join(f"{p}/<class>" for p, _ in parts) + " (as the released scripts)", tuple(parts))
     if train := [n for n in there if n.casefold() in TRAIN and classes(n)]:
         beside = sorted((n for n in there if n.casefold() in HELD_OUT), key=lambda n: HELD_OUT.index(n.casefold()))
-        parts = [(_join(start, n), n in beside) for n in (*train, *beside) if classes(n)]
-        return _with_lists(folder, start, [n for n in beside if not classes(n)], tuple(parts))
+        loose = [n for n in beside if not classes(n) or _is_one_pile(folder, _join(start, n))]
+        parts = [(_join(start, n), n in beside) for n in (*train, *beside) if n not in loose]
+        return _with_lists(folder, start, loose, tuple(parts))
     return Layout(f"{above}<class>", ((start, False),)) if classes() else None
+
+
+def _is_one_pile(folder: Folder, path: str) -> bool:
+    """Whether a folder of test images holds nothing but a folder `images`, which then is no class."""
+    return [n.casefold() for n in folder.scan(path).folders] == ["images"]
 
 
 def _with_lists(folder: Folder, start: str, loose: list[str], parts: tuple[tuple[str, bool], ...]) -> Layout:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import tiny_tree
+from PIL import Image
 
 from learngene_core.config import Config
 from learngene_core.data.division import GROUPS, describe, divide, packaged, parts, source_tasks, target_tasks
@@ -244,3 +246,176 @@ def test_a_class_with_too_few_images_is_named(tmp_path, capsys):
     assert "4 base classes have fewer than 100 training images" in capsys.readouterr().out
     with pytest.raises(StudyError, match=r"shots = 11, but novel class 'c\d\d' has a support pool of 10"):
         target_tasks(imgs, div, cfg.replace(shots=(11,), support_pool=0, query_images=0))
+
+
+# layouts people have --------------------------------------------------------------------------------------------------
+HELD_OUT = [
+    "Validation",
+    "VALIDATION",
+    "val",
+    "Val",
+    "valid",
+    "Valid",
+    "validation",
+    "test",
+    "Test",
+    "TEST",
+    "testing",
+    "Testing",
+]
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])
+@pytest.mark.parametrize("beside", HELD_OUT)
+def test_folders_of_test_images_are_known_in_upper_and_lower_case(tmp_path, train, beside, capsys):
+    written = tiny_tree(tmp_path, ["a", "b"], 3, 8, test=2)
+    (tmp_path / "test").rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(tmp_path / beside)
+    (tmp_path / "train").rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(tmp_path / train)
+    imgs = load_images("folder", tmp_path, image_size=8)
+    assert imgs.held_out.tolist() == [False] * 3 + [True] * 2 + [False] * 3 + [True] * 2
+    for part, held_out in (("train", False), ("test", True)):
+        assert pixels_of(written, imgs, tmp_path / part, "b", held_out=held_out)
+    text = f"folder: {train}/<class>, {beside}/<class>; 10 images of 2 classes, 4 of them official test images"
+    assert text in capsys.readouterr().out.splitlines()
+
+
+PROGRAMS = ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found", "#recycle", "__pycache__", "@__thumb",
+            "System Volume Information"]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_folders_of_other_programs_are_no_classes_and_are_said(tmp_path, name, split, capsys):
+    written = tiny_tree(tmp_path, ["a", "b", name], 2, 8, test=int(split))
+    shutil.copytree(tmp_path / ("train" if split else "") / "a", tmp_path / ("train" if split else "") / "a" / name)
+    imgs = load_images("folder", tmp_path, image_size=8)
+    assert (imgs.class_names, len(imgs)) == (("a", "b"), 6 if split else 4)
+    assert pixels_of(written, imgs, tmp_path / ("train" if split else ""), "a", held_out=False if split else None)
+    assert f"folder: folders and files of other programs are not read: {name}" in capsys.readouterr().out.splitlines()
+
+
+def test_what_else_is_left_out_is_said_in_a_line_each(tmp_path, capsys):
+    tiny_tree(tmp_path, ["a", "b"], 2, 8, test=1)
+    tiny_tree(tmp_path / "extra", ["a"], 1, 8)
+    for name in (
+        "train/a/x.heic",
+        "train/a/y.HEIC",
+        "train/b/z.npy",
+        "train/loose.png",
+        "train/a/README",
+        "train/Thumbs.db",
+    ):
+        (tmp_path / name).write_bytes(b"")
+    assert len(load_images("folder", tmp_path, image_size=8)) == 6
+    said = capsys.readouterr().out.splitlines()
+    for line in ("1 folders beside them are not read: extra", "1 images that are in no class folder are not read",
+                 "files of other kinds in class folders are not read: 2 .heic, 1 .npy"):  # fmt: skip
+        assert f"folder: {line}" in said
+
+
+def ilsvrc(root, names, n=3, tests=2):
+    """ImageNet as it is unpacked: training images in class folders, validation images in one folder; their true classes."""
+    written = tiny_tree(root / "ILSVRC" / "Data" / "CLS-LOC" / "train", names, n, 8, ".png")
+    truth, rng = {}, np.random.default_rng(1)
+    for folder in ("val", "test"):
+        (root / "ILSVRC" / "Data" / "CLS-LOC" / folder).mkdir()
+    for folder in ("Annotations", "ImageSets"):
+        (root / "ILSVRC" / folder).mkdir()
+    classes = [name for name in names for _ in range(tests)]
+    for i, k in enumerate(rng.permutation(len(classes))):
+        path = root / "ILSVRC" / "Data" / "CLS-LOC" / "val" / f"ILSVRC2012_val_{i + 1:08d}.png"
+        written[path] = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(written[path]).save(path)
+        truth[path] = classes[k]
+    return written, truth
+
+
+LISTS = {  # where, the head of the file, and the line of an image
+    "Kaggle's": ("LOC_val_solution.csv", "ImageId,PredictionString", "{stem},{name} 1 2 30 40 {name} 5 6 7 8"),
+    "with suffix": ("ILSVRC/val.txt", None, "{stem}.JPEG {name}"),
+    "with folder": ("ILSVRC/Data/CLS-LOC/val_labels.txt", None, "val/{stem}.JPEG\t{name}"),
+    "in the folder": ("ILSVRC/Data/CLS-LOC/val/labels.csv", "file,label", '"{stem}.JPEG","{name}"'),
+    "of Windows": ("ILSVRC/validation.csv", "\ufefffile;label", "{stem}.JPEG;{name}\r"),
+}
+
+
+@pytest.mark.parametrize("below", ["", "ILSVRC"])
+@pytest.mark.parametrize("data", ["imagenet100", "folder"])
+@pytest.mark.parametrize(("place", "head", "line"), LISTS.values(), ids=LISTS)
+def test_ilsvrc_with_a_validation_folder_and_a_list(tmp_path, data, place, head, line, below, capsys):
+    names = classes_of("imagenet100")[:14]
+    written, truth = ilsvrc(tmp_path, [*names, "n99999999"])
+    if below and not place.startswith(below):
+        pytest.skip("the list is not below the folder that is given")
+    lines = [head] * bool(head) + [line.format(stem=path.stem, name=name) for path, name in truth.items()]
+    (tmp_path / place).write_text("\n".join(lines), encoding="utf-8")
+    imgs = load_images(data, tmp_path / below, image_size=8)
+    said = capsys.readouterr().out
+    assert f"val/* (classes from {Path(place).name})" in said
+    assert list(imgs.class_names) == (names if data == "imagenet100" else [*names, "n99999999"])
+    assert int(imgs.held_out.sum()) == 2 * len(imgs.class_names)
+    for name in imgs.class_names:
+        wanted = [pixels for path, pixels in sorted(written.items()) if truth.get(path) == name]
+        found = imgs.images[imgs.of_class(name, held_out=True)].permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(found, np.stack(wanted))
+    assert "test has no class folders and no list that names the class of each image; it is not read" in said
+
+
+@pytest.mark.parametrize(
+    "text", ["ILSVRC2012_val_00000001 1\nILSVRC2012_val_00000002 2\n", "", "n01440764\n" * 40, "\x00" * 99]
+)
+def test_a_list_that_names_no_classes_is_not_guessed_from(tmp_path, text, capsys):
+    ilsvrc(tmp_path, ["n01", "n02"])
+    (tmp_path / "ILSVRC" / "ImageSets" / "val.txt").write_text(text)
+    (tmp_path / "ILSVRC" / "val.txt").write_text(text)
+    imgs = load_images("folder", tmp_path, image_size=8)
+    assert imgs.held_out is None and len(imgs) == 6
+    assert "val has no class folders and no list" in capsys.readouterr().out
+
+
+def test_images_that_a_list_does_not_name_are_said(tmp_path, capsys):
+    _, truth = ilsvrc(tmp_path, ["n01", "n02", "n03"])
+    lines = [f"{path.name} {name}" for path, name in truth.items()]
+    (tmp_path / "ILSVRC" / "val.txt").write_text("\n".join(lines[:-2]))
+    assert load_images("folder", tmp_path, image_size=8).held_out.sum() == 4
+    assert "2 of the 6 images in ILSVRC/Data/CLS-LOC/val are not in its list and not read" in capsys.readouterr().out
+
+
+def test_tiny_imagenet_as_it_is_unpacked(tmp_path):
+    root, rng = tmp_path / "tiny-imagenet-200", np.random.default_rng(0)
+    lines, wanted = [], {}
+    for name in ("n01", "n02"):
+        tiny_tree(root / "train" / name, ["images"], 3, 8)
+        (root / "train" / name / f"{name}_boxes.txt").write_text("x\t0\t0\t8\t8\n")
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "test" / "images").mkdir(parents=True)
+    for i, name in enumerate(["n02", "n01", "n01", "n02"]):
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "val" / "images" / f"val_{i}.png")
+        wanted.setdefault(name, []).append(pixels)
+        lines.append(f"val_{i}.png\t{name}\t0\t0\t8\t8")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines))
+    imgs = load_images("folder", tmp_path, image_size=8)
+    assert (imgs.class_names, len(imgs)) == (("n01", "n02"), 10)
+    for name in imgs.class_names:
+        found = imgs.images[imgs.of_class(name, held_out=True)].permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(found, np.stack(wanted[name]))
+
+
+def test_the_same_image_in_several_classes_or_splits_is_said(tmp_path, capsys):
+    tiny_tree(tmp_path, ["a", "b"], 3, 8, test=2)
+    for source, target in (
+        ("train/a/000", "train/b/zzz"),
+        ("train/a/001", "test/b/zzz"),
+        ("train/a/002", "test/a/zzz"),
+    ):
+        shutil.copy(tmp_path / f"{source}.png", tmp_path / f"{target}.png")
+    Image.open(tmp_path / "train/b/001.png").save(tmp_path / "test/b/other.bmp")  # the same pixels in another file
+    for _ in ("decoded", "from the cache"):
+        load_images("folder", tmp_path, image_size=8)
+        said = capsys.readouterr().out.splitlines()
+        # tiny_tree writes other pixels into every file, so these copies are all there is
+        assert "folder: 2 images are also in another class, e.g. train/b/zzz.png is train/a/000.png" in said
+        assert "folder: 2 official test images are also training images, e.g. test/a/zzz.png is train/a/002.png" in said
