@@ -21,6 +21,7 @@ import torch
 from ..config import Config, Machine
 from ..errors import StudyError, write_json
 from ..presets import PAPER_POOLS
+from ..training import use
 from .bookkeeping import stored_machine
 from .run import WORKERS, Run
 
@@ -48,6 +49,7 @@ def machine_of(run: Run) -> Machine:
         )
     if machine.deterministic:
         prepare()
+        use(machine)  # whatever stage goes on from here: not every one begins with a training that would do it
     return machine
 
 
