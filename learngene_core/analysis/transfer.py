@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.covariance import LedoitWolf
+from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor, nn
 
 from ..criteria import Criterion
@@ -73,18 +73,19 @@ def h_score(features: np.ndarray, labels: np.ndarray, *, shrink: bool = True) ->
     Bao et al. 2019 (An information-theoretic approach to transferability, ICIP). As published (shrink=False) it is the number of
     classes minus one whatever the features are, once there are as many features as images. So the covariance is shrunk as Ledoit
     and Wolf do it, by a share s, and the trace is multiplied by 1 - s (Ibrahim et al. 2021, arXiv 2110.06893). Cost: one
-    system of d equations. Neither form is changed by rotating, scaling or moving the features; the published one by no
+    singular value decomposition. Neither form is changed by rotating, scaling or moving the features; the published one by no
     invertible linear map.
     """
     x = features - features.mean(0)
-    classes, counts = np.unique(labels, return_counts=True)
-    means = np.stack([x[labels == c].mean(0) for c in classes]) * np.sqrt(counts / len(x))[:, None]  # (k, d)
-    if not shrink:
-        return float(np.sum(means @ np.linalg.pinv(x.T @ x / len(x), hermitian=True) * means))
-    if not x.any():
-        return 0.0
-    fitted = LedoitWolf(assume_centered=True).fit(x)
-    return float((1 - fitted.shrinkage_) * np.sum(means * np.linalg.solve(fitted.covariance_, means.T).T))
+    n, d = x.shape
+    u, s, _ = np.linalg.svd(x, full_matrices=False)  # nothing below changes when the features are rotated
+    keep = s > s.max(initial=0.0) * max(n, d) * np.finfo(float).eps
+    u, s = u[:, keep], s[keep]
+    share = ledoit_wolf_shrinkage(x, assume_centered=True) if shrink and s.size else 0.0
+    variance = (1 - share) * s**2 / n + share * (s**2).sum() / (n * d)  # (r,)
+    parts = [(labels == c) for c in np.unique(labels)]
+    between = sum(part.mean() * (s * u[part].mean(0)) ** 2 for part in parts)  # (r,)
+    return float((1 - share) * (between / variance).sum())
 
 
 def transrate(features: np.ndarray, labels: np.ndarray, *, epsilon: float = 1e-4) -> float:
@@ -163,12 +164,13 @@ def covariance_cka(source: np.ndarray, target: np.ndarray) -> float:
 # at every depth -------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True, eq=False)
 class Depth:
-    """What there is at one depth: features of target images (n, d) and of source images (m, d), and both labels."""
+    """At one depth: features of target images (n, d), their labels (n,) and posteriors over s source classes (n, s),
+    and features of source images (m, d)."""
 
     target: np.ndarray
     labels: np.ndarray
+    posteriors: np.ndarray
     source: np.ndarray
-    source_labels: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +209,7 @@ TRANSFER: dict[str, Transfer] = {
         ),
         Transfer(
             "leep",
-            lambda d: leep(class_posteriors(d.source, d.source_labels, d.target), d.labels),
+            lambda d: leep(d.posteriors, d.labels),
             "high",
             "Nguyen et al. 2020 (arXiv 2002.12462), LEEP; source posteriors by the nearest class mean at that depth",
             "the depth at which likeness to source classes tells the new classes apart",
@@ -258,15 +260,12 @@ def depth_scores(
     target: depth -> features (n, d) of all tasks' images; tasks: of each the places (m,) of its images among the n, and their
     labels (m,); source: depth -> features (s, d) of source images with labels (s,).
     """
-    rows = {}
-    for name, one in TRANSFER.items():
-        rows[name] = {
-            depth: float(
-                np.mean([one.compute(Depth(x[place], labels, source[depth], source_labels)) for place, labels in tasks])
-            )
-            for depth, x in target.items()
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    columns = {}
+    for depth, x in target.items():
+        posteriors = class_posteriors(source[depth], source_labels, x)
+        seen = [Depth(x[place], labels, posteriors[place], source[depth]) for place, labels in tasks]
+        columns[depth] = {name: float(np.mean([one.compute(d) for d in seen])) for name, one in TRANSFER.items()}
+    return pd.DataFrame(columns)
 
 
 def gain_over_block(values: np.ndarray, first: int, last: int) -> float:
