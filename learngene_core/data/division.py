@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..errors import StudyError, read_json, say
+from ..errors import StudyError, expanded, read_json, say
 from ..tasks import ImageSet, SourceTask, TargetTask, numpy_generator
 from .names import plain
 
@@ -40,7 +40,7 @@ def read_division(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...], t
 
     Names are made `plain`, as those of class folders are. Raises StudyError for a file that is no division.
     """
-    values = read_json(Path(path).expanduser())
+    values = read_json(expanded(path))
     try:
         groups = [tuple(values[k]) for k in GROUPS]
     except (KeyError, TypeError):

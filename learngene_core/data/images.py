@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..errors import StudyError, say
+from ..errors import StudyError, expanded, say
 from ..tasks import ImageSet
 from . import cifar, glyphs
 from .archives import archives_in, is_archive, unpacked
@@ -115,7 +115,7 @@ def find_source(data: str, data_path: str | Path) -> Source:
         raise StudyError(f"data {data!r} needs --data-path, the folder that holds its images{download}")
     if data == "cifar100" and str(data_path) == cifar.DOWNLOAD:
         return cifar.Published(cifar.downloaded())
-    path = Path(data_path).expanduser()
+    path = expanded(data_path)
     given = shown(str(path))
     if path.is_file() and not is_archive(path) and not tables_in(path):
         raise StudyError(f"{given} is a file; give the folder that holds its images (an archive: unpack it first)")
