@@ -174,15 +174,15 @@ CONTROLS = {"inherit": 20, "shuffled_inputs": 19, "shuffled_inner": 6, "spectrum
             "ancestor:single_task": 14, "ancestor:joint": 24, "ancestor:permuted": 8}  # fmt: skip
 
 
-def make_controls(n_tasks=12, n_inits=2, seed=0):
+def make_controls(n_tasks=12, n_inits=2, seed=0, gain=1.0):
     """controls.csv: every control on the same tasks and initial weights as scratch."""
     rng, rows = np.random.default_rng(seed), []
     level = rng.normal(40, 8, (n_tasks, n_inits))
-    for (block, first, last), (method, gain) in itertools.product(
+    for (block, first, last), (method, points) in itertools.product(
         (("learngene", 11, 13), ("first", 1, 3)), {"scratch": 0, **CONTROLS}.items()
     ):
         for task, init in itertools.product(range(n_tasks), range(n_inits)):
-            accuracy = level[task, init] + gain * (2 if block == "first" else 1) + rng.normal(0, 3)
+            accuracy = level[task, init] + gain * points * (2 if block == "first" else 1) + rng.normal(0, 3)
             rows.append({"family": "same_shape", "block": block, "method": method, "shots": 10, "target_task": task + 1,
                          "init": init, "accuracy": accuracy, "first": first, "last": last})  # fmt: skip
     return pd.DataFrame(rows)

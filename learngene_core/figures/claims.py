@@ -45,7 +45,7 @@ VERDICTS = {
     "equivalent": (INK, "s"),
     "refuted": (REFUTED, "X"),
     "undecided": (MUTED, "D"),
-    "not run": (GREY, "v"),
+    "not run": (MUTED, "v"),
 }
 
 

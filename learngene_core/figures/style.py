@@ -21,15 +21,15 @@ METHOD_COLOURS: dict[str, str] = {
     "learngene": "#0173B2",
     "learngene_ewc": "#56B4E9",
     "first": "#029E73",
-    "longest_prefix": "#B8A200",
-    "recommended": "#7A1F4B",
+    "longest_prefix": "#C9B400",
+    "recommended": "#1B0C84",
     "full": "#D55E00",
     "ncm": "#000000",
 }
 BLOCK_COLOURS: dict[str, str] = {  # of a block in words; where a method stands for it, the method's
     "last three": METHOD_COLOURS["learngene"],
     "first three": METHOD_COLOURS["first"],
-    "conv1-7": "#7A3E9D",
+    "conv1-7": METHOD_COLOURS["random"],
     "longest prefix": METHOD_COLOURS["longest_prefix"],
     "recommended": METHOD_COLOURS["recommended"],
     "all blocks": METHOD_COLOURS["full"],

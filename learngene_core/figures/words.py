@@ -123,6 +123,7 @@ DEFECT_LABELS: dict[str, str] = {
     "epoch_ewc": "EWC towards its own last epoch",
     "zero_ewc": "EWC penalty always zero",
     "rebuilt_optimiser": "optimiser new every epoch",
+    "fixed_layers": "last layers, written by hand",
     "leak": "weights leak between tasks",
     "augmented_test": "test images augmented",
     "all": "all together",

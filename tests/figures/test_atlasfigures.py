@@ -1,8 +1,6 @@
 """Figures of the atlas show every block where it stands, leave the rest blank, and say what claims came to, in words."""
 
 import itertools
-import subprocess
-import sys
 
 import matplotlib
 
@@ -12,19 +10,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figuregallery import ATLAS, MARKS
+from figuretables import (
+    CONTROLS,
+    CRITERIA,
+    make_atlas,
+    make_claims,
+    make_controls,
+    make_released,
+    make_scores,
+    make_selection,
+)
 from matplotlib.collections import PathCollection
-from matplotlib.colors import to_rgb
 from scipy import stats
 
-from learngene_core.analysis.blocks import atlas_table
-from learngene_core.analysis.selection import selection_table
 from learngene_core.errors import StudyError
 from learngene_core.explorer import blocks as atlasexplore
 from learngene_core.figures import atlas as atlasfigures
-from learngene_core.figures import atlas as atlasmargins
 from learngene_core.figures import claims as claimfigures
 from learngene_core.figures import selection as selectionfigures
 from learngene_core.figures.style import use_style
+from learngene_core.figures.tables import block_name, signed
+from learngene_core.figures.words import DEFECT_LABELS, control_label, criterion_label
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -38,27 +45,9 @@ def style():
 
 
 # --- all figures ----------------------------------------------------------------------------------------------------
-MARKS = {"released": (11, 13), "recommended": (1, 7)} | atlasfigures.ends(13, 3)
-ALL = {
-    "map of 13": lambda: atlasfigures.atlas_map(make_atlas(), marks=MARKS),
-    "map of 8": lambda: atlasfigures.atlas_map(make_atlas(8), marks=atlasfigures.ends(8, 3)),
-    "coarse map": lambda: atlasfigures.atlas_map(make_atlas(coarse=True), marks=MARKS | {"fisher": (5, 9)}),
-    "map of 4": lambda: atlasfigures.atlas_map(make_atlas(4), marks=atlasfigures.ends(4, 2)),
-    "margins": lambda: atlasmargins.margins(make_atlas(), budget=50, marks=MARKS),
-    "coarse margins": lambda: atlasmargins.margins(make_atlas(coarse=True), budget=50, marks=MARKS),
-    "score": lambda: atlasmargins.score_against_gain(make_scores(), make_atlas(), "released"),
-    "selection": lambda: selectionfigures.selection_figure(make_selection()),
-    "panels": lambda: selectionfigures.score_panels(make_scores(), chosen={"released": (11, 13)}),
-    "controls": lambda: claimfigures.controls_figure(make_controls()),
-    "claims": lambda: claimfigures.claims_figure(make_claims()),
-    "released": lambda: claimfigures.released_figure(make_released()),
-    "choice": lambda: atlasexplore.draw_choice(make_atlas(), make_scores()),
-}
-
-
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ATLAS)
 def test_nothing_is_clipped_and_no_words_overlap(name):
-    axes = np.ravel(np.asarray(ALL[name](), dtype=object))
+    axes = np.ravel(np.asarray(ATLAS[name](), dtype=object))
     figure = axes[0].figure
     figure.canvas.draw()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
@@ -86,18 +75,12 @@ def test_the_key_of_a_map_stands_in_its_empty_half(n):
     assert not bar.overlaps(ax.get_legend().get_window_extent())
 
 
-def test_drawing_the_atlas_needs_no_torch():
-    names = "atlasfigures, atlasmargins, claimfigures, selectionfigures, atlasexplore"
-    code = f"import sys; from learngene_core import {names}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 @pytest.mark.parametrize(
     "draw",
     [
         lambda: atlasfigures.atlas_map(make_atlas()[:0]),
-        lambda: atlasmargins.margins(pd.DataFrame()),
-        lambda: atlasmargins.score_against_gain(make_scores()[:0], make_atlas(), "released"),
+        lambda: atlasfigures.margins(pd.DataFrame()),
+        lambda: atlasfigures.score_against_gain(make_scores()[:0], make_atlas(), "released"),
         lambda: selectionfigures.selection_figure(pd.DataFrame()),
         lambda: selectionfigures.score_panels(make_scores()[:0]),
         lambda: claimfigures.controls_figure(make_controls()[:0]),
@@ -113,21 +96,6 @@ def test_a_table_without_rows_or_columns_says_what_to_run(draw):
         draw()
     assert "\n" not in str(error.value)
     assert not plt.get_fignums(), "no empty figure is left behind"
-
-
-def seen(colour, matrix):
-    return (matrix @ np.array(to_rgb(colour)) ** 2.2).clip(0, 1) ** (1 / 2.2)
-
-
-def test_verdicts_and_marks_differ_also_for_the_colour_blind():
-    deutan = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
-    protan = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
-    groups = [[c for c, _ in claimfigures.VERDICTS.values()], [c for c, _ in atlasfigures.MARKS]]
-    for matrix, group in itertools.product((np.eye(3), np.array(deutan), np.array(protan)), groups):
-        assert all(
-            np.linalg.norm(seen(a, matrix) - seen(b, matrix)) > 0.15 for a, b in itertools.combinations(group, 2)
-        )
-    assert len({shape for _, shape in claimfigures.VERDICTS.values()}) == 3
 
 
 # --- the map --------------------------------------------------------------------------------------------------------
@@ -192,7 +160,8 @@ def test_colours_are_symmetric_about_zero_and_may_be_shared_by_maps():
 def test_marks_frame_their_block_and_stand_inside_each_other():
     ax = atlasfigures.atlas_map(make_atlas(coarse=True), marks=MARKS | {"fisher": (5, 9)})
     frames = {p.get_label(): p for p in ax.patches if p.get_label() != "_blank"}
-    names = ["released: 11–13", "recommended: 1–7", "first 3: 1–3", "last 3: 11–13", "fisher: 5–9 (not computed)"]
+    names = [f"{criterion_label('released')}: 11–13", f"{criterion_label('recommended')}: 1–7", "first 3: 1–3", "last 3: 11–13",
+             "Fisher information: 5–9 (not computed)"]  # fmt: skip
     assert list(frames) == names
     assert [centre(p) for p in frames.values()] == [*MARKS.values(), (5, 9)]
     assert {t.get_text() for t in ax.get_legend().get_texts()} >= set(names)
@@ -245,12 +214,12 @@ def test_several_shots_must_be_told_apart():
         atlasfigures.atlas_map(atlas)
     assert "20 shots" in atlasfigures.atlas_map(atlas, shots=20).get_title()
     with pytest.raises(ValueError, match="not 7"):
-        atlasmargins.margins(atlas, shots=7)
+        atlasfigures.margins(atlas, shots=7)
 
 
 def test_numbers_have_a_true_minus_and_no_negative_zero():
-    assert [atlasfigures.signed(v) for v in (1.25, -0.44, -0.04)] == ["+1.2", MINUS + "0.4", "+0.0"]
-    assert [atlasfigures.block_name(b) for b in ((4, 4), (11.0, 13.0))] == ["4", "11–13"]
+    assert [signed(v) for v in (1.25, -0.44, -0.04)] == ["+1.2", MINUS + "0.4", "+0.0"]
+    assert [block_name(b) for b in ((4, 4), (11.0, 13.0))] == ["4", "11–13"]
 
 
 def test_choices_and_ends_become_marks():
@@ -272,27 +241,28 @@ def test_choices_and_ends_become_marks():
 # --- margins --------------------------------------------------------------------------------------------------------
 def test_gains_of_equal_length_stand_over_the_middle_of_their_blocks():
     atlas = make_atlas(coarse=True)
-    ax = atlasmargins.gain_by_position(atlas, lengths=[3, 5])
+    ax = atlasfigures.gain_by_position(atlas, lengths=[3, 5])
     three, five = ax.get_lines()[:2]
     part = atlas[atlas["length"] == 3].sort_values("first")
-    np.testing.assert_allclose(three.get_xydata(), np.column_stack([part["first"] + 1, part["gain"]]))
+    np.testing.assert_allclose(three.get_ydata(), part["gain"])
+    np.testing.assert_allclose(three.get_xdata(), part["first"] + 1, atol=0.2)  # beside each other
     ends = atlas[atlas["length"] == 5].set_index("first")["gain"]
     drawn = dict(five.get_xydata()[np.isfinite(five.get_ydata())].tolist())
-    assert drawn == {3.0: ends[1], 11.0: ends[9]}
+    assert {round(x): y for x, y in drawn.items()} == {3: ends[1], 11: ends[9]}
     assert len(five.get_xdata()) == 9, "what was not computed is a gap, not a line across"
-    edges = ax.collections[0].get_paths()[0].vertices
-    assert edges[:, 1].min() == part["band_low"].min() and edges[:, 1].max() == part["band_high"].max()
-    assert [line.get_label() for line in atlasmargins.gain_by_position(atlas).get_lines()[:1]] == ["3 blocks"]
-    full = atlasmargins.gain_by_position(make_atlas()).get_lines()[:4]
-    assert [line.get_label() for line in full] == ["1 block", "3 blocks", "6 blocks", "9 blocks"]
+    bars = [path.vertices[:, 1] for path in ax.collections[0].get_paths()]
+    np.testing.assert_allclose(bars, part[["gain_low", "gain_high"]])
+    assert [line.get_label() for line in atlasfigures.gain_by_position(atlas).get_lines()[:1]] == ["3 blocks"]
+    full = atlasfigures.gain_by_position(make_atlas()).get_lines()[:3]
+    assert [line.get_label() for line in full] == ["1 block", "3 blocks", "9 blocks"]
     with pytest.raises(ValueError, match="no block of length 14 was computed"):
-        atlasmargins.gain_by_position(atlas, lengths=[14])
+        atlasfigures.gain_by_position(atlas, lengths=[14])
 
 
 @pytest.mark.parametrize("n", [8, 13])
 def test_the_front_holds_the_blocks_that_no_cheaper_block_beats(n):
     atlas = make_atlas(n, seed=n)
-    ax = atlasmargins.gain_by_parameters(atlas, budget=40, marks={"one": (2, 3), "same": (2, 3), "none": (4, 99)})
+    ax = atlasfigures.gain_by_parameters(atlas, budget=40, marks={"one": (2, 3), "same": (2, 3), "none": (4, 99)})
     front = [
         (r.share, r.gain)
         for r in atlas.itertuples()
@@ -316,7 +286,7 @@ def test_the_front_holds_the_blocks_that_no_cheaper_block_beats(n):
 @pytest.mark.parametrize("criterion", ["released", "fisher"])
 def test_a_criterion_that_is_right_rises_to_the_right(criterion):
     atlas, scores = make_atlas(), make_scores()
-    ax = atlasmargins.score_against_gain(scores, atlas, criterion)
+    ax = atlasfigures.score_against_gain(scores, atlas, criterion)
     own = scores[scores["criterion"] == criterion]["score"].to_numpy()
     mean = np.array([own[r.first - 1 : r.last].mean() for r in atlas.itertuples()])
     np.testing.assert_allclose(ax.collections[1].get_offsets(), np.column_stack([mean, atlas["gain"]]))
@@ -330,12 +300,12 @@ def test_a_criterion_that_is_right_rises_to_the_right(criterion):
 def test_blocks_without_a_score_are_left_out():
     scores = make_scores()
     scores.loc[(scores["criterion"] == "fisher") & (scores["layer"] == "conv2"), "score"] = np.nan
-    ax = atlasmargins.score_against_gain(scores, make_atlas(), "fisher")
+    ax = atlasfigures.score_against_gain(scores, make_atlas(), "fisher")
     assert len(ax.collections[1].get_offsets()) == 1 + 66, "conv1, and the blocks of conv3 to conv13"
     with pytest.raises(StudyError, match="'fisher' has no score for any block"):
-        atlasmargins.score_against_gain(scores.assign(score=np.nan), make_atlas(), "fisher")
+        atlasfigures.score_against_gain(scores.assign(score=np.nan), make_atlas(), "fisher")
     with pytest.raises(ValueError, match="no criterion 'luck'; there are released, "):
-        atlasmargins.score_against_gain(scores, make_atlas(), "luck")
+        atlasfigures.score_against_gain(scores, make_atlas(), "luck")
 
 
 # --- criteria -------------------------------------------------------------------------------------------------------
@@ -352,8 +322,9 @@ def dots(ax):
 def test_selection_is_sorted_beside_nulls_and_baselines():
     table = make_selection()
     table.loc[table["criterion"] == "cka_drift", ["spearman", "regret", "first", "last"]] = np.nan
-    left, right = selectionfigures.selection_figure(table.assign(shots=10))
-    names = [t.get_text() for t in left.get_yticklabels()]
+    left, right = selectionfigures.selection_figure(table.assign(shots=10), every=True)
+    code = {criterion_label(name): name for name in table["criterion"].unique()}
+    names = [code[t.get_text()] for t in left.get_yticklabels()]
     rho = table[table["scope"] == "all blocks"].set_index("criterion")["spearman"]
     ranked = [n for n in rho.drop("cka_drift").sort_values(ascending=False).index if not n.startswith("null:")]
     baselines = ("depth", "shallow", "size", "small", "random")
@@ -374,6 +345,18 @@ def test_selection_is_sorted_beside_nulls_and_baselines():
     assert words[0] == f"{chosen['first']:.0f}–{chosen['last']:.0f}" and len(words) == 2
 
 
+def test_the_main_figures_hold_four_criteria_and_the_appendix_all():
+    names = (*CRITERIA, "snr", "weight_change")
+    left, _ = selectionfigures.selection_figure(make_selection(names=names))
+    drawn = [t.get_text() for t in left.get_yticklabels()]
+    main = [criterion_label(name) for name in selectionfigures.MAIN]
+    assert set(main) <= set(drawn) and criterion_label("snr") not in drawn and criterion_label("size") not in drawn
+    assert len(selectionfigures.score_panels(make_scores(names=names))) == 4
+    assert len(selectionfigures.score_panels(make_scores(names=names), every=True)) == 7
+    own = make_scores(names=("mine", "yours"))
+    assert len(selectionfigures.score_panels(own)) == 2, "where none of the four is there, all are drawn"
+
+
 def test_selection_of_several_lengths_or_shots_must_be_told_apart():
     both = pd.concat([make_selection(3), make_selection(5)])
     with pytest.raises(ValueError, match="there are blocks of length 3, blocks of length 5"):
@@ -387,21 +370,22 @@ def test_score_panels_show_scores_beside_their_null_and_leave_gaps():
     scores.loc[scores["layer"] == "conv4", "score"] = np.nan
     fisher = scores["criterion"] == "fisher"
     scores.loc[fisher, "score"] = np.geomspace(1e-6, 1, 13)
-    axes = selectionfigures.score_panels(scores, chosen={"reinit": (2, 4)})
-    assert [ax.get_title().split(" ")[0] for ax in axes] == list(CRITERIA)
+    axes = selectionfigures.score_panels(scores, chosen={"reinit": (2, 4)}, every=True)
+    assert [ax.get_title() for ax in axes] == [criterion_label(name) for name in CRITERIA]
     for ax, (name, inherit) in zip(axes, CRITERIA.items(), strict=True):
         part = scores[scores["criterion"] == name]
         null, own = ax.get_lines()
         np.testing.assert_array_equal(own.get_ydata(), part["score"])
         np.testing.assert_array_equal(null.get_ydata(), part["null"])
-        assert inherit in ax.get_title() and ("log" in ax.get_title()) == (ax.get_yscale() == "log")
+        assert f"inherit where {inherit}" in [t.get_text() for t in ax.texts]
+        assert ax.get_ylabel() and ("(log)" in ax.get_ylabel().replace("\n", " ")) == (ax.get_yscale() == "log")
     assert axes[0].get_yscale() == "linear"
     shaded = [(p.get_x(), p.get_x() + p.get_width()) for p in axes[3].patches]
     assert shaded == [(1.5, 4.5)] and not axes[0].patches
     hidden = [ax for ax in axes[0].figure.axes if not ax.get_visible()]
-    assert len(axes) == 5 and len(hidden) == 3
+    assert len(axes) == 5 and len(hidden) == 1
     lowest = [ax for ax in axes if any(t.label1.get_visible() for t in ax.xaxis.get_major_ticks())]
-    assert lowest == [*axes[1:4], axes[4]], "the lowest panel of each column has numbers"
+    assert lowest == [axes[2], axes[3], axes[4]], "the lowest panel of each column has numbers"
 
 
 # --- controls, claims, defects --------------------------------------------------------------------------------------
@@ -416,19 +400,33 @@ def test_controls_are_paired_with_scratch_and_sorted_in_groups():
     for ax, block in ((left, "learngene"), (right, "first")):
         part = controls[controls["block"] == block].groupby(["method", "target_task"])["accuracy"].mean().unstack()
         gains = part.sub(part.loc["scratch"])
-        wanted = {m.replace("_", " ").replace(":", " "): gains.loc[m].mean() for m in CONTROLS}
+        wanted = {control_label(m): gains.loc[m].mean() for m in CONTROLS}
         assert drawn_rows(ax, names) == pytest.approx(wanted)
         half = stats.t.ppf(0.975, 11) * stats.sem(gains.loc["frozen"])
-        line = next(c for c in ax.get_lines() if list(c.get_ydata()) == [names.index("frozen")] * 2)
+        line = next(c for c in ax.get_lines() if list(c.get_ydata()) == [names.index(control_label("frozen"))] * 2)
         np.testing.assert_allclose(line.get_xdata(), gains.loc["frozen"].mean() + np.array([-half, half]))
-        reference = next(c for c in ax.get_lines() if "inherit" in c.get_label())
+        reference = next(c for c in ax.get_lines() if "real block" in c.get_label())
         assert reference.get_xdata()[0] == pytest.approx(gains.loc["inherit"].mean())
         if ax is left:
             order = [wanted[n] for n in names]
-            assert names[0] == "inherit" and order[1:8] == sorted(order[1:8], reverse=True)
+            assert names[0] == control_label("inherit") and order[1:8] == sorted(order[1:8], reverse=True)
         assert len([t for t in ax.texts if "[" in t.get_text()]) == len(CONTROLS)
-    assert names[8:12] == ["frozen", "ewc 0", "ewc 10", "l2 0.1"], "strengths keep their order"
-    assert all(n.startswith("ancestor") for n in names[12:]) and "11–13 (n = 12 tasks)" in left.get_title()
+    wanted = [control_label(name) for name in ("frozen", "ewc:0", "ewc:10", "l2:0.1")]
+    assert names[8:12] == wanted, "strengths keep their order"
+    assert all(n.startswith("ancestor") for n in names[12:]) and "(conv 11–13), n = 12 tasks" in left.get_title()
+
+
+def test_only_blocks_with_a_gain_are_explained():
+    controls = make_controls()
+    flat = controls["block"].eq("learngene") & controls["method"].ne("scratch")
+    scratch = controls[controls["method"] == "scratch"].set_index(["block", "target_task", "init"])["accuracy"]
+    keys = pd.MultiIndex.from_frame(controls.loc[flat, ["block", "target_task", "init"]])
+    controls.loc[flat, "accuracy"] = scratch.loc[keys].to_numpy() + np.where(
+        controls.loc[flat, "target_task"] % 2, 1, -1
+    )
+    assert [ax.get_title().split(" (")[0] for ax in claimfigures.controls_figure(controls)] == ["first blocks"]
+    assert len(claimfigures.controls_figure(controls, every=True)) == 2
+    assert len(claimfigures.controls_figure(make_controls(gain=0.0))) == 1, "the largest, where none has a gain"
 
 
 def test_controls_against_the_block_itself_show_what_decides():
@@ -437,9 +435,10 @@ def test_controls_against_the_block_itself_show_what_decides():
     names = [t.get_text() for t in left.get_yticklabels()]
     part = controls[controls["block"] == "learngene"].groupby("method")["accuracy"].mean()
     found = drawn_rows(left, names)
-    assert found["moment matched"] == pytest.approx(part["moment_matched"] - part["inherit"])
-    assert found["scratch"] == pytest.approx(part["scratch"] - part["inherit"]) and "inherit" not in names
-    assert "inherit" in left.get_xlabel()
+    assert found[control_label("moment_matched")] == pytest.approx(part["moment_matched"] - part["inherit"])
+    assert found[control_label("scratch")] == pytest.approx(part["scratch"] - part["inherit"])
+    assert control_label("inherit") not in names
+    assert "the real block" in left.get_xlabel()
     with pytest.raises(ValueError, match="no reference 'luck'"):
         claimfigures.controls_figure(controls, reference="luck")
 
@@ -451,14 +450,14 @@ def test_scratch_that_is_kept_once_serves_both_blocks_and_gaps_are_named():
     once = once[(once["block"] != "first") | (once["method"] != "frozen")]
     wanted, found = claimfigures.controls_figure(controls)[0], claimfigures.controls_figure(once)
     assert dots(found[0]) == dots(wanted)
-    row = [t.get_text() for t in found[0].get_yticklabels()].index("frozen")
+    row = [t.get_text() for t in found[0].get_yticklabels()].index(control_label("frozen"))
     assert "not computed" in [t.get_text() for t in found[1].texts if t.xy[1] == row]
 
 
 def test_claims_say_their_verdict_and_units_do_not_share_an_axis():
     claims = make_claims()
     axes = claimfigures.claims_figure(claims)
-    assert [ax.get_xlabel() for ax in axes] == [claimfigures.UNITS[unit] for unit in ("points", "rho", "AUROC")]
+    assert [ax.get_xlabel() for ax in axes] == [claimfigures.UNITS[unit][0] for unit in ("points", "rho", "AUROC")]
     for ax, unit in zip(axes, ("points", "rho", "AUROC"), strict=True):
         part = claims[claims["unit"] == unit].reset_index(drop=True)
         assert [t.get_text().split(":")[0] for t in ax.get_yticklabels()] == list(part["claim"])
@@ -489,16 +488,37 @@ def test_claims_without_units_have_an_axis_each_and_unknown_verdicts_are_refused
     assert two[0].figure.get_supxlabel() == "scope: new ancestors\n* new classes"
     names = [t.get_text().split(":")[0] for ax in two for t in ax.get_yticklabels()]
     assert names == ["H1*", "H2", "H4", "H3", "H8"], "a sign leads to the scope that is not the common one"
-    open_one = bare.assign(estimate=np.nan, low=np.nan, high=np.nan, verdict="undecided")
-    assert "no estimate" in claimfigures.claims_figure(open_one)[0].texts[1].get_text()
-    with pytest.raises(ValueError, match="unknown verdict 'maybe'; there are supported, refuted, undecided"):
+    idle = claims.assign(estimate=claims["estimate"].where(claims["claim"] != "H4"))
+    axes = claimfigures.claims_figure(idle)
+    assert "without an estimate: H4" in axes[0].figure.get_supxlabel() and len(axes[0].get_yticklabels()) == 2
+    with pytest.raises(ValueError, match="unknown verdict 'maybe'; there are supported"):
         claimfigures.claims_figure(claims.assign(verdict="maybe"))
+
+
+def test_claims_can_be_picked_and_have_units_that_a_person_can_read():
+    claims = make_claims()
+    per_million = claims.assign(unit="points per million parameters", estimate=-1282.0, low=-1400.0, high=-1100.0)
+    (ax,) = claimfigures.claims_figure(per_million, only=["H1"])
+    assert (
+        ax.get_xlabel() == "points per 1,000 inherited parameters" and ax.collections[0].get_offsets()[0][0] == -1.282
+    )
+    assert [t.get_text().split(":")[0] for t in ax.get_yticklabels()] == ["H1"]
+    with pytest.raises(ValueError, match="no claim 'H77'; there are H1"):
+        claimfigures.claims_figure(claims, only=["H77"])
+
+
+def test_an_undecided_claim_beyond_its_line_says_that_another_condition_fails():
+    claims = make_claims().assign(verdict="undecided", needed=np.nan)
+    words = claimfigures.claims_figure(claims)[0].texts[0].get_text()
+    assert words == "undecided (another condition fails)"
 
 
 def test_defects_stand_between_none_and_all_with_what_they_choose():
     table = make_released()
     left, right = claimfigures.released_figure(table)
-    names = [t.get_text().replace(" ", "_") for t in left.get_yticklabels()]
+    code = {label: name for name, label in DEFECT_LABELS.items()} | {"norm gap": "norm_gap", "task leak": "task_leak"}
+    code["optimiser rebuilt"] = "optimiser_rebuilt"
+    names = [code[t.get_text()] for t in left.get_yticklabels()]
     assert names == ["none", *[d for d in table["defects"] if d not in ("none", "all")], "all"]
     rows = table.set_index("defects").loc[names]
     for method, points in zip(("scratch", "learngene"), left.collections, strict=True):

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figuregallery import CFG, DRAWING
 from figuretables import (
     COLLECTIVE,
     INDIVIDUAL,
@@ -24,9 +25,7 @@ from figuretables import (
 )
 
 from learngene_core.analysis import statistics
-from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, best_block, score, score_all
-from learngene_core.explorer.threshold import draw_record
 from learngene_core.figures.comparison import comparison, gain_bars, paired_dots, training_curves, with_shares
 from learngene_core.figures.data import division_overview, episode, image_rows, task_pictures, task_table
 from learngene_core.figures.networks import growth, networks_side_by_side, shape_parameters
@@ -45,46 +44,12 @@ from learngene_core.figures.words import METHOD_LABELS, criterion_label
 from learngene_core.presets import METHODS
 
 
-CFG = Config.preset("lecture", threshold=5e-10)  # the entries of `make_record` are small
-
-
 @pytest.fixture(autouse=True)
 def style():
     with plt.rc_context():
         use_style()
         yield
         plt.close("all")
-
-
-def make_all():
-    """Every figure of the package once: name -> its axes."""
-    scores = score_all(make_record(), CFG)
-    released = scores[scores["criterion"] == "released"]
-    matrix = make_history().query("phase == 'test'").pivot(index="task", columns="on_task", values="accuracy")
-    groups = {"base": list("abcdef"), "open_world": list("gh"), "novel": list("ij")}
-    tasks = [{"number": 1, "classes": ["latin-small-a", "digit-one"]}, {"number": 2, "classes": ["digit-one", "omega"]}]
-    paired = statistics.paired_table(make_results(shots=(10, 20)))
-    return {
-        "image_rows": lambda: image_rows(pictures(3, 5), ["a", "latin-capital-b", "c"]),
-        "episode": lambda: episode(pictures(5, 1), pictures(5, 6), ["a", "cyrillic-capital-hard-sign", *"cde"]),
-        "division_overview": lambda: division_overview(groups, dict.fromkeys("aei", "vowel")),
-        "task_table": lambda: task_table(tasks),
-        "task_pictures": lambda: task_pictures(pictures(3, 5), [1, 2, 3]),
-        "growth": lambda: growth(COLLECTIVE),
-        "networks_side_by_side": lambda: networks_side_by_side(COLLECTIVE[-1], INDIVIDUAL, ("conv5", "conv6")),
-        "learning_curves": lambda: learning_curves(make_history()),
-        "accuracy_matrix": lambda: accuracy_matrix(matrix, chance=20),
-        "gradient_sizes": lambda: gradient_sizes(make_record().table),
-        "layer_task_heatmap": lambda: layer_task_heatmap(np.ones((3, 6)), LAYERS, "share", chosen=LAYERS[-2:]),
-        "profile_with_null": lambda: profile_with_null(released, chosen=LAYERS[:2]),
-        "criteria_panel": lambda: criteria_panel(scores, {"released": LAYERS[-3:]}),
-        "profiles_with_null": lambda: profiles_with_null({"one": released, "two": released}, {"one": LAYERS[:2]}),
-        "gain_bars": lambda: gain_bars(make_gains()),
-        "training_curves": lambda: training_curves(make_curves()),
-        "comparison": lambda: comparison(paired),
-        "paired_dots": lambda: paired_dots(make_results(), "light", "learngene"),
-        "draw_record": lambda: draw_record(make_record(), threshold=1e-6),
-    }
 
 
 DRAWN = {
@@ -98,9 +63,9 @@ DRAWN = {
 
 
 # --- all figures ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", make_all())
+@pytest.mark.parametrize("name", DRAWING)
 def test_nothing_is_clipped_and_every_axis_has_a_name(name):
-    axes = np.atleast_1d(np.asarray(make_all()[name](), dtype=object)).ravel()
+    axes = np.atleast_1d(np.asarray(DRAWING[name](), dtype=object)).ravel()
     figure = axes[0].figure
     figure.canvas.draw()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()  # inches
