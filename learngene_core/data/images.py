@@ -123,12 +123,15 @@ def find_source(data: str, data_path: str | Path) -> Source:
         raise StudyError(f"the data folder {given} does not exist")
     if is_archive(path):
         return _source_in(data, unpacked([path]), given)
-    archives = archives_in(path) if path.is_dir() else []
-    if archives and not Folder(path).scan().folders:
+    if path.is_file() or (data == "cifar100" and cifar.folder_of(path)):
+        return _source_in(data, path, given)
+    archives, packed = archives_in(path), path / cifar.ARCHIVE
+    if data == "cifar100" and packed in archives:
+        archives = [packed]
+    elif Folder(path).scan().folders:
+        archives = []  # somebody has unpacked them
+    if archives:
         return _source_in(data, unpacked(archives), ", ".join(shown(str(p)) for p in archives))
-    packed = path / cifar.ARCHIVE
-    if data == "cifar100" and packed in archives and not cifar.folder_of(path):
-        return _source_in(data, unpacked([packed]), shown(str(packed)))
     return _source_in(data, path, given)
 
 

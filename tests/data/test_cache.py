@@ -309,33 +309,3 @@ def test_files_of_equal_names_sizes_and_dates_but_other_pixels_are_other_images(
     Image.new("RGB", (8, 8), "white").save(path)  # in place, the old date restored
     os.utime(path, (1e9, 1e9))
     assert load_images("folder", tmp_path / "0", image_size=8).images.unique().tolist() == [0, 255]
-
-
-@pytest.fixture
-def read_only_home(tmp_path, monkeypatch):
-    """Where caches usually are nothing can be made, for root neither; the folder for temporary files."""
-    (tmp_path / "home").write_text("")
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.delenv("LEARNGENE_CACHE")
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "home" / ".cache" / "learngene"))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    return tmp_path / "temporary"
-
-
-def test_a_read_only_home_needs_no_variable(read_only_home, few_glyphs):
-    first = load_images("glyphs")
-    (folder,) = read_only_home.iterdir()
-    assert folder.stat().st_mode & 0o777 == 0o700 and len(list(folder.iterdir())) == 1
-    assert load_images("glyphs").fingerprint == first.fingerprint
-
-
-@pytest.mark.parametrize("kind", ["a link", "a file"])
-def test_a_cache_that_somebody_else_has_laid_out_is_not_used(read_only_home, few_glyphs, tmp_path, kind):
-    place = read_only_home / f"learngene-{os.getuid()}"
-    (tmp_path / "trap").mkdir()
-    if kind == "a link":
-        place.symlink_to(tmp_path / "trap")
-    else:
-        place.write_text("")
-    assert len(load_images("glyphs")) == 200
-    assert not list((tmp_path / "trap").iterdir()) and len(list(read_only_home.iterdir())) == 2

@@ -58,7 +58,9 @@ def equals_contents(imgs, contents):
             assert np.array_equal(found, wanted), name
 
 
-@pytest.mark.parametrize("place", ["root", "folder", "another name", "archive", "folder of the archive"])
+@pytest.mark.parametrize(
+    "place", ["root", "folder", "another name", "archive", "folder of the archive", "with other folders"]
+)
 def test_the_published_files_are_read_wherever_they_lie(tiny, cache, tmp_path, place, capsys):
     folder, contents = tiny
     only = tmp_path / "only"
@@ -67,6 +69,8 @@ def test_the_published_files_are_read_wherever_they_lie(tiny, cache, tmp_path, p
         folder.rename(only / "CIFAR")
     elif place != "root":
         (tmp_path / cifar.ARCHIVE).rename(only / cifar.ARCHIVE)
+    if place == "with other folders":
+        (only / "notes").mkdir()
     path = {"root": folder.parent, "folder": folder, "another name": only, "archive": only / cifar.ARCHIVE}.get(
         place, only
     )
@@ -81,6 +85,13 @@ def test_the_published_files_are_read_wherever_they_lie(tiny, cache, tmp_path, p
     assert again.fingerprint == imgs.fingerprint
     assert "once" not in capsys.readouterr().out, "the second time it comes from the cache"
     assert sorted(only.rglob("*")) == before, "nothing is unpacked beside the archive"
+
+
+def test_files_that_are_unpacked_go_before_the_archive_beside_them(tiny, cache, tmp_path):
+    folder, contents = tiny
+    (tmp_path / cifar.ARCHIVE).rename(folder / cifar.ARCHIVE)
+    equals_contents(load_images("cifar100", folder), contents)
+    assert not list(cache.glob("unpacked-*"))
 
 
 def test_another_order_of_the_labels_is_read_from_meta(tiny, cache):
