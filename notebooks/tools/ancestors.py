@@ -48,11 +48,11 @@ def units(data: str) -> list[tuple[str, dict]]:
     return first + list(redrawn.items())
 
 
-def unit(job: tuple[str, str, dict, dict, str, str]) -> tuple[str, float, float]:
+def unit(job: tuple[str, str, dict, dict, str, str, bool]) -> tuple[str, float, float]:
     """Train one ancestor and its individuals; write its tables. Returns name, seconds of the ancestor and of the rest."""
-    name, data, settings, machine_of, images_file, out = job
+    name, data, settings, machine_of, images_file, out, tf32 = job
     torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     images, machine = pickle.loads(Path(images_file).read_bytes()), Machine(**machine_of)  # noqa: S301 (our own file)
     preset, changes = PLAN[data]
     cfg = Config.preset(preset, **{**changes, **settings})
@@ -60,20 +60,43 @@ def unit(job: tuple[str, str, dict, dict, str, str]) -> tuple[str, float, float]
     div, col = study.train_ancestor(images, cfg, machine)
     trained = time.time() - start
     plain = Machine(**{**machine_of, "capture": False})
-    tables = study.examine(images, div, col, cfg, machine=plain)
-    tables |= {f"extra_{k}": t for k, t in extras(name, images, div, col, cfg, plain).items()}
+    search = data == "cifar100" and cfg.ancestor in ("sequential", "joint") and cfg.division_seed < 0
+    tables = study.examine(images, div, col, cfg, machine=plain, search=search)
+    tables["tasks"] = task_classes(target_tasks(images, div, cfg)).assign(**study.who(cfg))
+    write(tables, name, out)
+    torch.save(col.model.state_dict(), Path(out, f"{name}.pt"))
+    write({f"extra_{k}": t for k, t in extras(name, images, div, col, cfg, plain).items()}, name, out)
+    return name, trained, time.time() - start - trained
+
+
+def task_classes(tasks: list) -> pd.DataFrame:
+    """Target tasks and their classes, in the order in which `hits` counts them."""
+    return pd.DataFrame([{"target_task": t.number, "classes": "|".join(t.classes)} for t in tasks])
+
+
+def collect(out: Path, data: str) -> None:
+    """One compressed table of every kind over all units of a data source: `<data>-<kind>.csv.gz`."""
+    names = [name for name, _ in units(data)]
+    kinds = sorted({path.name.split(".")[1] for path in out.glob("*.csv.gz") if path.name.count(".") == 3})
+    for kind in kinds:
+        files = [path for name in names if (path := out / f"{name}.{kind}.csv.gz").exists()]
+        if files:
+            table = pd.concat([pd.read_csv(path, keep_default_na=False) for path in files], ignore_index=True)
+            write({kind.removeprefix("extra_"): table}, data, str(out))
+
+
+def write(tables: dict[str, pd.DataFrame], name: str, out: str) -> None:
+    """Each table of a unit as a compressed file, whole or not at all."""
     for kind, table in tables.items():
-        path = Path(out, f"{name}.{kind}.csv.gz")
+        path = Path(out, f"{name}.{kind}.csv.gz" if name not in PLAN else f"{name}-{kind}.csv.gz")
         table.to_csv(path.with_suffix(".tmp"), index=False, compression={"method": "gzip", "mtime": 0})
         os.replace(path.with_suffix(".tmp"), path)
-    torch.save(col.model.state_dict(), Path(out, f"{name}.pt"))
-    return name, trained, time.time() - start - trained
 
 
 def extras(name: str, images, div, col, cfg: Config, machine: Machine) -> dict[str, pd.DataFrame]:  # noqa: ANN001
     """What only some ancestors are asked: the position atlas of the light family on 20 target tasks (one sequential, one joint);
     the primary claim at 20 shots and at a third and three times the epochs (the same two)."""
-    if name not in ("sequential-0", "joint-0", "glyphs-0"):
+    if name not in ("sequential-0", "joint-0"):
         return {}
     about, names = study.who(cfg), col.model.block_names
     tables = {"atlas": study.light_atlas(col, images, target_tasks(images, div, cfg, n_tasks=20), cfg, machine=machine)}
@@ -103,6 +126,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--stack", type=int, default=6)
     parser.add_argument("--capture", action="store_true", help="steps of the ancestors as CUDA graphs")
+    parser.add_argument("--tf32", action="store_true", help="convolutions in TF32 (GPUs)")
     parser.add_argument("--only", default="", help="comma-separated names of units")
     options = parser.parse_args()
     out = Path(options.out)
@@ -115,7 +139,7 @@ def main() -> None:
     todo = [u for u in todo if not options.only or u[0] in options.only.split(",")]
     start = time.time()
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(unit, (n, options.data, s, machine, str(images_file), str(out))) for n, s in todo]
+        jobs = [pool.submit(unit, (n, options.data, s, machine, str(images_file), str(out), options.tf32)) for n, s in todo]
         for job in as_completed(jobs):
             try:
                 name, trained, rest = job.result()
@@ -126,6 +150,7 @@ def main() -> None:
             except Exception:  # noqa: BLE001 (one unit's failure must not cost the others)
                 traceback.print_exc()
     images_file.unlink()
+    collect(out, options.data)
 
 
 if __name__ == "__main__":
