@@ -20,6 +20,7 @@ from .errors import StudyError, atomic
 
 SHIFT = 20  # 3 of the 23 mantissa bits stay: 8 bins per octave
 LARGEST_ARRAYS = 2**32  # bytes that a file of arrays may unpack to; the record of the paper preset needs a tenth
+MEASURES = ("n_weights", "steps", "norm", "rms", "norm_times_weight", "weight_norm", "relative_norm")  # of gradients.csv
 N_RAW = 2056  # raw bins per sign: 2^31 >> 20, and room for the offsets
 
 
@@ -186,6 +187,8 @@ class Record:
         try:
             values = load_arrays(folder / "histograms.npz")
             table = pd.read_csv(folder / "gradients.csv")
+            if missing := {"task", "epoch", "layer", "network", *MEASURES} - {*table}:
+                raise ValueError(f"gradients.csv has no column {min(missing)!r}")
             groups = {k: t.drop(columns="network").reset_index(drop=True) for k, t in table.groupby("network")}
             if not np.array_equal(values.pop("edges"), EDGES):
                 raise ValueError("its bins are not this version's")

@@ -14,7 +14,7 @@ from torch import nn
 from learngene_core.errors import StudyError
 from learngene_core.gradients import Recorder, block_weights
 from learngene_core.network import ConvNet
-from learngene_core.record import EDGES, N_BINS, Record, edge_index, raw_bin, share_above
+from learngene_core.record import EDGES, MEASURES, N_BINS, Record, edge_index, raw_bin, share_above
 
 THRESHOLDS = (0.0, 5e-10, 5e-4)
 
@@ -388,7 +388,7 @@ def random_record(seed=0):
 
     def table(tasks, epochs):
         rows = [{"task": t, "epoch": e, "layer": n} for t, e in zip(tasks, epochs, strict=True) for n in layers]
-        values = {c: rng.normal(size=len(rows)) * 10.0 ** rng.integers(-9, 9, len(rows)) for c in ("norm", "rms")}
+        values = {c: rng.normal(size=len(rows)) * 10.0 ** rng.integers(-9, 9, len(rows)) for c in MEASURES}
         return pd.DataFrame(rows).assign(**values)
 
     return Record(
@@ -451,6 +451,8 @@ def test_damaged_histograms_are_one_clear_line(tmp_path, damage):
         "empty": lambda text: "",
         "binary": lambda text: "\x00\x01" * 99,
         "no networks": lambda text: text.replace("network", "x"),
+        "no norms": lambda text: text.replace("weight_norm", "x"),
+        "no layers": lambda text: text.replace("layer", "x"),
         "rows are missing": lambda text: "\n".join(text.split("\n")[:-4]),
         "cut in a row": lambda text: text[: len(text) // 2],
         "a text where a number was": lambda text: text.replace(text.split("\n")[1].split(",")[3], "oops", 1),
