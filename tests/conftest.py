@@ -6,8 +6,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhe
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -23,12 +25,33 @@ from learngene_core.tasks import ImageSet
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """shared(name, make): the folder that `make(folder)` fills, made once for all processes of a test run. Read only."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # that of this test run, whichever process asks
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path = base / "shared" / name
+        path.parent.mkdir(exist_ok=True)
+        with filelock.FileLock(f"{path}.lock"):
+            if not path.exists():
+                new = path.with_name(f"{name}.new")
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir()
+                make(new)
+                new.rename(path)
+        return path
+
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory):
-    """Decoded images go to a folder of this session, unless the caller has named one."""
+def _cache(shared):
+    """Decoded images go to a folder of this test run, unless the caller has named one."""
     mine = "LEARNGENE_CACHE" not in os.environ
     if mine:
-        os.environ["LEARNGENE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+        os.environ["LEARNGENE_CACHE"] = str(shared("cache", lambda folder: None))
     yield
     if mine:
         os.environ.pop("LEARNGENE_CACHE")
@@ -41,19 +64,20 @@ def glyph_images() -> ImageSet:
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory) -> Path:
+def smoke_run(shared) -> Path:
     """A finished run folder of preset `smoke`. Read only: a test that changes anything takes `smoke_copy`."""
-    run = Run.open(Config.preset("smoke"), tmp_path_factory.mktemp("smoke") / "run")
-    Chain(run).results  # noqa: B018 (computed when asked for)
-    return run.path
+    return shared("smoke", lambda folder: Chain(Run.open(Config.preset("smoke"), folder)).results)
 
 
 @pytest.fixture(scope="session")
-def judged_run(smoke_run, tmp_path_factory) -> Path:
+def judged_run(smoke_run, shared) -> Path:
     """The finished run carried on to its claims by the verb: atlas, open world, controls, measures. Read only."""
-    path = Path(shutil.copytree(smoke_run, tmp_path_factory.mktemp("judged") / "run"))
-    assert main(["atlas", "--preset", "smoke", "--out", str(path)]) == 0
-    return path
+
+    def make(folder: Path) -> None:
+        shutil.copytree(smoke_run, folder, dirs_exist_ok=True)
+        assert main(["atlas", "--preset", "smoke", "--out", str(folder)]) == 0
+
+    return shared("judged", make)
 
 
 @pytest.fixture

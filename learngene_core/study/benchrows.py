@@ -134,12 +134,12 @@ def untrained_individuals(cfg: Config) -> tuple[Individuals, list[TargetTask]]:
     imgs = load_images(cfg.data, cfg.data_path, image_size=cfg.image_size)
     draw = generator(0, "net")
     net = ConvNet(cfg.final_widths, PAPER_POOLS, cfg.n_way, cfg.image_size, generator=draw)
-    gene = Learngene.from_model(net, net.block_names[-cfg.n_blocks :])
+    mean, std = channel_statistics(imgs.images)
+    gene = Learngene.from_model(net, net.block_names[-cfg.n_blocks :], mean=mean, std=std)
     arms = [
         Arm("same_shape", f"arm {i}", cfg.individual_rate, net.shape, constant(gene if i % 2 else None))
         for i in range(8)
     ]
-    mean, std = channel_statistics(imgs.images)
     return Individuals(arms, imgs, cfg, mean, std, machine=resolve(cfg)), target_tasks(imgs, divide(imgs, cfg), cfg)
 
 

@@ -56,14 +56,24 @@ def read_grid(path: Path) -> Any:
         raise StudyError(f"{path} is too large for a grid ({path.stat().st_size:,} bytes)")
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse_twice(yaml.compose(text, yaml_loader()), path.name, set())
-        return read_yaml(text)
+        tree = yaml.compose(text, yaml_loader())
     except UnicodeDecodeError:
         raise StudyError(f"{path} is no text in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path} is no grid: {' '.join(str(error).split())[:200]}") from None
-    except RecursionError:
-        raise StudyError(f"{path} is no grid: it is nested too deeply") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _no_grid(path, error) from None
+    try:
+        _refuse_twice(tree, path.name, set())
+    except RecursionError as error:
+        raise _no_grid(path, error) from None
+    try:
+        return read_yaml(text)
+    except (ValueError, RecursionError) as error:
+        raise _no_grid(path, error) from None
+
+
+def _no_grid(path: Path, error: Exception) -> StudyError:
+    text = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+    return StudyError(f"{path} is no grid: {text}")
 
 
 def _refuse_twice(node: Any, name: str, seen: set[int]) -> None:

@@ -7,7 +7,8 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 
-from torch.utils.benchmark import Timer
+import torch
+from torch.utils.benchmark import timer
 
 Way = Callable[[], object]
 
@@ -43,14 +44,20 @@ class Row:
 
 
 def in_turn(ways: Mapping[str, Way], rounds: int, threads: int = 1) -> dict[str, tuple[float, ...]]:
-    """Seconds of every way, one number per round, the order changing from round to round.
+    """Seconds of every way on so many threads, one number per round, the order changing from round to round.
 
-    A machine that is slower for a while slows all ways, so ratios within a round hold where seconds do not. torch's `Timer`
-    waits for a GPU, and sets the threads.
+    A machine that is slower for a while slows all ways, so ratios within a round hold where seconds do not. The clock is that
+    of torch's benchmark utilities, which waits for a GPU. (Their `Timer` runs everything three times at least.)
     """
-    timers = {name: Timer("way()", globals={"way": way}, num_threads=threads) for name, way in ways.items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds):
-        for name in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
-            seconds[name].append(timers[name].timeit(1).median)
+    try:
+        for turn in range(rounds):
+            for name in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
+                start = timer()
+                ways[name]()
+                seconds[name].append(timer() - start)
+    finally:
+        torch.set_num_threads(before)
     return {name: tuple(found) for name, found in seconds.items()}

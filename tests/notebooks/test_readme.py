@@ -16,9 +16,11 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import frontpage
 import pandas as pd
 import pytest
 import readme
+import refresh
 import yaml
 from packaging.requirements import Requirement
 from PIL import Image
@@ -26,10 +28,10 @@ from PIL import Image
 from learngene_core.config import FIELDS, Config
 from learngene_core.errors import StudyError
 from learngene_core.runs.run import Run
-from learngene_core.study import cli, frontpage, notebooks, refresh
-from learngene_core.study import cli as options_module
+from learngene_core.study import cli, notebooks
+from learngene_core.study import options as options_module
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CHEAP = {
@@ -234,7 +236,7 @@ def test_pictures_are_whole_small_and_opaque():
 
 # --- numbers ------------------------------------------------------------------------------------------------------------
 def test_blocks_are_what_their_files_say():
-    assert frontpage.filled(PAGE, ROOT) == PAGE, "run `python -m learngene_core.frontpage`"
+    assert frontpage.filled(PAGE, ROOT) == PAGE, "run `python notebooks/tools/frontpage.py`"
     assert PAGE.count("<!-- from ") == len(BLOCKS) == PAGE.count("<!-- end -->"), "every block begins and ends"
 
 

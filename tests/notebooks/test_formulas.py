@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from learngene_core.study import notebooks
-from learngene_core.study.notebooks import Formulas
+from learngene_core.study.report import Formulas, write_report
 
 INLINE = r"(?<!\$)\$[^\s$](?:[^$\n]*[^\s$])?\$"
 
@@ -53,7 +53,7 @@ def test_what_is_no_formula_stays(text):
 
 
 def test_every_formula_of_the_notebooks_is_drawn_in_the_report(tmp_path):
-    notebooks.write_report(notebooks.numbered(), "A study", "Its summary.", tmp_path / "report.html")
+    write_report(notebooks.numbered(), "A study", "Its summary.", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     words = [c.source for p in notebooks.numbered() for c in notebooks.read(p).cells if c.cell_type == "markdown"]
     plain = [re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL) for text in words]

@@ -6,14 +6,16 @@ import contextlib
 import io
 import shutil
 
+import exercises
 import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from exercises import student_version
 
 from learngene_core.errors import StudyError
-from learngene_core.study import exercises, notebooks
-from learngene_core.study.exercises import answered, student_version
+from learngene_core.study import notebooks
+from learngene_core.study.exercises import answered
 
 PATHS = notebooks.numbered()
 COMMITTED = notebooks.folder() / "exercises"
@@ -48,9 +50,12 @@ WRONG = {
     "01-exercise-3-solution": ["times = [50 * 5 / len(div.base)] * len(div.base)", "times = [n - 1 for n in times]",
                                "times = [name in drawn for name in div.base]", "times = Counter(drawn)",
                                "times = times[::-1]"],
-    "01-exercise-4-solution": ["brothers = {name: list(family.values()).count(family[name]) for name in div.novel}",
-                               "brothers = {name: families.count(family[name]) for name in div.base}",
-                               "brothers = list(brothers.values())", "brothers = len(div.novel)"],
+    "01-exercise-4-solution": ["related = {name: list(family.values()).count(family[name]) for name in div.novel}",
+                               "related = {name: families.count(family[name]) for name in div.base}",
+                               "related = list(related.values())", "related = len(div.novel)"],
+    "01-exercise-5-solution": ["sampler = window(np.random.default_rng(0))", "sampler = lambda rng: window(rng, 4)",
+                               "sampler = lambda rng: div.novel[:3]", "sampler = lambda rng: rng.permutation(div.novel)[:3]",
+                               "sampler = lambda rng: div.base[:3]", "sampler = lambda rng: window(np.random.default_rng())"],
     "02-exercise-3-solution": ["incoming = wide.blocks['conv5'].conv.weight[:width]", "added = incoming.numel()",
                                "outgoing = wide.blocks['conv6'].conv.weight[:, :width]",
                                "outgoing = wide.blocks['conv6'].conv.weight[width:]",
@@ -60,11 +65,15 @@ WRONG = {
                                "added = incoming.numel() + outgoing.numel() + width"],
     "02-exercise-4-solution": ["transfer = change.mean()", "transfer = -change[:-1].mean()",
                                "transfer = change[:-1].sum()", "transfer = change[:-1]"],
-    "03-exercise-3-solution": ["share = record.counts[:, :, :, edge:].sum((2, 3)) / everything",
-                               "share = record.counts[:, :, 0, edge:].sum(-1) / record.counts.sum((2, 3))",
-                               "share = record.counts[:, :, 0, edge:].sum(-1) / record.counts[:, :, 0].sum(-1)",
-                               "share = record.counts[:, :, 0, :edge].sum(-1) / everything", "share = share.mean(0)",
-                               "share = record.counts[:, :, 0, edge:].sum(-1)"],
+    "02-exercise-5-solution": ["recorder_of_mine = large_entries(wide, 0.1)", "recorder_of_mine = lambda net, t: {}",
+                               "recorder_of_mine = lambda net, t: {n: (b.conv.weight.grad.abs() > t).sum() "
+                               "for n, b in net.blocks.items()}",
+                               "recorder_of_mine = lambda net, t: {n: (b.conv.weight > t).sum() for n, b in net.blocks.items()}",
+                               "recorder_of_mine = lambda net, t: {n: (b.conv.weight.grad.clamp_(min=0) > t).sum() "
+                               "for n, b in net.blocks.items()}"],
+    "03-exercise-3-solution": ["rule = lowest_block(shares, 3)", "rule = lambda s, n: lowest_block(s, n) + 1",
+                               "rule = lambda s, n: lowest_block(-s, n)", "rule = lambda s, n: int(s.mean(0).argmin())",
+                               "rule = lambda s, n: min(range(s.shape[1] - n + 1), key=lambda a: s[:, a : a + n].sum())"],
     "03-exercise-4-solution": ["starts = means.argmin(1)", "starts = means.argmax(1) + 1", "starts = starts[0]",
                                "starts = null.argmax(1) + 1"],
     "04-exercise-3-solution": ["gains = -gains", "gains = table['learngene']",
@@ -72,6 +81,11 @@ WRONG = {
                                "half = stats.t.ppf(0.95, len(gains) - 1) * gains.std() / np.sqrt(len(gains))",
                                "half = stats.t.ppf(0.975, len(gains) - 1) * gains.std()", "half = 2 * half",
                                "gains = np.full(len(gains), gains.mean())"],
+    "04-exercise-5-solution": ["inherit_mine = put(newborn, homework.tensors)", "inherit_mine = lambda net, tensors: net",
+                               "inherit_mine = lambda net, tensors: copy.deepcopy(put(net, tensors))",
+                               "inherit_mine = lambda net, tensors: "
+                               "net.load_state_dict({f'blocks.{n}': t for n, t in tensors.items()}, strict=False, assign=True) "
+                               "and net"],
     "04-exercise-4-solution": ["share = 9 * sizes / sizes.sum()", "share = 100 * np.array(widths) / sum(widths)",
                                "share = [100 * (9 * a * a + 3 * a) / sum(9 * b * b + 3 * b for b in widths) for a in widths]",
                                "share = share[3:]"],
@@ -91,6 +105,10 @@ WRONG = {
     "07-exercise-4-solution": ["limit = budget + 1", "limit = 100 * limit", "limit = np.exp(-budget)",
                                "limit = 1 - np.exp(-(nats + np.log(2 * np.sqrt(m) / 0.05)) / m)",
                                "limit = 1 - np.exp(-(nats + np.log(13) + np.log(2 * m / 0.05)) / m)"],
+    "08-exercise-4-solution": ["honest = honest[::-1]", "honest = honest[0]", "honest = (means.min(), means.max())",
+                               "half = 1.96 * means.std() / 2; honest = (means.mean() - half, means.mean() + half)",
+                               "half = stats.t.ppf(0.975, 11) * small['gain'].std() / np.sqrt(12); honest = (4.225 - half, 4.225 + half)",
+                               "honest = (honest[0] + 1, honest[1] + 1)"],
 }  # fmt: skip
 
 

@@ -7,9 +7,9 @@ import nbformat
 import pytest
 
 from learngene_core.study import notebooks
-from learngene_core.study.notebooks import alt_text, descriptions
+from learngene_core.study.report import alt_text, clean, descriptions, write_report
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TRIVIAL = re.compile(r"^(a )?(picture|figure|image|plot|png|no description.*)?\.?$", re.IGNORECASE)
 
@@ -34,7 +34,7 @@ def test_every_picture_in_prose_has_words():
 
 
 def test_no_picture_of_a_report_is_without_words(tmp_path):
-    notebooks.write_report(notebooks.numbered(), "A study", "Its summary.", tmp_path / "report.html")
+    write_report(notebooks.numbered(), "A study", "Its summary.", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     tags = re.findall(r"<img\b[^>]*>", page)
     drawn = [tag for tag in tags if "data:image/png" in tag]
@@ -53,7 +53,7 @@ def test_words_follow_the_heading_and_the_drawing_function(tmp_path):
         nbformat.v4.new_code_cell("%matplotlib inline\nplt.plot([1])", outputs=[picture()]),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "own.ipynb")
-    cleaned = notebooks.clean(notebooks.read(tmp_path / "own.ipynb"))
+    cleaned = clean(notebooks.read(tmp_path / "own.ipynb"))
     alts = [cell.outputs[0].metadata["image/png"]["alt"] for cell in cleaned.cells[1:]]
     assert alts[0].startswith("Is it <any> good?: Accuracy and paired gain of every method")
     assert alts[1] == "Is it <any> good?: a figure"

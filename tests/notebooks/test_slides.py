@@ -7,8 +7,9 @@ import re
 
 import nbformat
 import pytest
+import slides
 
-from learngene_core.study import notebooks, slides
+from learngene_core.study import notebooks
 
 PATHS = notebooks.numbered()
 

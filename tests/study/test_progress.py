@@ -10,9 +10,11 @@ import pytest
 from conftest import snapshot
 
 from learngene_core.config import Config
+from learngene_core.errors import StudyError
 from learngene_core.runs.run import Run
-from learngene_core.study import cli, cost, progress
+from learngene_core.study import cli, estimate, progress
 from learngene_core.study.chain import Chain
+from learngene_core.study.estimate import check_memory, stage_seconds
 
 TINY = {
     "source_images": 8, "held_out_images": 4, "n_source_tasks": 3, "source_way": 3, "width_divisor": 64, "epochs": 2,
@@ -29,13 +31,13 @@ def run(tmp_path):
 @pytest.fixture
 def steps(monkeypatch):
     """A step of the collective takes 1 s, one of all individuals of a task 10 s."""
-    monkeypatch.setattr(cost, "collective_step", lambda run: 1.0)
-    monkeypatch.setattr(cost, "_individual_step", lambda run: 10.0)
+    monkeypatch.setattr(estimate, "collective_step", lambda run: 1.0)
+    monkeypatch.setattr(estimate, "stack_step", lambda run, family, n: 5.0)  # of two families
 
 
 @pytest.mark.usefixtures("steps")
 def test_cost_counts_the_steps_that_are_left(run):
-    null, cost_of = 2 * 3 * 1 * 0.03, cost.stage_seconds
+    null, cost_of = 2 * 3 * 1 * 0.03, stage_seconds
     whole = 8 * 3 * 1.1 + null  # 3 steps an epoch: 24 images in batches of 8
     assert cost_of(run, "collective") == {"division": 4.0, "collective": pytest.approx(whole)}
     for number, epochs in ((1, 4), (2, 2)):
@@ -60,7 +62,7 @@ def test_cost_counts_the_steps_that_are_left(run):
 
 
 def test_cost_of_an_atlas_is_that_of_its_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "_stack_step", lambda run, family, n: float(n))  # one second an arm
+    monkeypatch.setattr(estimate, "stack_step", lambda run, family, n: float(n))  # one second an arm
     own = {
         "atlas_tasks": 2,
         "atlas_pseudo_tasks": 1,
@@ -72,96 +74,65 @@ def test_cost_of_an_atlas_is_that_of_its_blocks(tmp_path, monkeypatch):
     for blocks, n in (("coarse", 13 + 12 + 11 - 2), ("full", 13 * 14 / 2)):
         run = Run.open(Config.preset("smoke", **TINY, **own, atlas_blocks=blocks), tmp_path / blocks)
         # beside the blocks scratch; 3 tasks, 2 sets of initial weights, 3 epochs of 30 images in batches of 25
-        assert cost.stage_seconds(run, "atlas")["atlas"] == (n + 1) * 3 * 2 * 6
+        assert stage_seconds(run, "atlas")["atlas"] == (n + 1) * 3 * 2 * 6
 
 
 @pytest.mark.usefixtures("steps")
 def test_cost_leaves_out_what_is_done_and_what_is_not_needed(run):
     later = {"reconstruct", "openworld", "measures", "atlas", "controls"}
-    assert set(cost.stage_seconds(run)) == {"division", "collective", *later}
-    assert set(cost.stage_seconds(run, "openworld")) == {"division", "collective", "openworld"}
+    assert set(stage_seconds(run)) == {"division", "collective", *later}
+    assert set(stage_seconds(run, "openworld")) == {"division", "collective", "openworld"}
     for stage in ("division", "collective"):
         with run.computing(stage, []):
             pass
-    assert set(cost.stage_seconds(run)) == later
-    assert cost.stage_seconds(run, "criteria") == {}
+    assert set(stage_seconds(run)) == later
+    assert stage_seconds(run, "criteria") == {}
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (12000, "3 h 20 min")]
-)
-def test_durations_are_as_exact_as_an_estimate(seconds, text):
-    assert cost.duration(seconds) == text
+    "change",
+    [{"hidden": (65_536, 65_536)}, {"batch_size": 65_536, "source_images": 0, "source_way": 64, "image_size": 512},
+     {"min_width": 4096}, {"individual_hidden": (60_000, 60_000)}],
+)  # fmt: skip
+def test_networks_that_no_machine_holds_are_refused_before_anything_starts(change, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: type("Memory", (), {"total": 16e9}))
+    with pytest.raises(StudyError, match=r"need about [\d,]+ GB of memory and this machine has 16"):
+        check_memory(Config.preset("smoke", data="folder", device="cpu", **change))
+    for name in ("smoke", "lecture", "cifar-cpu", "cifar-joint", "paper"):
+        check_memory(Config.preset(name, device="cpu"))
 
 
 # position and time left ---------------------------------------------------------------------------------------------
+def reported(run, stage, done, total, text):
+    (run.path / "progress.json").write_text(json.dumps({"stage": stage, "done": done, "total": total, "text": text}))
+
+
+def finish(run, stage):
+    with run.computing(stage, []):
+        pass
+
+
 def test_position_by_hand(run):
     expected = {"collective": 60.0, "reconstruct": 30.0}
-
-    def reported(done, total, text):
-        (run.path / "progress.json").write_text(
-            json.dumps({"stage": "collective", "done": done, "total": total, "text": text})
-        )
-
-    assert progress._position(run, expected, {}, 9.0) == (9.0, 69.0, "collective")
-    reported(1, 4, "task 1 of 4")
-    assert progress._position(run, expected, {}, 0.0) == (15.0, 60.0, "collective task 1 of 4")
-    reported(3, 4, "task 3 of 4")  # when half of it was there before, 60 s are for the other half
-    assert progress._position(run, expected, {"collective": 0.5}, 0.0)[:2] == (30.0, 60.0)
-    reported(1, 1, "")  # trained, but what comes after it is not yet saved: no way back
-    assert progress._position(run, expected, {}, 0.0)[:2] == (60.0, 60.0)
-    with run.computing("collective", []):
-        pass
-    assert progress._position(run, expected, {}, 0.0) == (60.0, 90.0, "reconstruct")
-    with run.computing("reconstruct", []):
-        pass
-    assert progress._position(run, expected, {}, 18.0) == (108.0, 108.0, "")
+    assert progress.position(run, expected, {}) == (0.0, "collective")
+    reported(run, "collective", 1, 4, "task 1 of 4")
+    assert progress.position(run, expected, {}) == (15.0, "collective task 1 of 4")
+    reported(run, "collective", 3, 4, "task 3 of 4")  # when half of it was there before, 60 s are for the other half
+    assert progress.position(run, expected, {"collective": 0.5})[0] == 30.0
+    finish(run, "collective")
+    assert progress.position(run, expected, {}) == (60.0, "reconstruct")
+    finish(run, "reconstruct")
+    assert progress.position(run, expected, {}) == (90.0, "")
 
 
 def test_a_stage_is_counted_also_where_one_before_it_in_the_list_comes_later(run):
     expected = {"measures": 5.0, "atlas": 50.0, "controls": 20.0}  # the notebook asks for the atlas first
-
-    def reported(stage, done, total):
-        about = {"stage": stage, "done": done, "total": total, "text": f"{done} of {total}"}
-        (run.path / "progress.json").write_text(json.dumps(about))
-
-    reported("atlas", 3, 10)
-    assert progress._position(run, expected, {}, 7.0) == (22.0, 57.0, "atlas 3 of 10")
-    with run.computing("atlas", []):
-        pass
-    assert progress._position(run, expected, {}, 7.0) == (57.0, 62.0, "measures")
-    reported("controls", 1, 2)
-    assert progress._position(run, expected, {}, 7.0) == (67.0, 77.0, "controls 1 of 2")
-
-
-def test_the_clock_starts_from_the_estimate_and_learns_the_pace(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    clock = progress._Clock(100.0)
-    clock.seen(0.0, 100.0)
-    assert clock.now() == (0.0, 100.0)
-    now[0] = 200.0  # twice as slow: half is done after 200 s instead of 50
-    clock.seen(50.0, 100.0)
-    share, left = clock.now()
-    assert share == 0.5
-    assert 50 * 2 < left < 50 * 4  # between the estimate and the pace so far, nearer to the latter
-    assert left == pytest.approx(50 * (200 + 10) / (50 + 10))
-
-
-def test_the_clock_moves_between_reports_and_never_past_the_stage(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    clock, shares, lefts = progress._Clock(100.0), [], []
-    clock.seen(0.0, 40.0)
-    for now[0] in range(0, 2000, 10):
-        clock.seen(0.0, 40.0)
-        share, left = clock.now()
-        shares.append(share)
-        lefts.append(left)
-    assert shares == sorted(shares)
-    assert lefts == sorted(lefts, reverse=True)
-    assert shares[1] == pytest.approx(0.1, abs=0.02)  # at the estimated pace at first
-    assert 0.35 < shares[-1] <= 0.4
+    reported(run, "atlas", 3, 10, "3 of 10")
+    assert progress.position(run, expected, {}) == (15.0, "atlas 3 of 10")
+    finish(run, "atlas")
+    assert progress.position(run, expected, {}) == (50.0, "measures")
+    reported(run, "controls", 1, 2, "1 of 2")
+    assert progress.position(run, expected, {}) == (60.0, "controls 1 of 2")
 
 
 # what is shown ------------------------------------------------------------------------------------------------------
@@ -180,10 +151,10 @@ def test_a_terminal_has_a_bar_and_printed_lines_stay_whole(run, monkeypatch):
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    with progress.bar(run, {"collective": 50.0}, kernel_seconds=25.0, n_kernels=2) as notebook_done:
+    with progress.stage_bar(run, {"collective": 50.0}, more=50.0) as notebook_done:
         run.progress("collective", 1, 2, "task 1 of 2")
         print("a line")
-        notebook_done()
+        notebook_done(25.0)
         waits_for(lambda: "task 1 of 2" in err.getvalue())
     assert sys.stdout is out
     assert out.getvalue() == "a line\n"
@@ -195,12 +166,12 @@ def test_a_terminal_has_a_bar_and_printed_lines_stay_whole(run, monkeypatch):
 def test_an_error_ends_the_bar_and_the_lines_of_a_log_are_plain(run, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0)
     said = []
-    with pytest.raises(KeyboardInterrupt), progress.bar(run, {"collective": 50.0}):
+    with pytest.raises(KeyboardInterrupt), progress.stage_bar(run, {"collective": 50.0}):
         run.progress("collective", 1, 2, "task 1 of 2")
         waits_for(lambda: said.append(capsys.readouterr().err) or "task 1 of 2" in "".join(said))
         raise KeyboardInterrupt
     text = "".join(said) + capsys.readouterr().err
-    assert re.fullmatch(r"( 5\d %, about \d+ s left \(collective task 1 of 2\)\n)+", text)
+    assert re.fullmatch(r"(  0 % \(collective\)\n)*( 50 %, about \d+ s left \(collective task 1 of 2\)\n)+", text)
     time.sleep(0.7)
     assert capsys.readouterr().err == "", "the thread still speaks"
 
@@ -216,7 +187,7 @@ def test_a_verb_says_its_cost_shows_its_way_and_computes_the_same(tmp_path, monk
     out, err = capsys.readouterr()
     assert re.search(r"^collective: about \d+ \w+ on this machine", out, re.MULTILINE)
     assert out.index("about") < out.index("trained on 3 source tasks")
-    assert all(re.fullmatch(r" *\d+ %, about .* left( \(.*\))?", line) for line in err.splitlines()), err
+    assert all(re.fullmatch(r" *\d+ %(, about .* left)?( \(.*\))?", line) for line in err.splitlines()), err
     alone = Run.open(Config.preset("smoke", **TINY), tmp_path / "alone")
     Chain(alone).collective  # noqa: B018
     there, here = snapshot(tmp_path / "run"), snapshot(alone.path)

@@ -14,7 +14,7 @@ from learngene_core.config import Config
 from learngene_core.network import ConvNet
 from learngene_core.study.chain import Chain
 
-EXAMPLES = Path(__file__).parent / "examples"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ["use_learngene", "add_data", "add_criterion", "add_method"]
 
 
