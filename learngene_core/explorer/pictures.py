@@ -22,7 +22,15 @@ from ..criteria import quiet, score
 from ..figures.atlas import GAINS, atlas_map, frame_blocks, square
 from ..figures.networks import mark_blocks, marked_network
 from ..figures.style import DIVERGING, SEQUENTIAL
-from ..figures.training import accuracy_matrix, frame_layers, heat_norm, layer_task_heatmap, profile_with_null
+from ..figures.training import (
+    accuracy_matrix,
+    frame_layers,
+    grown_cells,
+    heat_norm,
+    layer_task_heatmap,
+    profile_with_null,
+)
+from ..figures.words import criterion_label
 from .choice import Choice, Options
 from .runview import RunView
 from .threshold import LABELS, layer_task_values
@@ -74,8 +82,8 @@ class HeatPicture:
         self.record = view.record
         self.ax = _axes(figure, 70, 48, 28, 30)
         nothing = np.zeros((len(np.unique(view.record.task)), len(view.layers)))
-        layer_task_heatmap(nothing, view.layers, "", ax=self.ax)
-        self.mesh = self.ax.collections[0]
+        layer_task_heatmap(nothing, view.layers, "", ax=self.ax, grown=grown_cells(view.record.table))
+        self.mesh, *self.dots = self.ax.collections
         self.bar = self.mesh.colorbar
         self.title = self.ax.set_title("", loc="left", fontsize=13)
         for artist in (self.mesh, self.bar.ax):
@@ -90,7 +98,8 @@ class HeatPicture:
         with quiet():
             values, _ = layer_task_values(self.record, **looks)
         middle = {"share": None, "relative": 1.0, "z": 0.0}[options.normalisation]
-        norm, low, high = heat_norm(values, middle)
+        ends = (0.0, 0.5 if options.sign == "positive" else 1.0) if middle is None else (None, None)
+        norm, low, high = heat_norm(values, middle, *ends)
         colours = SEQUENTIAL if middle is None else DIVERGING
         if self.mesh.get_cmap().name != colours:  # each change redraws the bar
             self.mesh.set_cmap(colours)
@@ -104,7 +113,7 @@ class HeatPicture:
         epochs = "all epochs" if options.aggregation == "mean" else "last epochs"
         self.title.set_text(f"record: {entry} > {options.threshold:.2g}, {epochs}")
         frame = [frame_layers(self.ax, choice.block, values.shape[0])] if choice.block else []
-        picture = self.picture.over([self.mesh, self.bar.ax, self.title, *frame])
+        picture = self.picture.over([self.mesh, *self.dots, self.bar.ax, self.title, *frame])
         for artist in frame:
             artist.remove()
         return picture
@@ -120,7 +129,7 @@ def profile_picture(view: RunView, options: Options, choice: Choice, width: int 
         table = score(view.record, name, threshold=options.threshold, sign=options.sign)
     profile_with_null(table.drop(columns="inherit"), chosen=choice.layers, ax=ax, legend=False)
     null = "; grey: untrained, ± 2 sd" if np.isfinite(table["null"]).any() else ""
-    ax.set_title(f"{name}{null}", loc="left", fontsize=13)
+    ax.set_title(f"{criterion_label(name)}{null}", loc="left", fontsize=13)
     return Layered(figure).over()
 
 

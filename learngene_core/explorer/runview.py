@@ -125,7 +125,7 @@ def _finished_tasks(run: Run) -> list[tuple[dict[str, Any], np.ndarray, np.ndarr
             arrays = load_arrays(folder / "record.npz")
             counts, zeros = arrays["counts"], arrays["zeros"]
             good = about["stage_hash"] == wanted and len(counts) == len(about["record"]) and about["shape"]["names"]
-        except (OSError, StudyError, KeyError, TypeError):
+        except (OSError, StudyError, ValueError, KeyError, TypeError):
             break  # not there yet, half-written, or just being made anew
         if not good:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import os
@@ -26,17 +27,18 @@ from unfinished import progress, training
 from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, best_block, null_choices, score
 from learngene_core.errors import HEADLESS, StudyError
-from learngene_core.explorer import demo, keeping
+from learngene_core.explorer import cutting, demo, keeping
+from learngene_core.explorer import layers as layerexplorer
 from learngene_core.explorer import panel as explorerpanel
 from learngene_core.explorer import server as explorerserver
 from learngene_core.explorer import threshold as explore
 from learngene_core.explorer.blocks import ANY
 from learngene_core.explorer.choice import Options, criteria_of, make_choice
 from learngene_core.explorer.layers import LayerExplorer, layer_explorer
-from learngene_core.explorer.live import Watch
+from learngene_core.explorer.live import LiveRun
 from learngene_core.explorer.runview import RunView
-from learngene_core.figures.atlas import signed
 from learngene_core.figures.networks import shape_flops, shape_parameters
+from learngene_core.figures.tables import signed
 from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.network import ConvNet, flop_count, parameter_count
 from learngene_core.record import Record
@@ -200,7 +202,7 @@ def test_an_error_in_a_callback_is_shown_and_goes_with_the_next_good_one(monkeyp
     assert "RuntimeError: two &lt;of&gt; them" in explorer.error.value
     explorer.controls["normalisation"].value = "relative"
     assert explorer.error.value == ""
-    monkeypatch.setattr(explorerpanel, "save_learngene", broken)
+    monkeypatch.setattr(cutting, "save_choice", broken)
     explorer.panels[0].save.click()
     assert "RuntimeError" in explorer.error.value
 
@@ -227,7 +229,7 @@ def test_two_runs_stand_beside_each_other_each_with_its_own_choice(smoke_run):
 
 REDRAW = """
 import sys, time, statistics
-from learngene_core.layerexplorer import LayerExplorer
+from learngene_core.explorer.layers import LayerExplorer
 explorer = LayerExplorer([sys.argv[1]])
 threshold = explorer.controls["threshold"]
 edges = [edge for _, edge in threshold.options if 1e-7 < edge < 1e-2]
@@ -294,11 +296,11 @@ def test_the_shown_line_is_the_one_that_the_button_copies():
 def test_a_saved_learngene_is_what_the_line_would_make(smoke_copy, options, tmp_path):
     view = RunView.load(smoke_copy)
     choice = make_choice(view, options)
-    path = keeping.save_learngene(view, options, choice, view.path)
+    path = cutting.save_choice(view, options, choice, view.path)
     assert path.parent == smoke_copy and path.name not in ("learngene.safetensors", *os.listdir(DEMO))
     cfg = keeping.configuration_of(view, options, choice)
     col = load_collective(Run(view.cfg, smoke_copy))
-    cut_learngene(col, cfg).save(tmp_path / "line.safetensors")
+    cut_learngene(col, cfg, layers=choice.layers).save(tmp_path / "line.safetensors")
     assert path.read_bytes() == (tmp_path / "line.safetensors").read_bytes()
     gene, cut = Learngene.load(path), Learngene.from_model(col.model, choice.layers)
     assert gene.layers == choice.layers and all((gene.tensors[n] == t).all() for n, t in cut.tensors.items())
@@ -427,10 +429,6 @@ def test_before_the_first_task_there_is_a_waiting_explorer(smoke_run, smoke_copy
 
 
 def test_the_periodic_look_ends_when_nothing_works_on_the_run(smoke_copy, monkeypatch):
-    import asyncio
-
-    from learngene_core.explorer import layers as layerexplorer
-
     monkeypatch.setattr(layerexplorer, "SECONDS", 0.01)
     training(smoke_copy, 2)
 
@@ -461,11 +459,11 @@ def test_the_time_left_follows_the_pace_of_the_last_task(tmp_path):
     progress(tmp_path, 27, 54)
     os.utime(tmp_path / "progress.json", (now - 30, now - 30))
     (tmp_path / ".owner").write_text(f"process {os.getpid()} on {platform.node()}")
-    state = Watch(tmp_path, cfg).look()  # 9 epochs since task 2 took 90 s: 10 s each, 27 are left
+    state = LiveRun(tmp_path, cfg).look()  # 9 epochs since task 2 took 90 s: 10 s each, 27 are left
     assert state.running and state.share == 0.5 and state.seconds_left == pytest.approx(270)
     assert "50 %, about 4 min left" in str(state)
     (tmp_path / ".owner").write_text(f"process {2**22 + 1} on {platform.node()}")
-    assert not Watch(tmp_path, cfg).look().running, "a killed process leaves its name behind"
+    assert not LiveRun(tmp_path, cfg).look().running, "a killed process leaves its name there"
 
 
 # the run that ships -------------------------------------------------------------------------------------------------

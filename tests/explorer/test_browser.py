@@ -32,7 +32,7 @@ from unfinished import progress, training
 from learngene_core.criteria import best_block, score
 from learngene_core.explorer import threshold as explore
 from learngene_core.explorer.server import DEMO, HOST, free_port
-from learngene_core.figures.atlas import signed
+from learngene_core.figures.tables import signed
 from learngene_core.record import Record
 from learngene_core.study import cli, notebooks
 
@@ -42,7 +42,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromiu
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 PATIENCE = 90.0  # seconds for a server to speak or a page to be there
-COMMAND = [sys.executable, "-c", "import sys; from learngene_core.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from learngene_core.study.cli import main; sys.exit(main())"]
 DATA = "img[src^='blob:'], img[src^='data:image/png']"
 
 
