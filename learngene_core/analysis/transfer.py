@@ -61,6 +61,8 @@ def _evidence(power: np.ndarray, inside: np.ndarray, length: float, n: int) -> f
         energy = (ratio * inside / (ratio + power)).sum(-1) + rest  # squared errors + ratio * squared weights
         return 0.5 * (n * np.log(2 * np.pi * energy / n) + n - np.log(ratio / (ratio + power)).sum(-1))
 
+    if not power.size:  # features that are zero explain nothing
+        return -float(minus(0.0)) / n
     grid = np.linspace(np.log(power.min()) - 10, np.log(power.max()) + 10, RATIOS)
     place, step = int(minus(grid).argmin()), grid[1] - grid[0]
     found = minimize_scalar(minus, bounds=(grid[place] - step, grid[place] + step), method="bounded")

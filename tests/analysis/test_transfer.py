@@ -58,6 +58,12 @@ def test_logme_is_the_largest_evidence_of_a_gaussian_with_this_covariance(n, d):
     assert logme(features, labels) == pytest.approx(wanted, abs=2e-3 if d > n else 1e-5)
 
 
+def test_features_that_are_all_equal_say_nothing():
+    labels = np.arange(12) % 3
+    assert logme(np.zeros((12, 4)), labels) == pytest.approx(-0.5 * (np.log(2 * np.pi / 3) + 1))
+    assert h_score(np.ones((12, 4)), labels) == transrate(np.ones((12, 4)), labels) == 0
+
+
 def test_h_score_as_published_is_the_trace_of_the_two_covariances():
     features, labels, _ = clustered(60, 5)
     means = np.stack([features[labels == c].mean(0) for c in labels])
