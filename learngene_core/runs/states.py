@@ -144,7 +144,7 @@ def load_state(folder: Path) -> tuple[ConvNet, dict[str, dict[str, Tensor]], dic
         model = ConvNet.from_shape(about["shape"])
         model.load_state_dict(groups["model"])
         model.normalisation = tuple(about["mean"]), tuple(about["std"])
-    except (SafetensorError, OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise StudyError(f"the model in {folder} is damaged ({error}); rebuild it with --redo collective") from None
     return model, groups, about
 

@@ -1,4 +1,4 @@
-"""Malformed and hostile inputs of every kind that the study reads: each ends in one clear line, at once, inside its folders.
+"""Malformed and hostile files of runs and learngenes: each ends in one clear line, at once, without memory, inside its folders.
 
 Every case goes through the command line's own error handling. Truncated and hostile files must be refused; a file in which one
 bit is turned may also be harmless, and is then read to the end.
@@ -19,23 +19,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import snapshot
-from test_safety import HOSTILE
 
 from learngene_core.config import Config
 from learngene_core.errors import read_json, write_json
 from learngene_core.learngene import Learngene
 from learngene_core.network import ConvNet
-from learngene_core.record import N_BINS, Record
-from learngene_core.runs import info
-from learngene_core.runs import states as savepoints
+from learngene_core.record import MEASURES, N_BINS, Record, load_arrays
+from learngene_core.runs import info, seals
+from learngene_core.runs.machine import machine_of
 from learngene_core.runs.run import Run
-from learngene_core.runs.states import checked_arrays, load_state, save_state
+from learngene_core.runs.states import load_state, save_state
 from learngene_core.study import cli
-from learngene_core.study import cli as options_module
+from learngene_core.study.options import configuration, parser
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="its watch for hanging is POSIX's")
+resource = pytest.importorskip("resource", reason="its watches for hanging and memory are POSIX's")
 SMOKE = Config.preset("smoke")
 SECONDS = 20  # a case that takes longer hangs
+MEMORY = 2**18  # kB; no case needs more, whatever sizes it tells of
 
 
 @pytest.fixture
@@ -69,6 +69,7 @@ def call(monkeypatch, capsys):
         capsys.readouterr()
         before = signal.signal(signal.SIGALRM, hangs)
         signal.alarm(SECONDS)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             with warnings.catch_warnings(record=True) as warned:  # a warning would be lines on standard error
                 warnings.simplefilter("always")
@@ -78,6 +79,7 @@ def call(monkeypatch, capsys):
             signal.signal(signal.SIGALRM, before)
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err and "it hangs" not in err
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MEMORY
         assert not warned, [str(w.message) for w in warned]
         if status == 0:
             assert err == ""
@@ -113,6 +115,53 @@ def filed(save, name):
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder, name))
         return Path(folder, name).read_bytes()
+
+
+# safetensors ----------------------------------------------------------------------------------------------------------
+def raw(header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(shape=(2,), span=(0, 8), dtype="F32", **more):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(span), **more}
+
+
+HOSTILE = {
+    "nothing": b"",
+    "seven bytes": bytes(7),
+    "an endless header": raw({}, length=2**64 - 1),
+    "a header of the whole memory": raw({}, length=2**40),
+    "a header beyond the file": raw({"a": entry()}, bytes(8), length=500),
+    "a header within the limit that is not there": raw(b"{", length=2),
+    "not text": raw(b"\xff\xfe{}"),
+    "not JSON": raw(b"{'a': 1}"),
+    "deep": raw(b'{"a":' * 100_000),
+    "a list": raw([1]),
+    "a name twice": raw(
+        b'{"a":' + json.dumps(entry()).encode() + b',"a":' + json.dumps(entry()).encode() + b"}", bytes(8)
+    ),
+    "an entry that is a number": raw({"a": 3}),
+    "an entry with more": raw({"a": entry(code="x")}, bytes(8)),
+    "unknown type": raw({"a": entry(dtype="O")}, bytes(8)),
+    "a type that is a list": raw({"a": entry(dtype=["F32"])}, bytes(8)),
+    "negative shape": raw({"a": entry((-2,), (0, -8))}, bytes(8)),
+    "a shape of fractions": raw({"a": entry((2.0,))}, bytes(8)),
+    "a shape of truths": raw({"a": entry((True, True), (0, 4))}, bytes(4)),
+    "a huge shape": raw({"a": entry((2**40, 2**40), (0, 8))}, bytes(8)),
+    "a huge shape with its bytes": raw({"a": entry((2**45,), (0, 2**47))}, bytes(8)),
+    "a shape that overflows 64 bits": raw({"a": entry((2**32, 2**32), (0, 0))}),
+    "many dimensions": raw({"a": entry((1,) * 1000, (0, 4))}, bytes(4)),
+    "bytes for another shape": raw({"a": entry((3,))}, bytes(8)),
+    "bytes backwards": raw({"a": entry((2,), (8, 0))}, bytes(8)),
+    "overlap": raw({"a": entry(), "b": entry((2,), (4, 12))}, bytes(12)),
+    "the same bytes": raw({"a": entry(), "b": entry()}, bytes(8)),
+    "a gap": raw({"a": entry(), "b": entry((2,), (12, 20))}, bytes(20)),
+    "bytes of nobody": raw({"a": entry()}, bytes(9)),
+    "too few bytes": raw({"a": entry()}, bytes(7)),
+    "metadata that are numbers": raw({"__metadata__": {"x": 1}}),
+    "metadata that are a list": raw({"__metadata__": [1]}),
+}
 
 
 # learngene files ----------------------------------------------------------------------------------------------------
@@ -205,38 +254,51 @@ def opened(place):
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "machine.json"])
 def test_bookkeeping_of_a_run(place, call, name, text):
     run = opened(place)
-    assert run.machine and not run.manifest
+    assert machine_of(run) and not run.manifest
     (run.path / name).write_bytes(text)
     if name == "config.json":  # what is asked for is known otherwise: a command writes it anew, `info` refuses
         line = call(info.report, run.path)
         assert "config.json" in line and "called again, writes it anew" in line
         assert call(opened, place) is None
         return
-    line = call(lambda: opened(place).machine)
+    line = call(lambda: machine_of(opened(place)))
     assert line and name in line and "delete" in line
     assert name in call(info.report, run.path)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("device", 5), ("threads", "4"), ("channels_last", "no"), ("workers", 2.5)]
+    ("name", "value"),
+    [
+        ("device", 5),
+        ("threads", "4"),
+        ("channels_last", "no"),
+        ("workers", 2.5),
+        ("threads", 100_000),
+        ("workers", 0),
+        ("stack", -1),
+        ("threads", 10**30),
+        ("deterministic", 1),
+        ("trainings", True),
+        ("device", None),
+    ],
 )
 def test_a_machine_of_wrong_types(place, call, name, value):
-    path = opened(place).machine and place / "run" / "machine.json"
+    path = machine_of(opened(place)) and place / "run" / "machine.json"
     write_json(path, {**read_json(path), name: value})
-    line = call(lambda: opened(place).machine)
+    line = call(lambda: machine_of(opened(place)))
     assert "machine.json is damaged; delete the file" in line
 
 
 @pytest.mark.parametrize("text", JSON.values(), ids=JSON)
 @pytest.mark.parametrize("name", ["about.json", "seal.json"])
 def test_notes_of_a_saved_task(place, call, name, text):
-    task = savepoints.task_folder(place, 1)
+    task = seals.task_folder(place, 1)
     task.mkdir()
     for other in ("about.json", "seal.json"):
         write_json(task / other, {})
     (task / name).write_bytes(text)
-    assert call(savepoints.whole_tasks, place) is None
-    assert savepoints.whole_tasks(place) == 0
+    assert call(seals.whole_tasks, place) is None
+    assert seals.whole_tasks(place) == 0
 
 
 @pytest.mark.parametrize(
@@ -255,6 +317,51 @@ def test_a_network_whose_notes_ask_for_more_than_its_file_holds(place, call, nam
     write_json(place / "about.json", about)
     line = call(load_state, place)
     assert line and "damaged" in line and "--redo collective" in line
+
+
+VALUES = {
+    "a negative variance": ("model", "blocks.conv1.norm.running_var", -5.0),
+    "a variance that is no number": ("model", "blocks.conv2.norm.running_var", float("nan")),
+    "an infinite weight": ("model", "blocks.conv2.conv.weight", float("inf")),
+    "an absurd weight": ("model", "classifier.0.weight", -3e38),
+    "a negative Fisher": ("fisher", "blocks.conv1.conv.weight", -1e-6),
+    "a negative Fisher of the learngene": ("gene_fisher", "blocks.conv1.conv.bias", -1.0),
+    "momentum that is no number": ("momentum", "classifier.0.bias", float("nan")),
+}
+
+
+@pytest.mark.parametrize(("group", "name", "value"), VALUES.values(), ids=VALUES)
+def test_a_saved_network_with_values_that_no_training_gives(place, call, group, name, value):
+    """Whatever its seal says: a negative variance gives no loss that is not finite, only chance."""
+    net = ConvNet((4, 5), (2,), 3, 32)
+    groups = {
+        g: {n: torch.ones_like(p) for n, p in net.named_parameters()} for g in ("fisher", "gene_fisher", "momentum")
+    }
+    groups["model"] = dict(net.state_dict())
+    write_json(place / "about.json", {"shape": net.shape, "mean": [0.5] * 3, "std": [0.2] * 3})
+    save_state(place, net, groups)
+    assert call(load_state, place) is None, "the good one is read"
+    groups[group][name] = groups[group][name].clone()
+    groups[group][name].view(-1)[-1] = value
+    save_state(place, net, groups)
+    line = call(load_state, place)
+    assert f"{group}/{name}" in line and "damaged" in line and "--redo collective" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mean", [1e308] * 3), ("mean", [0.5] * 2), ("mean", ["0.5"] * 3), ("mean", None), ("std", [-1.0] * 3),
+     ("std", [1e-200] * 3), ("std", {"r": 1}), ("std", [10**400] * 3)],
+)  # fmt: skip
+def test_a_saved_network_of_an_absurd_normalisation(place, call, name, value):
+    net = ConvNet((4, 5), (2,), 3, 32)
+    save_state(place, net, {})
+    about = {"shape": net.shape, "mean": [0.5] * 3, "std": [0.0, 0.2, 0.2]}
+    write_json(place / "about.json", about)
+    assert call(load_state, place) is None, "a constant channel has no deviation"
+    write_json(place / "about.json", {**about, name: value})
+    line = call(load_state, place)
+    assert "damaged" in line and "--redo collective" in line
 
 
 # YAML on the command line -------------------------------------------------------------------------------------------
@@ -281,15 +388,15 @@ YAML = {
 @pytest.mark.parametrize("text", YAML.values(), ids=YAML)
 @pytest.mark.parametrize("name", ["shots", "learning_rate", "growth"])
 def test_values_on_the_command_line(place, call, name, text):
-    options = options_module.parser().parse_args(["divide", f"--set={name}={text}"])
-    line = call(options_module.configuration, options)
+    options = parser().parse_args(["divide", f"--set={name}={text}"])
+    line = call(configuration, options)
     assert line and name in line
 
 
 # tables and records -------------------------------------------------------------------------------------------------
 def record():
     layers = ("conv1", "conv2")
-    rows = [{"layer": n, "norm": 1.0, "weight_norm": 2.0, "n_weights": 9} for n in layers]
+    rows = [{"layer": n, **dict.fromkeys(MEASURES, 1.0)} for n in layers]
     entries = [
         {"task": 1, "epoch": e, "rows": rows, "counts": np.ones((2, 2, N_BINS), int), "zeros": np.ones(2, int)}
         for e in (1, 2)
@@ -395,12 +502,12 @@ def test_histograms_with_a_bit_turned(place, call, data):
     line = call(Record.load, place)
     if line is None:  # in a name or a time of the archive, which no checksum covers and nobody reads
         with np.load(io.BytesIO(RECORD)) as good:
-            assert all(np.array_equal(a, good[n]) for n, a in checked_arrays(place / "histograms.npz").items())
+            assert all(np.array_equal(a, good[n]) for n, a in load_arrays(place / "histograms.npz").items())
 
 
 def test_an_archive_that_unpacks_to_more_than_it_may_is_not_unpacked(place, call, monkeypatch):
     save_record(place)
-    monkeypatch.setattr("learngene_core.headers.LARGEST_ARRAYS", 1000)
+    monkeypatch.setattr("learngene_core.record.LARGEST_ARRAYS", 1000)
     assert "unpacks to more than 1,000 bytes" in call(Record.load, place)
 
 
