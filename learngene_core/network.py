@@ -13,12 +13,22 @@ import torch
 from torch import Tensor, nn
 
 
+class _Conv(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        """Nothing: `initialise` draws the weights from one generator, and drawing twice takes longer than a training step."""
+
+
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing, as for `_Conv`."""
+
+
 class Block(nn.Module):
     """3x3 convolution, batch norm, ReLU and, where there is one, a 2x2 max-pool."""
 
     def __init__(self, n_in: int, n_out: int, pool: bool):
         super().__init__()
-        self.conv = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.conv = _Conv(n_in, n_out, 3, padding=1)
         self.norm = nn.BatchNorm2d(n_out)
         self.pool = pool
 
@@ -66,8 +76,8 @@ class ConvNet(nn.Module):
         sizes = [widths[-1] * (image_size >> len(set(pools))) ** 2, *hidden]
         layers: list[nn.Module] = []
         for n_in, n_out in zip(sizes, sizes[1:], strict=False):
-            layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
-        self.classifier = nn.Sequential(*layers, nn.Linear(sizes[-1], n_classes))
+            layers += [_Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
+        self.classifier = nn.Sequential(*layers, _Linear(sizes[-1], n_classes))
         self.normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = (
             None  # mean, std of its training images
         )

@@ -356,11 +356,12 @@ def among(logits: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, *, batch_size: int = 250, features: bool = False
+    model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, *, batch_size: int = 0, features: bool = False
 ) -> Tensor:
     """Logits (or features) of uint8 images (g n, 3, h, w) in evaluation mode: (n, k), or (m, n, k) for a stack of m networks
-    over g groups of images."""
+    over g groups of images. batch_size: images at a time; 0: few on a CPU, whose cache they fit, many on a GPU."""
     was_training, _ = model.training, model.eval()
+    batch_size = batch_size or (50 if images.device.type == "cpu" else 1000)
     groups = images.unflatten(0, (getattr(model, "inputs", 1), -1))
     outputs = [
         (model.features if features else model)(normalise(batch.flatten(0, 1), mean, std))
