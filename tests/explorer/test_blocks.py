@@ -77,7 +77,7 @@ def test_the_choice_is_framed_and_told_in_numbers():
     three = [b for b in mean if b[1] - b[0] == 2]
     chosen, best = min(three, key=mean.get), max(three, key=gain.get)
     frames = {p.get_label().split(":")[0]: centre(p) for p in ax.patches}
-    assert frames == {"released chooses": chosen, "best it could choose": best}
+    assert frames == {"chosen by the criterion": chosen, "best it could choose": best}
     row = atlas.set_index(["first", "last"]).loc[chosen]
     ranks = sum(v <= mean[chosen] for v in mean.values()), sum(v >= gain[chosen] for v in gain.values())
     words = ax.figure.texts[0].get_text().replace(MINUS, "-")

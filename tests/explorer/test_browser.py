@@ -34,7 +34,8 @@ from learngene_core.explorer import threshold as explore
 from learngene_core.explorer.server import DEMO, HOST, free_port
 from learngene_core.figures.tables import signed
 from learngene_core.record import Record
-from learngene_core.study import cli, notebooks
+from learngene_core.study import notebooks
+from learngene_core.study import options as cli
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium")

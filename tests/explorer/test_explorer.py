@@ -44,7 +44,7 @@ from learngene_core.network import ConvNet, flop_count, parameter_count
 from learngene_core.record import Record
 from learngene_core.runs.run import Run
 from learngene_core.runs.states import load_collective, load_state
-from learngene_core.study import cli
+from learngene_core.study import options as cli
 
 DEMO = explorerserver.DEMO
 

@@ -14,7 +14,8 @@ from learngene_core.config import CHOICES, FIELDS, ONCE, Config
 from learngene_core.presets import ALL_METHODS, CONTROL_NAMES, PRESETS
 from learngene_core.runs import info
 from learngene_core.runs.run import parameters_of
-from learngene_core.study import cli, notebooks
+from learngene_core.study import notebooks
+from learngene_core.study import options as cli
 
 KINDS = typing.get_type_hints(Config)
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
