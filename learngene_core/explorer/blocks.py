@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from ..analysis.blocks import depth_and_size, predicted, recommended
 from ..figures.atlas import atlas_map
 from ..figures.tables import Block, checked, signed, with_shots
+from ..figures.words import criterion_label
 
 ANY = 0  # stands for blocks of any length
-BEST = "best it could choose"
+CHOOSES, BEST = "chosen by the criterion", "best it could choose"
 COLUMNS = ("first", "last", "gain", "gain_low", "gain_high", "parameters", "share", "pseudo_gain", "pseudo_n")
 
 
@@ -111,8 +112,8 @@ def draw_choice(
     marks, words = {}, _no_choice(criterion, values, places)
     if place is not None:
         best = places[int(table["gain"].to_numpy(float)[places].argmax())]
-        marks = {f"{criterion} chooses": _ends(table, place), BEST: _ends(table, best)}
-        words = choice_text(table, values, place, places)
+        marks = {CHOOSES: _ends(table, place), BEST: _ends(table, best)}
+        words = f"{criterion_label(criterion)}: {choice_text(table, values, place, places)}"
     room = {"left": 0.01, "right": 0.93, "bottom": 0.01, "top": 0.8}  # fixed places are drawn faster than a solver's
     figure, ax = plt.subplots(figsize=(10, 7.8), layout="none", gridspec_kw=room)
     atlas_map(table, gains=gains, marks=marks, ax=ax)

@@ -128,8 +128,8 @@ def profile_picture(view: RunView, options: Options, choice: Choice, width: int 
         name = "released"
         table = score(view.record, name, threshold=options.threshold, sign=options.sign)
     profile_with_null(table.drop(columns="inherit"), chosen=choice.layers, ax=ax, legend=False)
-    null = "; grey: untrained, ± 2 sd" if np.isfinite(table["null"]).any() else ""
-    ax.set_title(f"{criterion_label(name)}{null}", loc="left", fontsize=13)
+    null = "; grey: untrained" if np.isfinite(table["null"]).any() else ""
+    figure.text(6 / width, 1 - 9 / height, f"{criterion_label(name)}{null}", va="top", fontsize=11.5)
     return Layered(figure).over()
 
 

@@ -1,4 +1,4 @@
-"""`learngene explore`: the layer explorer in a browser, served by Voila on the loopback address behind a token of its own."""
+"""`learngene explore`: the layer explorer in a browser, served by Voila on the loopback address; a token of its own guards it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def serve(runs: Sequence[str | Path], *, demo: bool = False, port: int = 0, brow
     """Serve the explorer of one or two run folders (or of the shipped run) until Ctrl+C.
 
     port: 0 for any that is free. The address with its token is printed, and opened in a browser unless told otherwise. The
-    token never stands in a command line, where others on the machine could read it.
+    token is never part of a command line, where others on the machine could read it.
 
     Raises StudyError for what cannot be explored, before anything is started, and where voila is not installed.
     """

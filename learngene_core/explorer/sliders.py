@@ -27,7 +27,7 @@ def explorer(controls: dict[str, widgets.Widget], draw: Callable, *, tight: bool
 
     draw(**values) returns Axes, one or an array. tight: cut the empty rim, as inline figures do; costs a third of the time.
 
-    Where drawing fails, the error stands in place of the picture. An `Output` widget would do the same in fewer lines, but a
+    Where drawing fails, the error is shown in place of the picture. An `Output` widget would do the same in fewer lines, but a
     notebook run without a browser can wait for its messages for ever.
     """
     unstretched = {"align_self": "flex-start", "max_width": "100%"}  # a box gives a picture its own width otherwise

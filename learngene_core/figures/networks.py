@@ -108,7 +108,7 @@ def networks_side_by_side(
         f"{total:,} parameters in the collective, {light:,} in the individual,\n"
         f"of which {kept:,} ({100 * kept / light:.0f} %) are inherited"
     )
-    parts = {"ancestor": "stays behind", "inherited": "inherited", "fresh": "fresh", "pool": "pool", "head": "head"}
+    parts = {"ancestor": "stays in the collective", "inherited": "inherited", "fresh": "fresh", "pool": "pool", "head": "head"}
     handles = [Patch(facecolor=PART_COLOURS[k], edgecolor=GREY, label=text) for k, text in parts.items()]
     legend_below(ax, 5, points=12, handles=handles)
     return ax
@@ -158,9 +158,9 @@ def mark_blocks(ax: Axes, shape: Shape, chosen: Sequence[str]) -> list[Artist]:
 
 
 def columns(shape: Shape) -> np.ndarray:
-    """Where the blocks stand, left to right (l,): one apart, and a little more behind a pool."""
-    behind = np.cumsum([0, *(i in shape["pools"] for i in range(1, len(shape["names"])))])
-    return np.arange(len(shape["names"])) + 0.42 * behind
+    """Where the blocks stand, left to right (l,): one apart, and a little more after a pool."""
+    after = np.cumsum([0, *(i in shape["pools"] for i in range(1, len(shape["names"])))])
+    return np.arange(len(shape["names"])) + 0.42 * after
 
 
 def sides(shape: Shape) -> list[int]:
@@ -183,7 +183,7 @@ def draw_blocks(
 
 
 def draw_pools(ax: Axes, shape: Shape, x: Sequence[float], y: float) -> None:
-    """A slim slab behind every block with a pool, and the line along which the picture travels."""
+    """A slim slab after every block with a pool, and the line along which the picture travels."""
     ax.add_line(Line2D([x[0] - 0.6, x[-1] + 0.6], [y, y], color=PALE, linewidth=1.2, zorder=1))
     at = [i - 1 for i in shape["pools"]]
     heights = np.array([shape["widths"][i] for i in at], float)

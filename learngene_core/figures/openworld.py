@@ -183,7 +183,7 @@ def over_tasks(table: pd.DataFrame, scores: Sequence[str] = ("msp", "maxlogit", 
 def learning(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Old, new and harmonic accuracy of every way of learning the unknown classes, with 95 % limits over classes.
 
-    table: openworld_learning.csv. The ways stand in groups by what protects the old classes: nothing, EWC, exemplars; below them
+    table: openworld_learning.csv. The ways are grouped by what protects the old classes: nothing, EWC, exemplars; below them
     the ideal, where all labels are given.
     """
     there = set(table["method"])

@@ -56,9 +56,9 @@ PART_COLOURS: dict[str, str] = {
 }
 # Roles. Whatever is drawn takes its colour from here; `tests/test_style.py` holds the figures to it.
 INK, MUTED, GREY = "#222222", "#5F5F5F", "#8C8C8C"  # words and zero lines; lesser words; nulls, chance, edges
-PALE, FAINT = "#C4C4C4", "#F2F2F2"  # what joins or surrounds data; what lies behind them
+PALE, FAINT = "#C4C4C4", "#F2F2F2"  # what joins or surrounds data; what lies below them
 COLLECTIVE = PART_COLOURS["start"]  # the collective's own curve
-ACCENT, CHOSEN = "#DE8F05", "#F3C87A"  # what is chosen, new or a baseline; the same as a shade behind data
+ACCENT, CHOSEN = "#DE8F05", "#F3C87A"  # what is chosen, new or a baseline; the same as a shade below data
 SUPPORTED, POSITIVE, REFUTED = "#0173B2", "#029E73", "#C44E00"
 MARKS = ((ACCENT, "-"), (INK, "-"), ("#029E73", (0, (2.2, 1.1))), ("#7A3E9D", (0, (1, 0.8))), ("#56B4E9", "-"))
 SEQUENTIAL = "viridis"  # for layers, tasks and shares
@@ -98,7 +98,7 @@ def new_axes(ax: Axes | None, width: float = 9.0, height: float = 4.5) -> Axes:
 
 
 def tidy(ax: Axes, *, grid: str = "") -> None:
-    """No frame at the top and right; a pale grid along `grid` ("x", "y", "both" or "") behind the data."""
+    """No frame at the top and right; a pale grid along `grid` ("x", "y", "both" or "") below the data."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_axisbelow(True)
     if grid:
@@ -158,7 +158,7 @@ def dot(
 
 
 def stripe(ax: Axes, n: int) -> None:
-    """Pale stripes behind every other of `n` rows, from the top down, and no tick marks."""
+    """Pale stripes below every other of `n` rows, from the top down, and no tick marks."""
     for y in range(0, n, 2):
         ax.axhspan(y - 0.5, y + 0.5, color=FAINT, linewidth=0, zorder=-1)
     ax.set_ylim(n - 0.5, -0.5)

@@ -239,7 +239,7 @@ class Scorer:
         return cls(head, ClassStatistics.of(deep, labels), openmax_fit(head.logits(features), labels, tail), alpha)
 
     def __call__(self, features: np.ndarray, deep: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Score -> values (n,) and the class (n,) that the classifier behind that score names."""
+        """Score -> values (n,) and the class (n,) that the classifier of that score names."""
         logits, known = self.head.logits(features), self.known
         named, opened = logits.argmax(1), openmax(logits, *self.tails, self.alpha)
         near = distances(deep, known.means).argmin(1)

@@ -95,7 +95,7 @@ def gathered(groups: dict[str, np.ndarray], names: Sequence[str]) -> tuple[np.nd
 def open_features(
     model: ConvNet, images: Tensor, mean: Tensor, std: Tensor, depths: int = 1, batch_size: int = 250
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the last linear layer sees (n, d), and features (n, e) of the last `depths` blocks with a pool behind them: each
+    """What the last linear layer sees (n, d), and features (n, e) of the last `depths` blocks with a pool after them: each
     averaged over positions, scaled to length 1, side by side. Of uint8 images (n, 3, h, w), in double precision.
 
     Raises StudyError where they are not finite.
