@@ -35,7 +35,7 @@ from learngene_core.explorer.server import DEMO, HOST, free_port
 from learngene_core.figures.tables import signed
 from learngene_core.record import Record
 from learngene_core.study import notebooks
-from learngene_core.study import options as cli
+from learngene_core.study import options as options_module
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium")
@@ -209,7 +209,7 @@ def test_the_explorer_says_what_the_tables_say(page, tmp_path):
         page.locator(".lg-copy").click()
         page.wait_for_function("document.querySelector('.lg-copy').textContent === 'copied'", timeout=10_000)
         program, *words = shlex.split(page.evaluate("navigator.clipboard.readText()"))
-        cfg = cli.configuration(cli.parser().parse_args(words))
+        cfg = options_module.configuration(options_module.parser().parse_args(words))
         assert program == "learngene" and cfg.layers == tuple(f"conv{i}" for i in range(first + step, last + step + 1))
         assert page.locator(".lg-error").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 1400

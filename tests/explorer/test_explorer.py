@@ -44,7 +44,8 @@ from learngene_core.network import ConvNet, flop_count, parameter_count
 from learngene_core.record import Record
 from learngene_core.runs.run import Run
 from learngene_core.runs.states import load_collective, load_state
-from learngene_core.study import options as cli
+from learngene_core.study import cli
+from learngene_core.study import options as options_module
 
 DEMO = explorerserver.DEMO
 
@@ -269,8 +270,8 @@ def test_the_copied_line_parses_back_to_the_same_choice(view, options, tmp_path)
     home = tmp_path / 'a folder\'s "name"'
     line = keeping.command_line(view, options, choice, home)
     program, *arguments = shlex.split(line)
-    parsed = cli.parser().parse_args(arguments)
-    cfg = cli.configuration(parsed)
+    parsed = options_module.parser().parse_args(arguments)
+    cfg = options_module.configuration(parsed)
     assert program == "learngene" and cfg == keeping.configuration_of(view, options, choice)
     assert Path(parsed.out).parent == home and not Path(parsed.out).exists()
     assert (cfg.layers or best_block(score(view.record, cfg.criterion), 4)) == choice.layers or cfg.layers == ()
@@ -281,7 +282,7 @@ def test_the_copied_line_parses_back_to_the_same_choice(view, options, tmp_path)
 def test_the_runs_own_choice_is_repeated_in_its_own_folder(view):
     options = Options(threshold=view.cfg.threshold, sign=view.cfg.sign, criterion=view.cfg.criterion)
     line = keeping.command_line(view, options, make_choice(view, options), view.path.parent)
-    assert cli.configuration(cli.parser().parse_args(shlex.split(line)[1:])) == view.cfg and "--redo" not in line
+    assert options_module.configuration(options_module.parser().parse_args(shlex.split(line)[1:])) == view.cfg and "--redo" not in line
 
 
 def test_the_shown_line_is_the_one_that_the_button_copies():

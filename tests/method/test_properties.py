@@ -15,7 +15,7 @@ from learngene_core.presets import ALL_METHODS, CONTROL_NAMES, PRESETS
 from learngene_core.runs import info
 from learngene_core.runs.run import parameters_of
 from learngene_core.study import notebooks
-from learngene_core.study import options as cli
+from learngene_core.study import options as options_module
 
 KINDS = typing.get_type_hints(Config)
 MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -84,8 +84,8 @@ def test_an_accepted_configuration_comes_back_from_wherever_it_goes(notebook, pr
     given = notebooks.checked_parameters(notebook, parameters_of(cfg, notebook.parent / "-run"))
     assert Config.from_notebook(dict(given)) == cfg
     words = shlex.split(info.command(cfg, notebook.parent / "a run"))
-    options = cli.parser().parse_args(words[1:])
-    assert cli.configuration(options) == cfg
+    options = options_module.parser().parse_args(words[1:])
+    assert options_module.configuration(options) == cfg
     assert options.out == str(notebook.parent / "a run")
     assert all(
         cfg.stage_hash(stage) == Config.from_dict(cfg.to_dict()).stage_hash(stage) for stage in ("claims", "tune")
@@ -156,9 +156,9 @@ def test_an_unknown_name_is_refused_with_that_name(name):
 @MANY
 @given(text=st.text(max_size=30), name=st.sampled_from(NAMES))
 def test_whatever_is_written_behind_set_is_taken_or_refused_with_the_fields_name(text, name):
-    options = cli.parser().parse_args(["divide", f"--set={name}={text}"])
+    options = options_module.parser().parse_args(["divide", f"--set={name}={text}"])
     try:
-        cfg = cli.configuration(options)
+        cfg = options_module.configuration(options)
     except ValueError as refusal:
         assert name in str(refusal) or str(refusal).startswith(("unknown", "criterion"))
         return
