@@ -95,14 +95,29 @@ class Tables:
         return f"{self.atlas['shots'].iloc[0]} shots, {len(self.gains)} tasks, atlas.csv"
 
 
-def _arm(tables: Tables, name: str, arm: Mapping[str, str]) -> tuple[pd.Series, str]:
-    """Accuracies of one arm by level, task and init, and the blocks it inherits. Raises Missing, ValueError."""
+def _rows_of(tables: Tables, name: str, arm: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of one arm. Raises Missing, ValueError."""
     table = tables.get(name)
     if missing := [column for column in (*arm, "target_task", "init", "accuracy") if column not in table]:
         raise ValueError(f"{name}.csv lacks the column(s) {missing}")
     part = table[np.logical_and.reduce([table[column] == value for column, value in arm.items()])]
     if part.empty:
         raise Missing(f"{name}.csv has no {' '.join(arm.values())}")
+    return part
+
+
+def _arm(
+    tables: Tables, name: str, arm: Mapping[str, str], partner: Mapping[str, str] | None = None
+) -> tuple[pd.Series, str]:
+    """Accuracies of one arm by level, task and init, and the blocks it inherits. Raises Missing, ValueError.
+
+    Every light block has its own scratch, so of an arm only the rows of its partner's block count.
+    """
+    part = _rows_of(tables, name, arm)
+    if partner is not None and "block" in part and "block" not in arm:
+        part = part[part["block"].isin(_rows_of(tables, name, partner)["block"])]
+        if part.empty:
+            raise Missing(f"{name}.csv has no {' '.join(arm.values())} of the block of {' '.join(partner.values())}")
     keys = [level for level in LEVELS if level in part] + ["init"]
     if not np.isfinite(part["accuracy"]).all():
         bad = part.loc[~np.isfinite(part["accuracy"]), keys].iloc[0].to_dict()
@@ -148,13 +163,13 @@ def difference(
 
     Unless `a` is clearly above `over`, there is no gain whose cause could be asked for, and no verdict.
     """
-    (one, blocks), (other, _) = _arm(tables, table, a), _arm(tables, table, b)
+    (one, blocks), (other, _) = _arm(tables, table, a), _arm(tables, table, b, a)
     names = [arm["method"] for arm in (a, b)]
     interval, values, unit = _paired(one, other, names, scope)
     note = ""
     if reference is not None:
         try:
-            third, _ = _arm(tables, table, reference)
+            third, _ = _arm(tables, table, reference, a)
             beyond, _, _ = _paired(third, one, [reference["method"], names[0]], scope)
             note = f"for reference, {reference['method']} minus {names[0]}: {beyond:+.1f}"
         except Missing as error:
@@ -164,16 +179,17 @@ def difference(
     shots = tables.get(table)["shots"].iloc[0] if "shots" in tables.get(table) else "?"
     tested = f"{a['family']}: {names[0]}{f' ({blocks})' if blocks else ''} minus {names[1]}, {shots} shots, "
     tested += f"{tasks} tasks x {inits} init{'s' if inits > 1 else ''}, {table}.csv"
-    nothing = _nothing_to_explain(tables, table, one, over, names[0], scope) if over is not None else ""
+    nothing = _nothing_to_explain(tables, table, one, a, over, scope) if over is not None else ""
     return Finding(interval, tested, values, note, unit, no_verdict=nothing)
 
 
 def _nothing_to_explain(
-    tables: Tables, table: str, one: pd.Series, over: Mapping[str, str], name: str, scope: str
+    tables: Tables, table: str, one: pd.Series, a: Mapping[str, str], over: Mapping[str, str], scope: str
 ) -> str:
-    """Why the cause of a gain over arm `over` cannot be asked for; "" where there is a gain."""
-    gain, _, _ = _paired(one, _arm(tables, table, over)[0], [name, over["method"]], scope)
-    return "" if gain.low > 0 else f"nothing to explain: {name} minus {over['method']} is {gain:+.1f}"
+    """Why the cause of a gain of arm `a`, accuracies `one`, over arm `over` cannot be asked for; "" where there is a gain."""
+    names = a["method"], over["method"]
+    gain, _, _ = _paired(one, _arm(tables, table, over, a)[0], names, scope)
+    return "" if gain.low > 0 else f"nothing to explain: {names[0]} minus {names[1]} is {gain:+.1f}"
 
 
 def _block_gain(tables: Tables, name: str) -> tuple[np.ndarray, str, float]:

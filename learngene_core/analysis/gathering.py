@@ -92,7 +92,7 @@ def evidence_of(run: Run, imgs: ImageSet, src: Sequence[SourceTask], cfg: Config
     probe: list[np.ndarray] = []
     for task in src:
         train.append(rng.permutation(task.train)[: max(2, N_IMAGES // len(src))])
-        probe.append(_validation_images(task, imgs, probe, rng))
+        probe.append(validation_images(task, imgs, probe, rng))
     (images, labels, classes), (held, held_labels, held_classes) = (
         _shown(imgs, src, parts, place, cfg.loss == "task-incremental") for parts in (train, probe)
     )
@@ -107,7 +107,7 @@ def evidence_of(run: Run, imgs: ImageSet, src: Sequence[SourceTask], cfg: Config
     return evidence, nulls
 
 
-def _validation_images(
+def validation_images(
     task: SourceTask, imgs: ImageSet, taken: list[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
     """Validation images of each class of a task that no earlier task has `taken` (tasks may share classes)."""

@@ -70,7 +70,7 @@ def _measured(col: Collective, imgs: ImageSet, div: Division, cfg: Config) -> pd
                 features.setdefault(block, []).append(values)
         for block, per_class in features.items():
             for shots in (1, 5, 10):
-                hits = _episodes(per_class, shots, cfg, group)
+                hits = episodes(per_class, shots, cfg, group)
                 for method, values in hits.items():
                     interval = mean_interval(values)
                     rows.append({"group": group, "block": block, "method": method, "shots": shots,
@@ -90,7 +90,7 @@ def pooled_features(col: Collective, images: Tensor) -> dict[str, np.ndarray]:
     return {name: torch.nn.functional.normalize(x, dim=1).numpy() for name, x in features.items()}
 
 
-def _episodes(features: list[np.ndarray], shots: int, cfg: Config, group: str) -> dict[str, np.ndarray]:
+def episodes(features: list[np.ndarray], shots: int, cfg: Config, group: str) -> dict[str, np.ndarray]:
     """Accuracies (episodes,) in percent of both methods; features: one array (n, d) per class."""
     rng = numpy_generator(cfg.seed, "reference", group, shots)
     labels = np.repeat(np.arange(5), QUERIES)

@@ -10,10 +10,11 @@ from conftest import blank_images
 
 from learngene_core.analysis import reference
 from learngene_core.config import Config
-from learngene_core.data.division import Division
+from learngene_core.data.division import Division, divide
 from learngene_core.errors import StudyError
 from learngene_core.runs.run import Run
 from learngene_core.runs.states import load_collective
+from learngene_core.training import normalise
 
 CFG = Config.preset("smoke", reference_episodes=20)
 
@@ -25,8 +26,6 @@ def ancestor(smoke_run):
 
 @pytest.fixture(scope="module")
 def division(glyph_images):
-    from learngene_core.data.division import divide
-
     return divide(glyph_images, CFG)
 
 
@@ -41,11 +40,10 @@ def test_ridge_probe_equals_the_primal_solution():
 
 def test_block_features_are_the_networks_own(ancestor, glyph_images):
     images = glyph_images.images[:7]
-    features = reference.block_features(ancestor, images, batch_size=3)
+    features = reference.pooled_features(ancestor, images)
     names = ancestor.model.block_names
     assert list(features) == [names[p - 1] for p in ancestor.model.pools]
-    x = reference.normalise(images, ancestor.mean, ancestor.std)
-    expected = ancestor.model.eval().features(x).detach().numpy()
+    expected = ancestor.model.eval().features(normalise(images, ancestor.mean, ancestor.std)).detach().numpy()
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.allclose(features[names[-1]], expected, atol=1e-5)
 
@@ -55,9 +53,9 @@ def test_separable_features_are_perfect_and_noise_is_chance():
     apart = [np.eye(8)[i] + 0.01 * rng.normal(size=(40, 8)) for i in range(8)]
     noise = [rng.normal(size=(60, 8)) for _ in range(8)]
     cfg = CFG.replace(reference_episodes=200)
-    for values in reference._episodes(apart, 1, cfg, "novel").values():
+    for values in reference.episodes(apart, 1, cfg, "novel").values():
         assert values.mean() == 100
-    for values in reference._episodes(noise, 5, cfg, "novel").values():
+    for values in reference.episodes(noise, 5, cfg, "novel").values():
         assert abs(values.mean() - 20) < 3 * values.std() / np.sqrt(len(values)) + 0.5
 
 
@@ -71,7 +69,7 @@ def test_the_block_is_chosen_on_open_world_classes_alone(ancestor, glyph_images,
     swapped = dataclasses.replace(division, novel=division.novel[::-1])
     other = reference.reference_check(ancestor, glyph_images, swapped, CFG)
     assert other[other["group"] == "open_world"].equals(table[table["group"] == "open_world"])
-    assert "published" in reference.describe(table)
+    assert "published" in reference.reference_text(table)
 
 
 def test_too_few_classes_are_refused(ancestor):

@@ -81,7 +81,7 @@ def test_paired_interval_is_the_paired_t_test():
     found, back = st.paired_interval(a, b), st.paired_interval(b, a)
     assert (found.low, found.high) == pytest.approx((low, high))
     assert (back.low, back.high) == pytest.approx((-high, -low))
-    with pytest.raises(ValueError, match="12 against 11"):
+    with pytest.raises(ValueError, match="12 and 11"):
         st.paired_interval(a, b[:11])
 
 

@@ -9,8 +9,7 @@ import yaml
 from scipy import stats
 
 from learngene_core import Config, StudyError
-from learngene_core.analysis import blocks as selection
-from learngene_core.analysis import claims, ranks
+from learngene_core.analysis import blocks, claims, ranks
 from learngene_core.analysis import statistics as power
 from learngene_core.analysis import statistics as st
 from learngene_core.presets import PRESETS
@@ -75,7 +74,7 @@ def atlas_tables(
         cells.append(atlas_cells(pseudo, 4, sd, "open_world", seed=1))
     cells = pd.concat(cells, ignore_index=True)
     scores = pd.DataFrame({"criterion": "released", "layer": NAMES, "score": score, "null": null, "inherit": "low"})
-    atlas = selection.atlas_table(cells, WIDTHS, NAMES)
+    atlas = blocks.atlas_table(cells, WIDTHS, NAMES)
     return {"atlas_cells": cells, "atlas": atlas, "layer_scores": scores}
 
 
@@ -127,7 +126,7 @@ def test_a_missing_field_is_named_with_its_claim(tmp_path, field):
         (lambda e: e.update(minimun=2), "unknown field 'minimun'.*did you mean 'minimum'"),
         (lambda e: e.update(minimum="two"), "minimum is a number, not 'two'"),
         (lambda e: e.update(minimum=True), "minimum is a number"),
-        (lambda e: e.update(above=1), "minimum 0 lies below above = 1"),
+        (lambda e: e.update(above=1), "minimum 0 is below above = 1"),
         (lambda e: e.update(statement=["a"]), "statement is a text"),
         (lambda e: e.update(equivalence=-1), "equivalence"),
         (lambda e: e.update(score="msp"), "unknown field 'score'"),
@@ -154,7 +153,7 @@ def test_a_file_that_holds_no_claims(tmp_path):
     with pytest.raises(StudyError, match="cannot be read"):
         claims.load_claims(tmp_path / "nowhere.yaml")
     path.write_text(yaml.safe_dump([yaml.safe_load(claims.FILE.read_text())[0]] * 2))
-    with pytest.raises(StudyError, match="claim H1 stands twice"):
+    with pytest.raises(StudyError, match="claim H1 is twice"):
         claims.load_claims(path)
 
 
@@ -242,7 +241,7 @@ def test_a_correlation_over_one_sequence_is_shown_and_not_judged():
 @pytest.mark.parametrize("pseudo", [TRUTH, {block: -gain for block, gain in TRUTH.items()}])
 def test_claims_on_the_atlas_against_plain_arithmetic(pseudo):
     tables = atlas_tables(TRUTH, pseudo)
-    gains, atlas = selection.gains(tables["atlas_cells"]), tables["atlas"].set_index(["first", "last"])
+    gains, atlas = blocks.gains(tables["atlas_cells"]), tables["atlas"].set_index(["first", "last"])
     last, size = (3, 5), atlas.parameters
     equal = [block for block in BLOCKS if block[1] - block[0] == 2 and block != last]
     near = [block for block in BLOCKS if block != last and 0.5 <= size[block] / size[last] <= 1.5]
@@ -278,7 +277,7 @@ def test_claims_on_the_criterion():
     layers = np.array([9.0, 7.0, 5.0, 3.0, 1.0])
     truth = {(a, b): 4 * layers[a - 1 : b].mean() for a, b in BLOCKS}
     tables = atlas_tables(truth, sd=1.0, score=-(layers**3), null=[3.0, 1.0, 5.0, 2.0, 4.0])
-    gains = selection.gains(tables["atlas_cells"]).to_numpy()
+    gains = blocks.gains(tables["atlas_cells"]).to_numpy()
     own = [np.mean(layers[a - 1 : b] ** 3) for a, b in BLOCKS]
     null = [-np.mean([3, 1, 5, 2, 4][a - 1 : b]) for a, b in BLOCKS]
     depth = [a + b for a, b in BLOCKS]
@@ -472,7 +471,7 @@ def test_without_data_every_claim_is_undecided_and_names_its_command():
     ("fault", "words"),
     [
         (lambda t: t.assign(accuracy=t.accuracy.where(t.target_task != 3)), "not a number.*'target_task': 3"),
-        (lambda t: pd.concat([t, t[t.target_task == 5]]), "stands twice in results.csv.*'target_task': 5"),
+        (lambda t: pd.concat([t, t[t.target_task == 5]]), "is twice in results.csv.*'target_task': 5"),
         (lambda t: t[(t.target_task != 4) | (t.method != "learngene")], "learngene misses target_task 4, init 1"),
         (
             lambda t: t[(t.target_task != 4) | (t.init != 2) | (t.method != "scratch")],
@@ -494,7 +493,7 @@ def test_a_broken_atlas_leaves_its_claims_undecided():
     tables = atlas_tables(TRUTH)
     assert "no pseudo-tasks" in one(tables, "R1").reason and "atlas_pseudo_tasks" in one(tables, "R1").reason
     twice = tables | {"atlas_cells": pd.concat([tables["atlas_cells"]] * 2)}
-    assert "stands twice" in one(twice, "H2b").reason
+    assert "is there twice" in one(twice, "H2b").reason
     assert (
         "lacks the column 'n_tasks'" in one(tables | {"atlas": tables["atlas"].drop(columns="n_tasks")}, "H2b").reason
     )
@@ -518,8 +517,18 @@ def test_the_text_reads_well_also_from_the_file(tmp_path):
     tables = {"results": results(6.0, seed=2), "openworld": open_world()}
     table = claims.evaluate(tables)
     table.to_csv(tmp_path / "claims.csv", index=False)
-    text = claims.describe(table)
-    assert claims.describe(pd.read_csv(tmp_path / "claims.csv")) == text
+    text = claims.verdicts_text(table)
+    assert claims.verdicts_text(pd.read_csv(tmp_path / "claims.csv")) == text
     assert text.count("\n") > 40 and "nan" not in text
     assert "H1 supported, points +" in text and "H8a undecided, AUROC 54.0 ± 6.0 (n=16): Open world;" in text
     assert "H4a undecided: Content;" in text and f"speaks for {NOVEL}" in text
+
+
+def test_an_arm_is_compared_with_the_scratch_of_its_own_block():
+    table = results(3.0).assign(block="conv11-conv13")
+    scratch = (table["family"] == "light") & (table["method"] == "scratch")
+    others = table[scratch].assign(block="conv1-conv3", accuracy=lambda t: t["accuracy"] - 40)
+    wanted, found = (one({"results": rows}, "H1") for rows in (table, pd.concat([table, others])))
+    assert (found.estimate, found.low, found.high, found.n) == (wanted.estimate, wanted.low, wanted.high, wanted.n)
+    lost = one({"results": pd.concat([table[~scratch], others])}, "H1")
+    assert lost.n == 0 and "no light scratch of the block of light learngene" in lost.reason

@@ -12,13 +12,14 @@ from torch import nn
 from toys import states_equal, toy_config, toy_images
 
 from learngene_core import criteria
-from learngene_core.analysis.evidence import _per_class, among, block_features, estimate_norms
-from learngene_core.analysis.measures import MEASURES, Evidence, evidence_of, measure, measure_all, null_evidence
-from learngene_core.collective import train_collective
+from learngene_core.analysis.evidence import Evidence, among_classes, block_features, estimate_norms
+from learngene_core.analysis.gathering import evidence_of, null_evidence, validation_images
+from learngene_core.analysis.measures import MEASURES, measure, measure_all
 from learngene_core.data.division import divide, source_tasks
 from learngene_core.errors import StudyError
 from learngene_core.network import ConvNet
 from learngene_core.record import Record
+from learngene_core.runs import stages
 from learngene_core.runs.run import Run
 from learngene_core.runs.states import load_collective
 
@@ -349,10 +350,10 @@ def test_a_block_without_a_tensor_is_named(name):
 def test_labels_are_found_among_the_classes_of_their_image():
     logits = torch.arange(12.0).view(3, 4)
     labels = torch.tensor([2, 0, 3])
-    chosen, places = among(logits, labels, torch.tensor([[1, 2], [0, 3], [3, 1]]))
+    chosen, places = among_classes(logits, labels, torch.tensor([[1, 2], [0, 3], [3, 1]]))
     assert chosen.tolist() == [[1, 2], [4, 7], [11, 9]] and places.tolist() == [1, 0, 0]
-    assert among(logits, labels, torch.tensor([3, 2, 0]))[1].tolist() == [1, 2, 0]
-    assert among(logits, labels, None) == (logits, labels)
+    assert among_classes(logits, labels, torch.tensor([3, 2, 0]))[1].tolist() == [1, 2, 0]
+    assert among_classes(logits, labels, None) == (logits, labels)
 
 
 @pytest.mark.parametrize(
@@ -542,7 +543,7 @@ def run(tmp_path_factory):
     div = divide(images, cfg)
     src = source_tasks(images, div, cfg)
     folder = Run.open(cfg, tmp_path_factory.mktemp("measures") / "run")
-    train_collective(images, div, src, cfg, folder)
+    stages.collective(folder, images, src)
     return images, div, src, cfg, folder
 
 
@@ -584,7 +585,7 @@ def test_tasks_that_share_classes_share_no_probe_image():
     src = source_tasks(images, div, cfg)
     taken, rng = [], np.random.default_rng(0)
     for task in src:
-        taken.append(_per_class(task, images, taken, rng))
+        taken.append(validation_images(task, images, taken, rng))
     everything = np.concatenate(taken)
     assert len(set(everything.tolist())) == len(everything) < 5 * 3 * 8
     assert len({n for t in src for n in t.classes}) < 15, "classes are shared, or the test says nothing"
@@ -594,7 +595,7 @@ def test_the_class_incremental_loss_runs_over_the_whole_head(run, tmp_path):
     images, div, src, _, _ = run
     cfg = toy_config(loss="class-incremental")
     folder = Run.open(cfg, tmp_path / "run")
-    train_collective(images, div, src, cfg, folder)
+    stages.collective(folder, images, src)
     found, _ = evidence_of(folder, images, src, cfg)
     assert found.classes is None and found.probe_classes is None
     assert np.isfinite(values("snr", found)).all()

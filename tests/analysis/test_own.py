@@ -9,11 +9,11 @@ from torch import nn
 from toys import states_equal
 
 from learngene_core import criteria
-from learngene_core.analysis import measures
-from learngene_core.analysis import own as observe
-from learngene_core.analysis.own import Observer, null_record, untrained
+from learngene_core.analysis import measures, own
+from learngene_core.analysis.own import Observer, fresh_network
 from learngene_core.gradients import Recorder
 from learngene_core.record import Record
+from learngene_core.tasks import generator
 from learngene_core.training import normalise
 
 MEAN, STD = torch.full((3,), 0.5), torch.full((3,), 0.25)
@@ -71,7 +71,7 @@ def test_the_worked_example_runs_as_it_stands_in_under_20_lines():
         "std": STD,
     }
     given["tasks"] = [[(x, y + k)] for k in (0, 5)]
-    example = doctest.DocTestParser().get_doctest(observe.__doc__, given, "example", None, 0)
+    example = doctest.DocTestParser().get_doctest(own.__doc__, given, "example", None, 0)
     assert sum(part.source.count("\n") for part in example.examples) < 20
     result = doctest.DocTestRunner().run(example, clear_globs=False)
     assert result.attempted >= 10 and result.failed == 0
@@ -91,7 +91,7 @@ def test_the_record_is_that_of_the_recorder():
     record = watch.record(TASKS, loss, n_nulls=2)
     assert record.layers == ("convolutions", "head")
     assert record.task.tolist() == [1, 1, 2, 2] and record.epoch.tolist() == [1, 2, 1, 2]
-    model = untrained(build, torch.Generator().manual_seed(0))
+    model = fresh_network(build, torch.Generator().manual_seed(0))
     recorder = Recorder({"convolutions": (model[0][0].weight, model[0][3].weight), "head": model[4].weight})
     model.load_state_dict({**model.state_dict(), **watch.initial})
     model.eval(), watch.model.eval()  # no dropout, nothing to draw
@@ -172,46 +172,44 @@ def test_an_epoch_that_is_closed_is_not_closed_again():
 
 
 # the null ---------------------------------------------------------------------------------------------------------------
-def generators(n):
-    return [torch.Generator().manual_seed(k) for k in range(n)]
-
-
-def test_the_null_record_shows_random_labels_to_untrained_networks(monkeypatch):
+def test_the_null_shows_random_labels_to_untrained_networks(monkeypatch):
     seen, start = [], {}
 
     def watched_loss(outputs, labels):
         seen.append(labels.clone())
         return loss(outputs, labels)
 
-    kept = observe.untrained
-    monkeypatch.setattr(observe, "untrained", lambda f, g: start.setdefault(len(start), kept(f, g)))
-    rows, counts, zeros = null_record(build, BLOCKS, TASKS, watched_loss, generators(30), n_steps=2)
-    assert counts.shape[:3] == (30, 2, 2) and zeros.shape == (30, 2, 2) and len(rows) == 120
+    watch, kept = train(Observer(build, BLOCKS, seed=4)), own.fresh_network
+    monkeypatch.setattr(own, "fresh_network", lambda f, g: start.setdefault(len(start), kept(f, g)))
+    record = watch.record(TASKS, watched_loss, n_nulls=30, n_steps=2)
+    assert record.null_counts.shape[:3] == (30, 2, 2) and record.null_zeros.shape == (30, 2, 2)
     assert len(seen) == 30 * 2 * 2 and all(
         set(y.tolist()) <= {3 * (i // 2 % 2) + k for k in range(3)} for i, y in enumerate(seen)
     )
     real = [y for batches in TASKS for _, y in batches[:2]]
     hits = torch.stack([(y == real[i % 4]).float().mean() for i, y in enumerate(seen)]).mean()
     assert hits == pytest.approx(1 / 3, abs=0.05)
-    for k, g in enumerate(generators(30)):
-        assert all(torch.equal(p, q) for p, q in zip(start[k].parameters(), kept(build, g).parameters(), strict=True))
-    assert {(row["task"], row["epoch"]) for row in rows} == {(t, n) for t in (1, 2) for n in range(1, 31)}
+    for k in range(30):
+        again = kept(build, generator(4, "null network", k + 1))
+        assert all(torch.equal(p, q) for p, q in zip(start[k].parameters(), again.parameters(), strict=True)), "no step"
+    table = record.null_table
+    assert set(zip(table["task"], table["epoch"], strict=True)) == {(t, n) for t in (1, 2) for n in range(1, 31)}
 
 
-def test_the_null_follows_from_its_generators_and_leaves_chance_alone():
-    found = []
+def test_the_null_follows_from_the_seed_and_leaves_chance_alone():
+    watch, found = train(Observer(build, BLOCKS)), []
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        found.append(null_record(build, BLOCKS, TASKS, loss, generators(2)))
+        found.append(watch.record(TASKS, loss, n_nulls=2))
         assert torch.equal(torch.get_rng_state(), state)
-    (rows, counts, _), (again, same, _) = found
-    assert rows == again and np.array_equal(counts, same)
-    assert not np.array_equal(counts[0], counts[1]), "each network is another one"
+    assert found[0].null_table.equals(found[1].null_table)
+    assert np.array_equal(found[0].null_counts, found[1].null_counts)
+    assert not np.array_equal(found[0].null_counts[0], found[0].null_counts[1]), "each network is another one"
 
 
 def test_a_task_that_can_be_read_only_once_is_named():
     once = iter(TASKS[1])
     list(once)
     with pytest.raises(ValueError, match="task 2 gives no batch"):
-        null_record(build, BLOCKS, [TASKS[0], once], loss, generators(1))
+        train(Observer(build, BLOCKS)).record([TASKS[0], once], loss, n_nulls=1)

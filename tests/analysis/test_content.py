@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import toy_config
 
-from learngene_core.analysis.controls import (
+from learngene_core.analysis.content import (
     CONTROLS,
     applicable,
     conv_only,
@@ -17,7 +17,7 @@ from learngene_core.analysis.controls import (
     shuffled_inner,
     shuffled_inputs,
     spectrum_matched,
-    untrained,
+    untrained_blocks,
 )
 from learngene_core.errors import StudyError
 from learngene_core.learngene import PARTS, Learngene, build_individual
@@ -66,7 +66,7 @@ def cut(layers=BLOCKS["three blocks"], seed=0, **changes):
 
 
 def fresh_of(gene, seed=50, **changes):
-    return untrained(gene, ConvNet(**{**SHAPE, **changes}).shape, seeded(seed))
+    return untrained_blocks(gene, ConvNet(**{**SHAPE, **changes}).shape, seeded(seed))
 
 
 def made(name, gene, seed=1, **changes):
@@ -245,12 +245,12 @@ def test_batch_norm_only_and_convolutions_only_are_complements():
 
 def test_untrained_is_what_a_fresh_network_of_the_ancestors_shape_has_there():
     gene, shape = cut(), network(0).shape
-    control = untrained(gene, shape, seeded(4))
+    control = untrained_blocks(gene, shape, seeded(4))
     net = ConvNet.from_shape(shape, generator=seeded(4))
     for name, tensor in control.tensors.items():
         assert torch.equal(tensor, net.state_dict()[f"blocks.{name}"]), name
     assert agree(made("untrained", gene), fresh_of(gene), gene.layers, PARTS)
-    assert not agree(control, untrained(gene, shape, seeded(5)), gene.layers, PARTS[:1])
+    assert not agree(control, untrained_blocks(gene, shape, seeded(5)), gene.layers, PARTS[:1])
 
 
 # what does not fit ------------------------------------------------------------------------------------------------------
@@ -286,9 +286,9 @@ def test_untrained_blocks_that_do_not_fit_are_refused():
             with pytest.raises(StudyError, match="do not fit"):
                 CONTROLS[name].make(gene, other, seeded(1))
     with pytest.raises(StudyError, match="do not fit"):
-        untrained(gene, network(0, widths=(5, 6, 7, 9)).shape, seeded(1))
+        untrained_blocks(gene, network(0, widths=(5, 6, 7, 9)).shape, seeded(1))
     with pytest.raises(StudyError, match="conv4"):
-        untrained(gene, network(0, widths=(5, 6, 7)).shape, seeded(1))
+        untrained_blocks(gene, network(0, widths=(5, 6, 7)).shape, seeded(1))
 
 
 # the coupling -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The atlas as a table and the criteria against it: brute force, tables with a known best block, and injected faults."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -8,8 +10,7 @@ import pytest
 from scipy import stats
 
 from learngene_core import StudyError
-from learngene_core.analysis import blocks as selection
-from learngene_core.analysis import ranks
+from learngene_core.analysis import blocks, ranks, selection
 from learngene_core.analysis import statistics as st
 from learngene_core.learngene import Learngene
 from learngene_core.network import ConvNet
@@ -55,7 +56,7 @@ TRUTH = layer_gain(TRUE)
 
 def test_atlas_against_plain_loops():
     cells = two_groups(TRUTH)
-    atlas = selection.atlas_table(cells, WIDTHS, NAMES)
+    atlas = blocks.atlas_table(cells, WIDTHS, NAMES)
     assert list(zip(atlas["first"], atlas["last"], strict=True)) == BLOCKS and (atlas.shots == 10).all()
     for row in atlas.itertuples():
         for group, start, n in (("novel", "gain", 6), ("open_world", "pseudo_gain", 4)):
@@ -79,7 +80,7 @@ def test_atlas_against_plain_loops():
 
 def test_parameters_are_those_of_the_real_blocks():
     net = ConvNet(WIDTHS, (2, 5), 5, 16)
-    atlas = selection.atlas_table(make_cells(TRUTH), WIDTHS, NAMES).set_index(["first", "last"])
+    atlas = blocks.atlas_table(make_cells(TRUTH), WIDTHS, NAMES).set_index(["first", "last"])
     for first, last in BLOCKS:
         gene = Learngene.from_model(net, net.block_names[first - 1 : last], mean=(0.5,) * 3, std=(0.2,) * 3)
         assert atlas.loc[(first, last), "parameters"] == gene.n_parameters
@@ -89,21 +90,21 @@ def test_parameters_are_those_of_the_real_blocks():
 
 def test_bands_are_those_of_the_gains_and_each_number_of_shots_stands_alone():
     few, many = make_cells(TRUTH), make_cells(TRUTH, shots=20, n_tasks=5, seed=4)
-    both = selection.atlas_table(pd.concat([few, many]), WIDTHS, NAMES)
+    both = blocks.atlas_table(pd.concat([few, many]), WIDTHS, NAMES)
     for shots, cells in ((10, few), (20, many)):
-        found = selection.gains(cells)
+        found = blocks.gains(cells)
         bands = st.simultaneous_bands(found.to_numpy())
         part = both[both.shots == shots]
         np.testing.assert_allclose(part[["gain", "band_low", "band_high"]], bands[["estimate", "low", "high"]])
     with pytest.raises(ValueError, match=r"several shots, \[10, 20\]"):
-        selection.gains(pd.concat([few, many]))
+        blocks.gains(pd.concat([few, many]))
 
 
 def test_the_order_of_the_rows_does_not_matter():
     cells = two_groups(TRUTH)
     pd.testing.assert_frame_equal(
-        selection.atlas_table(cells.sample(frac=1, random_state=2), WIDTHS, NAMES),
-        selection.atlas_table(cells, WIDTHS, NAMES),
+        blocks.atlas_table(cells.sample(frac=1, random_state=2), WIDTHS, NAMES),
+        blocks.atlas_table(cells, WIDTHS, NAMES),
     )
 
 
@@ -118,13 +119,13 @@ def test_bands_cover_the_whole_map_at_the_counts_of_the_presets(n_tasks, n_cells
 
 
 def test_pseudo_columns_are_empty_without_pseudo_tasks_and_alone_before_novel_ones():
-    atlas = selection.atlas_table(make_cells(TRUTH), WIDTHS, NAMES)
+    atlas = blocks.atlas_table(make_cells(TRUTH), WIDTHS, NAMES)
     assert atlas[["pseudo_gain", "pseudo_low", "pseudo_high"]].isna().all(axis=None) and (atlas.pseudo_n == 0).all()
     coarse = {block: TRUTH[block] for block in [(1, 5), *EQUAL]}
     some = pd.concat([make_cells(TRUTH), make_cells(coarse, group="open_world")])
-    atlas = selection.atlas_table(some, WIDTHS, NAMES).set_index(["first", "last"])
+    atlas = blocks.atlas_table(some, WIDTHS, NAMES).set_index(["first", "last"])
     assert set(atlas.index[atlas.pseudo_n > 0]) == set(coarse) and atlas.gain.notna().all() and len(atlas) == 15
-    alone = selection.atlas_table(make_cells(TRUTH, group="open_world"), WIDTHS, NAMES)
+    alone = blocks.atlas_table(make_cells(TRUTH, group="open_world"), WIDTHS, NAMES)
     assert alone.gain.isna().all() and (alone.n_tasks == 0).all() and alone.pseudo_gain.notna().all()
 
 
@@ -132,16 +133,16 @@ def test_an_unfinished_map_compares_identical_tasks_whichever_way_it_is_filled()
     cells = make_cells(TRUTH)
     fine = ~(cells["first"].eq(1) | cells["last"].eq(5) | cells["first"].eq(0))
     late_blocks = cells[~fine | (cells.target_task <= 1)]  # coarse blocks on all tasks, the rest has just begun
-    found = selection.gains(late_blocks)
+    found = blocks.gains(late_blocks)
     assert found.shape == (6, 9) and all(a == 1 or b == 5 for a, b in found)
-    pd.testing.assert_frame_equal(found, selection.gains(cells)[list(found)])
+    pd.testing.assert_frame_equal(found, blocks.gains(cells)[list(found)])
     started = cells[(cells.target_task <= 4) | (cells["first"].isin([0, 1]) & (cells.target_task == 5))]  # task by task
-    found = selection.gains(started)
+    found = blocks.gains(started)
     assert found.shape == (4, 15)
-    pd.testing.assert_frame_equal(found, selection.gains(cells).loc[:4])
-    assert (selection.atlas_table(started, WIDTHS, NAMES).n_tasks == 4).all()
+    pd.testing.assert_frame_equal(found, blocks.gains(cells).loc[:4])
+    assert (blocks.atlas_table(started, WIDTHS, NAMES).n_tasks == 4).all()
     with pytest.raises(ValueError, match="block 2 to 2 of group 'novel' misses target_task 5, init 1"):
-        selection.gains(started, partial=False)
+        blocks.gains(started, partial=False)
 
 
 @pytest.mark.parametrize(
@@ -161,12 +162,12 @@ def test_an_unfinished_map_compares_identical_tasks_whichever_way_it_is_filled()
 )
 def test_a_broken_map_is_refused(fault, words):
     with pytest.raises(ValueError, match=words):
-        selection.atlas_table(fault(make_cells(TRUTH)), WIDTHS, NAMES)
+        blocks.atlas_table(fault(make_cells(TRUTH)), WIDTHS, NAMES)
 
 
 def test_names_and_widths_belong_together():
     with pytest.raises(ValueError, match="5 widths, but 4 names"):
-        selection.atlas_table(make_cells(TRUTH), WIDTHS, NAMES[:4])
+        blocks.atlas_table(make_cells(TRUTH), WIDTHS, NAMES[:4])
 
 
 # --- predictions and the recommended block --------------------------------------------------------------------------
@@ -174,36 +175,36 @@ def test_names_and_widths_belong_together():
 
 def test_predicted_is_the_mean_of_the_layers_turned_to_higher_is_inherit():
     scores = make_scores(own=[1.0, 2.0, 4.0, 8.0, 16.0]).assign(null=[5.0, 4.0, 3.0, 2.0, NAN])
-    np.testing.assert_allclose(selection.predicted(scores, [(1, 2), (3, 5), (4, 4)]), [1.5, 28 / 3, 8])
+    np.testing.assert_allclose(blocks.predicted(scores, [(1, 2), (3, 5), (4, 4)]), [1.5, 28 / 3, 8])
     low = scores.assign(inherit="low")
-    np.testing.assert_allclose(selection.predicted(low, [(1, 2), (4, 5)], "null"), [-4.5, NAN])
+    np.testing.assert_allclose(blocks.predicted(low, [(1, 2), (4, 5)], "null"), [-4.5, NAN])
     with pytest.raises(ValueError, match="ends at 6, but there are scores of 5"):
-        selection.predicted(scores, [(2, 6)])
+        blocks.predicted(scores, [(2, 6)])
     with pytest.raises(ValueError, match="one criterion"):
-        selection.predicted(pd.concat([scores, scores]), [(1, 2)])
+        blocks.predicted(pd.concat([scores, scores]), [(1, 2)])
 
 
 def test_recommended_is_the_best_on_pseudo_tasks_within_the_budget_and_blind_to_novel_classes():
-    atlas = selection.atlas_table(two_groups(layer_gain(TRUE[::-1]), pseudo=TRUTH), WIDTHS, NAMES)
+    atlas = blocks.atlas_table(two_groups(layer_gain(TRUE[::-1]), pseudo=TRUTH), WIDTHS, NAMES)
     for budget in (10, 20, 40, 60, 100):
         fits = atlas[atlas.share <= budget]
         best = fits.loc[fits.pseudo_gain.idxmax()]
-        assert selection.recommended(atlas, budget) == (best["first"], best["last"])
+        assert blocks.recommended(atlas, budget) == (best["first"], best["last"])
     shuffled = atlas.assign(gain=atlas.gain.to_numpy()[::-1], accuracy=0.0)
     bare = atlas.drop(columns=["gain", "gain_low", "gain_high", "n_tasks", "band_low", "band_high", "accuracy"])
-    assert {selection.recommended(table, 60, 10) for table in (atlas, shuffled, bare)} == {(3, 3)}
+    assert {blocks.recommended(table, 60, 10) for table in (atlas, shuffled, bare)} == {(3, 3)}
 
 
 def test_of_equally_good_blocks_the_smaller_is_recommended():
-    atlas = selection.atlas_table(two_groups(TRUTH), WIDTHS, NAMES).assign(pseudo_gain=4.0)
-    assert selection.recommended(atlas, 100) == (1, 1)
-    nothing = selection.atlas_table(make_cells(TRUTH), WIDTHS, NAMES)
+    atlas = blocks.atlas_table(two_groups(TRUTH), WIDTHS, NAMES).assign(pseudo_gain=4.0)
+    assert blocks.recommended(atlas, 100) == (1, 1)
+    nothing = blocks.atlas_table(make_cells(TRUTH), WIDTHS, NAMES)
     with pytest.raises(StudyError, match="pseudo-tasks"):
-        selection.recommended(nothing, 100)
+        blocks.recommended(nothing, 100)
     with pytest.raises(StudyError, match="at most 1 %"):
-        selection.recommended(atlas, 1)
+        blocks.recommended(atlas, 1)
     with pytest.raises(StudyError, match="several shots"):
-        selection.recommended(pd.concat([atlas, atlas.assign(shots=20)]), 50)
+        blocks.recommended(pd.concat([atlas, atlas.assign(shots=20)]), 50)
 
 
 # --- criteria against the atlas -------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_of_equally_good_blocks_the_smaller_is_recommended():
 def known_best():
     """A clear atlas, and criteria: knowing, opposite, blind, undefined and constant."""
     cells = two_groups(TRUTH, sd=0.5)
-    atlas = selection.atlas_table(cells, WIDTHS, NAMES)
+    atlas = blocks.atlas_table(cells, WIDTHS, NAMES)
     scores = make_scores(
         knows=np.exp(np.array(TRUE) / 10), wrong=-np.array(TRUE), undefined=[1, 2, NAN, 4, 5], same=[3.0] * 5
     )
@@ -225,7 +226,7 @@ def known_best():
 def test_the_known_best_block_is_found(known_best):
     _, atlas, _, table = known_best
     assert tuple(atlas.loc[atlas.gain.idxmax(), ["first", "last"]]) == (3, 3)
-    assert selection.recommended(atlas, 100) == (3, 3)
+    assert blocks.recommended(atlas, 100) == (3, 3)
     for scope, best in (("all blocks", (3, 3)), ("blocks of length 3", (2, 4))):
         for name in ("knows", "recommended"):
             row = table.loc[(name, scope)]
@@ -239,7 +240,7 @@ def test_the_known_best_block_is_found(known_best):
 
 def test_baselines_and_nulls_stand_beside_every_criterion(known_best):
     cells, atlas, scores, table = known_best
-    gains = selection.gains(cells)
+    gains = blocks.gains(cells)
     baselines = {"depth", "shallow", "size", "small", "random", "recommended"}
     names = baselines | {*scores.criterion, *(f"null:{c}" for c in scores.criterion)}
     for scope in ("all blocks", "blocks of length 3", "within budget"):
@@ -272,12 +273,12 @@ def test_within_the_budget_the_budget_is_spent(known_best):
     row = table.loc[("knows", "within budget")]
     assert (row["first"], row["last"]) == max(means, key=means.get) and row.n_blocks == len(inside) < 15
     chosen = table.loc[("recommended", "within budget")]
-    assert (chosen["first"], chosen["last"]) == selection.recommended(atlas, 50)
+    assert (chosen["first"], chosen["last"]) == blocks.recommended(atlas, 50)
 
 
 def test_random_is_the_average_over_random_layer_scores(known_best):
     cells, atlas, scores, table = known_best
-    gains, rng = selection.gains(cells), np.random.default_rng(5)
+    gains, rng = blocks.gains(cells), np.random.default_rng(5)
     rhos, chosen = [], []
     for _ in range(1500):
         values = [np.mean(layers[a - 1 : b]) for layers in [rng.normal(size=5)] for a, b in BLOCKS]
@@ -294,14 +295,14 @@ def test_random_is_the_average_over_random_layer_scores(known_best):
 
 def test_regret_leaves_the_measured_task_out_when_it_looks_for_the_best():
     cells = make_cells(dict.fromkeys(BLOCKS, 5.0), sd=6, seed=3)
-    atlas = selection.atlas_table(cells, WIDTHS, NAMES)
+    atlas = blocks.atlas_table(cells, WIDTHS, NAMES)
     table = selection.selection_table(cells, atlas, make_scores(own=[1, 2, 3, 4, 9]), 3, 50, n_resamples=20)
 
     def left_out(gains):
         best = {task: gains.drop(index=task).mean().idxmax() for task in gains.index}
         return np.mean([gains.loc[task, best[task]] - gains.loc[task, (5, 5)] for task in gains.index])
 
-    gains, row = selection.gains(cells), table.set_index(["criterion", "scope"]).loc[("own", "all blocks")]
+    gains, row = blocks.gains(cells), table.set_index(["criterion", "scope"]).loc[("own", "all blocks")]
     deleted = np.array([left_out(gains.drop(index=task)) for task in gains.index])
     half = stats.t.ppf(0.975, 5) * np.sqrt(5 / 6 * ((deleted - deleted.mean()) ** 2).sum())
     wanted = left_out(gains)
@@ -333,7 +334,7 @@ def test_without_differences_the_regret_is_zero_at_the_stated_rate(n_tasks, n_ce
 
 def test_one_task_and_few_blocks_give_no_limits():
     cells = make_cells({(1, 1): 3.0, (1, 2): 5.0}, n_tasks=1)
-    atlas = selection.atlas_table(cells, (4, 6), NAMES[:2])
+    atlas = blocks.atlas_table(cells, (4, 6), NAMES[:2])
     assert atlas[["gain_low", "band_low"]].isna().all(axis=None) and atlas.gain.notna().all()
     table = selection.selection_table(cells, atlas, make_scores(own=range(5)), 3, 50, n_resamples=20)
     row = table.set_index(["criterion", "scope"]).loc[("own", "all blocks")]
@@ -350,8 +351,6 @@ def test_selection_needs_the_atlas_of_the_same_cells(known_best):
 
 
 def test_tables_alone_do_not_load_torch(tmp_path):
-    import subprocess
-    import sys
-
-    code = "import sys; from learngene_core import selection, claims, power; assert 'torch' not in sys.modules"
+    names = "blocks, claims, defects, findings, ranks, selection, statistics, verdicts"
+    code = f"import sys; from learngene_core.analysis import {names}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

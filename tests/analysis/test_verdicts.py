@@ -3,14 +3,13 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from learngene_core import config
-from learngene_core.analysis import claims as verdicts
+from learngene_core.analysis import claims, verdicts
 from learngene_core.analysis.measures import MEASURES
 from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, score
@@ -46,11 +45,11 @@ def test_the_columns_that_others_read_are_there(tables):
 
 def test_every_criterion_has_a_score_and_a_null_for_every_layer(tables, judged):
     scores = tables["layer_scores"]
-    assert set(scores["criterion"]) == {*CRITERIA, *MEASURES, "released@0.0005"}
+    assert set(scores["criterion"]) == {*CRITERIA, *MEASURES, "released@5e-10"}
     assert scores.groupby("criterion").size().eq(13).all()
     assert scores["null"].notna().all()
-    other = score(Record.load(judged), "released", threshold=5e-4)
-    mine = scores[scores["criterion"] == "released@0.0005"]
+    other = score(Record.load(judged), "released", threshold=5e-10)
+    mine = scores[scores["criterion"] == "released@5e-10"]
     np.testing.assert_allclose(mine["score"], other["score"])
 
 
@@ -64,8 +63,8 @@ def test_the_atlas_is_the_mean_of_its_cells(tables):
 
 def test_a_finished_run_is_read_without_torch(judged):
     code = (
-        "import sys; from learngene_core.runs import Run; from learngene_core.config import Config; "
-        "from learngene_core.study import Chain; "
+        "import sys; from learngene_core.runs.run import Run; from learngene_core.config import Config; "
+        "from learngene_core.study.chain import Chain; "
         f"c = Chain(Run.open(Config.preset('smoke'), {str(judged)!r})); c.verdicts; c.controls; "
         "c.layer_scores; print('torch' in sys.modules)"
     )
@@ -73,16 +72,16 @@ def test_a_finished_run_is_read_without_torch(judged):
     assert done.stdout.split()[-1] == "False"
 
 
-def test_a_share_changes_the_claims_and_nothing_that_was_trained(judged, tmp_path, capsys):
+def test_a_share_changes_individuals_and_claims_and_neither_collective_nor_atlas(judged, tmp_path, capsys):
     path = shutil.copytree(judged, tmp_path / "run")
     cfg = Config.preset("smoke", inherited_share=10.0)
-    with pytest.raises(StudyError, match=r"--redo claims"):
+    with pytest.raises(StudyError, match=r"--redo reconstruct"):
         Run.open(cfg, path)
-    run = Run.open(cfg, path, redo=["claims"])
+    run = Run.open(cfg, path, redo=["reconstruct"])  # the longest prefix within the share is an individual too
     capsys.readouterr()
     found = Chain(run).verdicts
     said = capsys.readouterr().out
-    assert all(f"{stage}: found in the run folder" in said for stage in ("atlas", "controls", "measures"))
+    assert all(f"{stage}: found in the run folder" in said for stage in ("collective", "atlas", "controls", "measures"))
     chosen = found["selection"][found["selection"]["scope"] == "within budget"].dropna(subset=["first"])
     shares = found["atlas"].set_index(["first", "last"])["share"]
     assert all(shares.loc[(r.first, r.last)] <= 10 for r in chosen.itertuples() if r.criterion != "random")
@@ -103,7 +102,7 @@ def test_an_ancestor_can_be_added_later_and_costs_only_itself(judged, tmp_path, 
 
 def test_the_summary_names_the_recommended_block_and_every_claim(judged, tables):
     run = Run.open(Config.preset("smoke"), judged)
-    text = verdicts.summary({k: tables[k] for k in ("atlas", "selection", "claims")}, run.cfg)
+    text = claims.summary({k: tables[k] for k in ("atlas", "selection", "claims")}, run.cfg)
     assert text.startswith("recommended on pseudo-tasks, at most 50 % of the parameters: conv")
     assert all(claim in text for claim in tables["claims"]["claim"])
 
@@ -130,8 +129,9 @@ def test_recommended_is_a_criterion_that_can_be_asked_for(judged, tables, tmp_pa
 
 
 def test_a_changed_claim_needs_a_new_verdict_and_nothing_else(judged, tmp_path, monkeypatch):
-    text = (Path(config.__file__).parent / "claims.yaml").read_text(encoding="utf-8")
-    (tmp_path / "claims.yaml").write_text(text.replace("minimum: 2", "minimum: 3", 1), encoding="utf-8")
+    text = claims.FILE.read_text(encoding="utf-8")
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "claims.yaml").write_text(text.replace("minimum: 2", "minimum: 3", 1), encoding="utf-8")
     monkeypatch.setattr(config, "__file__", str(tmp_path / "config.py"))
     run = Run.open(Config.preset("smoke"), judged)
     assert not run.done("claims")
