@@ -32,7 +32,7 @@ class Options:
     counted from 1, in place of the criterion's.
     """
 
-    threshold: float = 5e-10
+    threshold: float = 5e-4
     sign: str = "positive"
     normalisation: str = "share"
     aggregation: str = "mean"

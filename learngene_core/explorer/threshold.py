@@ -32,7 +32,7 @@ PROFILES = {"share": "share of entries", "relative": "share / mean over layers",
 def layer_task_values(
     record: Record,
     *,
-    threshold: float = 5e-10,
+    threshold: float = 5e-4,
     sign: str = "positive",
     normalisation: str = "share",
     aggregation: str = "mean",
@@ -68,7 +68,7 @@ def layer_task_values(
 def draw_record(
     record: Record,
     *,
-    threshold: float = 5e-10,
+    threshold: float = 5e-4,
     sign: str = "positive",
     normalisation: str = "share",
     aggregation: str = "mean",
@@ -96,8 +96,10 @@ def draw_record(
     return axes
 
 
-def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox | None:
+def threshold_explorer(record: Record, *, threshold: float = 5e-4, n_blocks: int = 3) -> widgets.VBox | None:
     """Sliders over `draw_record`: threshold, sign, normalisation, aggregation over epochs, and the length of the block.
+
+    threshold: where the slider begins, an edge of `thresholds`.
 
     The box has `.controls`, option of `draw_record` -> widget, so that setting `controls["threshold"].value` redraws.
     None in a kernel that nobody watches.
@@ -109,7 +111,7 @@ def threshold_explorer(record: Record, *, n_blocks: int = 3) -> widgets.VBox | N
     names = [(f"{edge:.1e}", edge) for edge in edges]
     controls = {
         "threshold": widgets.SelectionSlider(
-            options=names, value=5e-10, description="threshold", layout={"width": "560px"}, **wide
+            options=names, value=threshold, description="threshold", layout={"width": "560px"}, **wide
         ),
         "n_blocks": widgets.IntSlider(
             min=1, max=len(record.layers), value=min(n_blocks, len(record.layers)), description="blocks", **wide

@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from .comparison import short_block
 from .style import BLOCK_COLOURS, INK, MUTED, in_order, legend_below, tidy
 from .tables import checked
 from .words import ANCESTOR_LABELS, DATA_LABELS
@@ -37,7 +36,7 @@ def gain_against_quality(
         raise ValueError(f"no block {sorted(missing)[0]!r}; there are {', '.join(table['block'].unique())}")
     table = table[table["block"].isin(wanted)]
     data, blocks = in_order(list(table["data"]), DATA_LABELS), in_order(wanted, BLOCK_COLOURS)
-    size = (6.1 * len(data) + 0.4, 5.4)
+    size = (6.1 * len(data) + 0.4 if len(data) > 1 else 8.6, 5.6)
     axes = plt.subplots(1, len(data), figsize=size, sharey=shared, squeeze=False, layout="constrained")[1][0]
     for ax, name in zip(axes, data, strict=True):
         part = table[table["data"] == name]
@@ -45,7 +44,7 @@ def gain_against_quality(
             _points(ax, part[part["block"] == own], own)
         ax.axhline(0, color=INK, linewidth=1.2, zorder=1)
         n = len(part.drop_duplicates(["ancestor", "ancestor_seed", "division_seed"]))
-        ax.set(title=f"{DATA_LABELS.get(name, name)} ({n} ancestor{'s' * (n != 1)})")
+        ax.set(title=f"{DATA_LABELS.get(name, name)}: a point per ancestor (n = {n})")
         ax.set_ylabel("gain over own scratch (points)" if ax is axes[0] or not shared else "")
         ax.set_xlabel("quality of the ancestor: nearest class mean (%)")
         tidy(ax, grid="both")
@@ -70,7 +69,8 @@ def _legend(axes: Sequence[Axes], blocks: Sequence[str], kinds: Sequence[str]) -
     """Inherited blocks by colour, and kinds of ancestor by marker, below the panels."""
     dots = {"linestyle": "none", "markersize": 8}
     colours = [
-        Line2D([], [], marker="o", color=BLOCK_COLOURS.get(b, MUTED), label=short_block(b), **dots) for b in blocks
+        Line2D([], [], marker="o", color=BLOCK_COLOURS.get(b, MUTED), label=b.replace("-", "\N{EN DASH}"), **dots)
+        for b in blocks
     ]
     markers = [Line2D([], [], marker=_marker(k), color=MUTED, label=ANCESTOR_LABELS.get(k, k), **dots) for k in kinds]
     heads = {"title_fontproperties": {"weight": "bold", "size": 12}, "alignment": "left"}

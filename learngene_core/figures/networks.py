@@ -108,7 +108,13 @@ def networks_side_by_side(
         f"{total:,} parameters in the collective, {light:,} in the individual,\n"
         f"of which {kept:,} ({100 * kept / light:.0f} %) are inherited"
     )
-    parts = {"ancestor": "stays in the collective", "inherited": "inherited", "fresh": "fresh", "pool": "pool", "head": "head"}
+    parts = {
+        "ancestor": "stays in the collective",
+        "inherited": "inherited",
+        "fresh": "fresh",
+        "pool": "pool",
+        "head": "head",
+    }
     handles = [Patch(facecolor=PART_COLOURS[k], edgecolor=GREY, label=text) for k, text in parts.items()]
     legend_below(ax, 5, points=12, handles=handles)
     return ax

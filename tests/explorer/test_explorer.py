@@ -156,7 +156,7 @@ def test_every_control_draws_what_it_changes_and_nothing_else():
         ("aggregation", "last", {"heat"}),
         ("gains", "pseudo", {"side"}),
         ("picked", (4, 6), {"heat", "profile", "network", "side"}),
-        ("threshold", 5e-4, {"heat", "profile"}),  # the block was picked by hand
+        ("threshold", 5e-10, {"heat", "profile"}),  # the block was picked by hand
         ("by_hand", False, {"heat", "profile", "network", "side"}),
     ]
     for name, value, changed in changes:
@@ -199,7 +199,7 @@ def test_an_error_in_a_callback_is_shown_and_goes_with_the_next_good_one(monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(explorerpanel, "make_choice", broken)
-        explorer.controls["threshold"].value = 5e-4
+        explorer.controls["threshold"].value = 5e-10
     assert "RuntimeError: two &lt;of&gt; them" in explorer.error.value
     explorer.controls["normalisation"].value = "relative"
     assert explorer.error.value == ""
@@ -282,7 +282,10 @@ def test_the_copied_line_parses_back_to_the_same_choice(view, options, tmp_path)
 def test_the_runs_own_choice_is_repeated_in_its_own_folder(view):
     options = Options(threshold=view.cfg.threshold, sign=view.cfg.sign, criterion=view.cfg.criterion)
     line = keeping.command_line(view, options, make_choice(view, options), view.path.parent)
-    assert options_module.configuration(options_module.parser().parse_args(shlex.split(line)[1:])) == view.cfg and "--redo" not in line
+    assert (
+        options_module.configuration(options_module.parser().parse_args(shlex.split(line)[1:])) == view.cfg
+        and "--redo" not in line
+    )
 
 
 def test_the_shown_line_is_the_one_that_the_button_copies():

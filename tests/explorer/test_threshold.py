@@ -79,7 +79,7 @@ def test_thresholds_are_edges_within_the_record_and_hold_the_released_ones():
 def test_moving_a_control_redraws_from_the_record(monkeypatch):
     record, shown = make_record(), []
     on_each_picture(monkeypatch, lambda axes: shown.append((drawn_values(axes), axes[1].get_title())))
-    box = explore.threshold_explorer(record)
+    box = explore.threshold_explorer(record, threshold=5e-10)
     assert box.controls["threshold"].value == 5e-10 and len(shown) == 1
     threshold = explore.thresholds(record)[len(explore.thresholds(record)) // 2]
     box.controls["threshold"].value = threshold
@@ -98,12 +98,12 @@ def test_moving_a_control_redraws_from_the_record(monkeypatch):
 
 def test_an_explorers_picture_is_the_png_of_its_figure():
     record = make_record()
-    box = explore.threshold_explorer(record)
+    box = explore.threshold_explorer(record, threshold=5e-10)
     first = box.picture.value
     box.controls["normalisation"].value = "relative"
     second = plt.imread(io.BytesIO(box.picture.value))
     assert box.picture.value != first
-    figure = explore.draw_record(record, normalisation="relative")[0].figure
+    figure = explore.draw_record(record, threshold=5e-10, normalisation="relative")[0].figure
     figure.canvas.draw()
     assert second.shape[1] == pytest.approx(figure.canvas.get_width_height()[0], rel=0.05)  # the size of inline figures
     box.controls["normalisation"].value = "share"
@@ -129,5 +129,5 @@ def test_a_redraw_that_fails_says_why_in_place_of_the_picture():
 
 def test_no_explorer_uses_an_output_widget():
     """A notebook run by plain papermill can wait for the messages of one for ever."""
-    box = explore.threshold_explorer(make_record())
+    box = explore.threshold_explorer(make_record(), threshold=5e-10)
     assert not [child for child in box.children if isinstance(child, widgets.Output)]

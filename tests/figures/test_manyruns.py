@@ -74,7 +74,10 @@ def test_a_sweep_without_trained_methods_says_so():
 def test_every_ancestor_is_a_point_with_its_interval():
     table = make_ancestors()
     axes = gain_against_quality(table)
-    assert [ax.get_title() for ax in axes] == ["glyphs (16 ancestors)", "CIFAR-100 (16 ancestors)"]
+    assert [ax.get_title() for ax in axes] == [
+        "glyphs: a point per ancestor (n = 16)",
+        "CIFAR-100: a point per ancestor (n = 16)",
+    ]
     for ax, data in zip(axes, ("glyphs", "cifar100"), strict=True):
         own = table[table["data"] == data]
         points = np.concatenate([c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)])
