@@ -58,10 +58,10 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
+    cfg = configuration(options)
     from ..data.preflight import check_data
     from ..runs.run import folder_of
 
-    cfg = configuration(options)
     if not (folder_of(cfg, options.out) / "report.html").exists():  # a finished study needs no images
         check_data(cfg)
     from .whole import check_possible, run_study
@@ -74,10 +74,10 @@ def _study(options: argparse.Namespace) -> int:
 
 def _stage(options: argparse.Namespace) -> int:
     """A verb that asks the chain for one stage, and says what it found."""
+    cfg = configuration(options)
     from ..data.preflight import check_data
     from ..runs.run import Run, folder_of
 
-    cfg = configuration(options)
     if not (folder_of(cfg, options.out) / "config.json").exists():  # a call that finds no images leaves no folder
         check_data(cfg)
     from .chain import Chain

@@ -9,7 +9,6 @@ from pathlib import Path
 from ..analysis.atlas import atlas_tasks
 from ..config import STAGES, Config
 from ..data.division import divide, source_tasks, target_tasks
-from ..data.images import load_images
 from ..data.preflight import outline
 from ..errors import StudyError, duration, read_json, say, write_json
 from ..openworld.views import open_sets
@@ -46,10 +45,9 @@ def run_study(cfg: Config, out: str | Path = "", *, redo: Sequence[str] = ()) ->
 
 
 def check_possible(cfg: Config) -> None:
-    """Look, before the first kernel starts, whether images, classes and memory suffice for every stage of the study.
+    """Look, before the first kernel starts, whether classes, their images and memory suffice for every stage of the study.
 
-    Names and numbers are looked at first. Then the images are decoded into the cache, where the notebooks find them. Raises
-    StudyError, with the way out, where they do not suffice.
+    No image is read. Raises StudyError, with the way out, where they do not suffice.
     """
     check_memory(cfg)
     images = outline(cfg)
@@ -64,7 +62,6 @@ def check_possible(cfg: Config) -> None:
             "--set atlas_pseudo_tasks=0 (then no block is recommended), or give a division of your own with --set split=FILE"
         )
     atlas_tasks(images, division, cfg)
-    load_images(cfg.data, cfg.data_path, image_size=cfg.image_size, skip_corrupt=cfg.skip_corrupt)
 
 
 def run_notebooks(run: Run, paths: Sequence[Path], *stages: str) -> None:
