@@ -284,7 +284,8 @@ def test_the_runs_own_choice_is_repeated_in_its_own_folder(view):
     line = keeping.command_line(view, options, make_choice(view, options), view.path.parent)
     assert (
         options_module.configuration(options_module.parser().parse_args(shlex.split(line)[1:])) == view.cfg
-        and "--redo" not in line
+       
+    assert "--redo" not in line
     )
 
 
