@@ -282,11 +282,8 @@ def test_the_copied_line_parses_back_to_the_same_choice(view, options, tmp_path)
 def test_the_runs_own_choice_is_repeated_in_its_own_folder(view):
     options = Options(threshold=view.cfg.threshold, sign=view.cfg.sign, criterion=view.cfg.criterion)
     line = keeping.command_line(view, options, make_choice(view, options), view.path.parent)
-    assert (
-        options_module.configuration(options_module.parser().parse_args(shlex.split(line)[1:])) == view.cfg
-       
-    assert "--redo" not in line
-    )
+    parsed = options_module.parser().parse_args(shlex.split(line)[1:])
+    assert options_module.configuration(parsed) == view.cfg and "--redo" not in line
 
 
 def test_the_shown_line_is_the_one_that_the_button_copies():
