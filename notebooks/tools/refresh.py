@@ -16,6 +16,7 @@ from pathlib import Path
 
 import frontpage
 import matplotlib
+import numpy as np
 import pandas as pd
 from animation import record_gif
 
@@ -70,6 +71,7 @@ def _pictures(run: Run) -> None:
     axes = comparison(paired_table(run.read_table("results.csv")), n_way=run.cfg.n_way)
     axes.flat[0].figure.savefig(target / "comparison.png", dpi=80, bbox_inches="tight")
     _atlas_pictures(run, target)
+    run.read_table("results.csv").to_csv(target / "lecture-results.csv", index=False, lineterminator="\n")  # notebook 00
     (target / "lecture.md").write_text(summary_markdown(run) + "\n", encoding="utf-8")
     (target / "tour.txt").write_text(tour(run), encoding="utf-8")
     _front_page()
@@ -97,6 +99,7 @@ def keep_cifar(run: Run, reference: Run | None, target: Path) -> None:
         "openworld": heads[heads["task"] == heads["task"].max()],
         "timings": run.read_table("timings.csv"),
         "choices": _choices(record, run.cfg),
+        "record": _released_count(record, k),
     }
     if reference is not None:
         tables["reference"] = reference.read_table("reference.csv")
@@ -106,6 +109,18 @@ def keep_cifar(run: Run, reference: Run | None, target: Path) -> None:
     axes.flat[0].figure.savefig(target / "cifar-comparison.png", dpi=80, bbox_inches="tight")
     axes = threshold.draw_record(record, threshold=5e-4, n_blocks=k)
     axes.flat[0].figure.savefig(target / "cifar-criterion.png", dpi=80, bbox_inches="tight")
+
+
+def _released_count(record: Record, n_blocks: int) -> pd.DataFrame:
+    """The count above 5e-4 as notebook 03 draws it: a row per task and layer (task, layer, share), the layer's null and its sd,
+    and how many untrained networks choose what the collective chooses."""
+    options = {"threshold": 5e-4, "sign": "positive"}
+    table = criteria.score(record, "released", **options)
+    block, votes = criteria.best_block(table, n_blocks), criteria.null_choices(record, "released", n_blocks, **options)
+    shares = pd.DataFrame(criteria.profile(record, **options)[0], columns=list(record.layers))
+    rows = shares.assign(task=np.unique(record.task)).melt("task", var_name="layer", value_name="share")
+    alike = f"{sum(vote == block for vote in votes)} of {len(votes)}"
+    return rows.merge(table[["layer", "null", "null_sd"]], on="layer", how="left").assign(alike=alike)
 
 
 def tour(run: Run) -> str:
