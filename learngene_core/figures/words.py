@@ -33,6 +33,7 @@ ANCESTOR_LABELS: dict[str, str] = {
 CRITERION_LABELS: dict[str, str] = {
     "released": "entries above the threshold",
     "released@0.0005": "entries above 5e-4",
+    "released@5e-10": "entries above 5e-10",
     "released_cv": "spread over tasks",
     "released_tv": "change from task to task",
     "released_relative": "entries above a relative threshold",
@@ -55,6 +56,7 @@ CRITERION_LABELS: dict[str, str] = {
 SCORE_LABELS: dict[str, str] = {
     "released": "share of entries > threshold",
     "released@0.0005": "share of entries > 5e-4",
+    "released@5e-10": "share of entries > 5e-10",
     "released_cv": "sd / mean over tasks",
     "released_tv": "mean change from task to task",
     "released_relative": "share of |entries| > 1 / (|w| sqrt n)",
