@@ -38,8 +38,8 @@ def small(tmp_path, *sources, tags=("parameters",)):
 
 
 # what is committed --------------------------------------------------------------------------------------------------
-def test_the_first_four_are_there():
-    assert [p.name[:2] for p in PATHS][:4] == ["01", "02", "03", "04"]
+def test_the_paradigm_and_the_method_are_there():
+    assert [p.name[:2] for p in PATHS][:5] == ["00", "01", "02", "03", "04"]
 
 
 @every
