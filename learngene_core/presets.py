@@ -70,7 +70,7 @@ PRESETS: types.MappingProxyType[str, dict[str, Any]] = types.MappingProxyType({
                   # than at the common 0.02, no difference between the strengths 1 and 10
                   "individual_ewc": 10.0,
                   # on 4 pseudo-tasks rates of 0.01 and 0.03 gave scratch and inherited blocks alike, 0.1 hurt both
-                  "atlas_tasks": 16, "atlas_pseudo_tasks": 8, "atlas_epochs": 15,
+                  "atlas_tasks": 16, "atlas_pseudo_tasks": 8, "atlas_inits": 2, "atlas_epochs": 15,
                   "control_ewc": (0.0, 1.0, 100.0), "control_l2": (0.01, 0.1, 1.0)},
     # the check against published values: one joint training on all 64 base classes, no sequence, no growth
     "cifar-joint": {**_CIFAR, "n_source_tasks": 1, "source_way": 64, "width_divisor": 4, "growth": "none",
