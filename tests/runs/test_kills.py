@@ -17,24 +17,20 @@ import pytest
 from conftest import snapshot
 
 from learngene_core.errors import UNFINISHED, StudyError, read_json
-from learngene_core.study import cli as interrupt
+from learngene_core.study import cli
 
 resource = pytest.importorskip("resource", reason="SIGKILL, mounts and limits of POSIX systems")
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
-# states within a task are due at every epoch: these tasks are over in a second
-MAIN = (
-    "import sys; from learngene_core import midtask; midtask.SECONDS, midtask.SHARE = 0.0, 1e9; "
-    "from learngene_core.cli import main; sys.exit(main())"
-)
-WITHIN = "going on behind epoch"  # what a run says that takes up such a state
+ROOT = Path(__file__).parents[2]
+MAIN = "import sys; from learngene_core.study.cli import main; sys.exit(main())"
 # the learngene is chosen by the atlas, so that one command goes through collective, record, atlas, criteria and reconstruct
 SMALL = {
     "source_images": 12, "held_out_images": 8, "n_source_tasks": 6, "source_way": 3, "growth_start": 1, "support_pool": 12,
     "query_images": 8, "epochs": 4, "first_task_epochs": 4, "batch_size": 12, "fisher_images": 12, "null_networks": 2,
     "null_steps": 1, "n_target_tasks": 4, "n_way": 2, "shots": "[4]", "individual_epochs": 16, "individual_batch": 4,
-    "criterion": "recommended", "atlas_shots": 4, "atlas_length": 6, "atlas_epochs": 2, "atlas_tasks": 2,
+    "methods": "[scratch, learngene]", "criterion": "recommended",
+    "atlas_shots": 4, "atlas_length": 6, "atlas_epochs": 2, "atlas_tasks": 2,
     "atlas_pseudo_tasks": 2, "workers": 1, "device": "cpu",
 }  # fmt: skip
 STAGES = ("collective", "atlas", "reconstruct")
@@ -58,7 +54,7 @@ def start(out, *more, verb="reconstruct", changes=None, limit=None, cache=None):
     )  # fmt: skip
 
 
-def ended(process, timeout=120):
+def ended(process, timeout=300):
     """Status, standard output and standard error of a command that has to end."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -151,17 +147,21 @@ def test_twenty_kills_at_random_moments_change_nothing(reference, tmp_path):
     assert all(hits.count(stage) >= HITS[stage] for stage in STAGES), hits
 
 
-def test_kills_within_tasks_go_on_behind_the_last_epoch(reference, tmp_path):
-    """As soon as a task has a state of its own, again and again on the way through the same run."""
+def test_kills_right_after_a_task_was_saved_lose_nothing_of_it(reference, tmp_path):
+    """Again and again on the way through the same run; the call that goes on says which tasks it found."""
     files, _ = reference
-    out, made_good = tmp_path / "run", 0
-    for task in ("task_01", "task_03", "task_06"):
+    out, said = tmp_path / "run", ""
+    for number in (1, 3, 5):
         process = start(out)
-        wait_until(lambda task=task: (out / "collective" / task / "epochs.json").exists(), process)
+        wait_until(lambda n=number: (out / "collective" / f"task_0{n}" / "seal.json").exists(), process)
         process.send_signal(signal.SIGKILL)
-        made_good += WITHIN in process.communicate()[0]
-    made_good += WITHIN in finished(out)
-    assert made_good >= 2, "states were there and were not taken up (one may have been cleared as its task ended)"
+        process.communicate()
+        kept = {p: p.read_bytes() for p in out.glob(f"collective/task_0{number}/*")}
+        assert len(kept) >= 4
+    said = finished(out)
+    found = int(said.split(" of 6 source tasks found")[0].split()[-1])
+    assert found >= 5
+    assert {p: p.read_bytes() for p in kept} == kept, "a task that was saved was trained again"
     assert results(out) == files
 
 
@@ -173,12 +173,7 @@ def test_a_truncated_newest_file_changes_nothing(reference, tmp_path):
     wait_until(lambda: (out / "collective" / "task_02" / "about.json").exists(), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    listed = {s["file"] for states in out.glob("collective/task_*/epochs.json") for s in read_json(states)}
-    saved = [p for p in out.glob("collective/task_*/*") if not p.name.endswith(UNFINISHED)]
-    whole = {p.parent for p in out.glob("collective/task_*/about.json")}
-    # what counts already: files of finished tasks, and states that are listed
-    saved = [p for p in saved if p.name in listed or (p.name == "epochs.json") or p.parent in whole]
-    newest = max(saved, key=lambda p: p.stat().st_mtime_ns)
+    newest = max((out / "collective").glob("task_02/*"), key=lambda p: p.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     said = finished(out)
     assert newest.name in said and newest.parent.name in said, said
@@ -307,7 +302,7 @@ def test_of_two_studies_on_one_run_folder_one_works_and_ends_by_ctrl_c(reference
         left = kernels(works)
         works.send_signal(signal.SIGINT)
         status, _, err = ended(works, 40)
-        assert (status, err.splitlines()[-1]) == (130, interrupt.TEXT)
+        assert (status, err.splitlines()[-1]) == (130, cli.TEXT)
         assert "Traceback" not in err and not any(kernel.is_running() for kernel in left)
         assert not (out / ".owner").exists()
         works = start(out, verb="study")
@@ -360,7 +355,7 @@ def test_ctrl_c_ends_a_long_verb_cleanly_and_the_same_command_goes_on(reference,
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     status, _, err = ended(process, 40)
-    assert (status, err.splitlines()[-1:]) == (130, [interrupt.TEXT]), err
+    assert (status, err.splitlines()[-1:]) == (130, [cli.TEXT]), err
     assert "Traceback" not in err and stage not in read_json(out / "manifest.json")
     assert not (out / ".owner").exists() and not list(out.rglob(f".*{UNFINISHED}"))
     finished(out, verb=verb, changes=more)
