@@ -9,12 +9,12 @@ The trivial rival is the longest prefix within the budget: it needs no criterion
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..collective import Collective
 from ..config import Config
@@ -24,7 +24,8 @@ from ..network import ConvNet
 from ..runs.run import Run
 from ..runs.states import load_collective, load_state, task_folders
 from ..tasks import ImageSet, SourceTask, TargetTask, generator
-from .blocks import NOVEL, Block, gains
+from .ancestor_tables import WHO
+from .blocks import NOVEL, Block, block_parameters, gains
 from .selection import regret
 from .statistics import mean_interval
 from .surgery import target_scores
@@ -33,7 +34,7 @@ from .transplant import N_FRONTS, images_of, not_yet_seen, transplant_separabili
 
 COLUMNS = ["criterion", "group", "of", "first", "last", "score", "inherit"]
 SOURCE_PER_CLASS = 10  # source images of each class for the scores that compare with source classes
-PREFIX = "longest_prefix"
+PREFIX, RECOMMENDED = "longest_prefix", "recommended"
 
 
 def criteria_table(
@@ -45,6 +46,7 @@ def criteria_table(
     cfg: Config,
     *,
     before: nn.Module | None = None,
+    unseen: Sequence[str] | None = None,
     layer_scores: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One row per criterion and block of neighbouring layers: criterion, group, of, first, last, score, inherit.
@@ -52,8 +54,9 @@ def criteria_table(
     of: what the score is of. "layers": a score per layer, the mean over the block's; it is blind to length. "block": of the block
     as a whole; for scores of depths what the block adds (`transfer.gain_over_block`), for `transplant` the score itself.
     pseudo: pseudo-tasks of open-world classes, of which the support images are looked at. before: the state before the last
-    source task; without it (a joint ancestor has none) `transplant` is NaN. layer_scores: layer_scores.csv with the measures
-    too; by default the criteria of the record.
+    source task; without it (a joint ancestor has none) `transplant` is NaN. unseen: the base classes that `before` has not
+    met, by default those that no source task but the last one shows. layer_scores: layer_scores.csv with the measures too; by
+    default the criteria of the record.
 
     Raises ValueError for pseudo-tasks of novel classes, or none. Cost: forward passes of the pseudo-tasks' support images and of
     ten images of each source class; one backward pass for each support image; the transplants.
@@ -61,11 +64,13 @@ def criteria_table(
     if not pseudo or any(task.group == NOVEL for task in pseudo):
         raise ValueError("a criterion looks at pseudo-tasks of open-world classes; novel classes choose nothing")
     layers = score_all(col.record, cfg) if layer_scores is None else layer_scores
+    paths = {name: f"blocks.{name}" for name in col.model.block_names}
+    classes = list(dict.fromkeys(name for task in sources for name in task.classes))
     rows = [
         *_of_layers(layers),
-        *_of_depths(col, images, pseudo, sources, cfg),
+        *depth_rows(col.model, paths, images, pseudo, classes, cfg, col.mean, col.std),
         *_of_gradients(col, images, pseudo),
-        *_of_transplants(col, images, sources, div, cfg, before),
+        *_of_transplants(col, images, not_yet_seen(div.base, sources) if unseen is None else unseen, cfg, before),
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -100,18 +105,28 @@ def _of_layers(scores: pd.DataFrame) -> Iterator[tuple]:
         yield from _mean_rows(name, group, own["score"].to_numpy(float), own["inherit"].iloc[0])
 
 
-def _of_depths(
-    col: Collective, images: ImageSet, pseudo: Sequence[TargetTask], sources: Sequence[SourceTask], cfg: Config
+def depth_rows(
+    model: nn.Module,
+    paths: Mapping[str, str],
+    images: ImageSet,
+    pseudo: Sequence[TargetTask],
+    classes: Sequence[str],
+    cfg: Config,
+    mean: Tensor,
+    std: Tensor,
 ) -> Iterator[tuple]:
+    """Rows, as `COLUMNS`, of the scores of `transfer` for every block of neighbouring ones among `paths` (name -> dotted name).
+
+    pseudo: tasks of which the support images are looked at; classes: those that the network was trained on, of which ten
+    training images each are looked at.
+    """
     shown = np.unique(np.concatenate([task.support.ravel() for task in pseudo]))
-    names = dict.fromkeys(name for task in sources for name in task.classes)
-    own = [parts(images, n, cfg.source_images, cfg.held_out_images, cfg)[0][:SOURCE_PER_CLASS] for n in names]
+    own = [parts(images, n, cfg.source_images, cfg.held_out_images, cfg)[0][:SOURCE_PER_CLASS] for n in classes]
     tasks = [
         (np.searchsorted(shown, t.support.ravel()), np.arange(t.support.size) // t.support.shape[1]) for t in pseudo
     ]
-    paths = {name: f"blocks.{name}" for name in col.model.block_names}
     target, source = (
-        depth_features(col.model, paths, images.images[torch.from_numpy(picked)], col.mean, col.std)
+        depth_features(model, paths, images.images[torch.from_numpy(picked)], mean, std)
         for picked in (shown, np.concatenate(own))
     )
     table = depth_scores(target, tasks, source, np.repeat(np.arange(len(own)), [len(picked) for picked in own]))
@@ -132,14 +147,9 @@ def _of_gradients(col: Collective, images: ImageSet, pseudo: Sequence[TargetTask
 
 
 def _of_transplants(
-    col: Collective,
-    images: ImageSet,
-    sources: Sequence[SourceTask],
-    div: Division,
-    cfg: Config,
-    before: nn.Module | None,
+    col: Collective, images: ImageSet, unseen: Sequence[str], cfg: Config, before: nn.Module | None
 ) -> Iterator[tuple]:
-    names, unseen = col.model.block_names, not_yet_seen(div.base, sources)
+    names = col.model.block_names
     found: dict[tuple[str, str], float] = {}
     if isinstance(before, ConvNet) and len(unseen) > 1:
         gens = [generator(cfg.collective_seed, "transplant", k) for k in range(1, N_FRONTS + 1)]
@@ -178,13 +188,17 @@ def regret_table(
     """
     found = gains(cells, NOVEL, shots)
     rows_of = atlas if shots is None else atlas[atlas["shots"] == shots]
-    facts = rows_of.set_index(["first", "last"]).loc[list(found.columns)]
-    scopes = {
-        f"blocks of length {length}": facts["length"].eq(length).to_numpy(),
-        "within budget": facts["share"].le(budget_percent + 1e-9).to_numpy(),
-    }
+    share = rows_of.set_index(["first", "last"])["share"].loc[list(found.columns)]
+    return choice_costs(found, share.to_numpy(float), table, length=length, budget_percent=budget_percent)
+
+
+def choice_costs(
+    found: pd.DataFrame, share: np.ndarray, table: pd.DataFrame, *, length: int = 3, budget_percent: float = 50.0
+) -> pd.DataFrame:
+    """`regret_table` from gains in points, tasks (rows) x blocks (columns first, last), and each block's share of all blocks'
+    parameters in percent."""
     rows = []
-    for scope, inside in scopes.items():
+    for scope, inside in _scopes(found, share, length, budget_percent).items():
         own = found.loc[:, inside]
         blocks = [(int(first), int(last)) for first, last in own.columns]
         prefixes = [k for k, (first, _) in enumerate(blocks) if first == 1]
@@ -197,6 +211,57 @@ def regret_table(
             for (name, group), place in chosen.items()
         ]
     return pd.DataFrame(rows)
+
+
+def _scopes(found: pd.DataFrame, share: np.ndarray, length: int, budget_percent: float) -> dict[str, np.ndarray]:
+    """Masks of the blocks (columns of `found`) that each scope compares."""
+    return {
+        f"blocks of length {length}": np.array([last - first + 1 == length for first, last in found.columns]),
+        "within budget": share <= budget_percent + 1e-9,
+    }
+
+
+def light_regret(
+    scores: pd.DataFrame,
+    atlas: pd.DataFrame,
+    widths: Sequence[int],
+    *,
+    search: pd.DataFrame | None = None,
+    length: int = 3,
+    budget_percent: float = 50.0,
+) -> pd.DataFrame:
+    """`choice_costs` on the light family's position atlas, each block with its own scratch.
+
+    One row per ancestor that has scores and an atlas, scope and criterion. scores: of `criteria_table`, atlas: of
+    `ancestors.light_atlas`, both with the columns `WHO`; widths: of all blocks; search: the same atlas on pseudo-tasks, whose
+    best block is then the criterion `recommended`, of a group of its own. best_first, best_last, best_gain: the block of the
+    largest mean gain, which flatters itself (regret does not use it); prefix_regret: of the longest prefix.
+    """
+    sizes, rows = np.append(0, np.cumsum(block_parameters(widths))), []
+    ancestors = dict(iter(scores.groupby([*WHO])))
+    tried = {where: _light_gains(part).mean() for where, part in search.groupby([*WHO])} if search is not None else {}
+    for where, part in atlas.groupby([*WHO], sort=False):
+        if where not in ancestors:
+            continue
+        found, own = _light_gains(part), [ancestors[where][COLUMNS]]
+        if where in tried:
+            blocks = [(RECOMMENDED, "pseudo-tasks tried", "block", *b, g, "high") for b, g in tried[where].items()]
+            own.append(pd.DataFrame(blocks, columns=COLUMNS))
+        share = np.array([100 * (sizes[last] - sizes[first - 1]) / sizes[-1] for first, last in found.columns])
+        limits = {"length": length, "budget_percent": budget_percent}
+        table = choice_costs(found, share, pd.concat(own), **limits).assign(**dict(zip(WHO, where, strict=True)))
+        for scope, inside in _scopes(found, share, **limits).items():
+            best, own = found.loc[:, inside].mean(), table[table["scope"] == scope]
+            facts = dict(zip(("best_first", "best_last"), best.idxmax(), strict=True)) | {"best_gain": best.max()}
+            rows.append(own.assign(**facts, prefix_regret=own["regret"][own["criterion"] == PREFIX].iloc[0]))
+    return pd.concat(rows, ignore_index=True)[[*WHO, *(c for c in rows[0] if c not in WHO)]]
+
+
+def _light_gains(cells: pd.DataFrame) -> pd.DataFrame:
+    """Gains over each block's own scratch in points, initial weights averaged: tasks x blocks."""
+    keys = ["target_task", "first", "last"]
+    wide = cells.pivot_table(index=keys, columns="method", values="accuracy", aggfunc="mean")
+    return (wide["inherit"] - wide["scratch"]).unstack(["first", "last"]).sort_index(axis=1)
 
 
 def _choice(part: pd.DataFrame, blocks: Sequence[Block], budget: bool) -> int | None:
