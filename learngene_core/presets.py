@@ -14,7 +14,7 @@ PAPER_STEPS = (3, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 1
 
 METHODS = {
     "light": ("scratch", "learngene", "learngene_ewc", "random", "first", "longest_prefix", "recommended"),
-    "same_shape": ("scratch", "learngene", "first", "full"),
+    "same_shape": ("scratch", "learngene", "first", "longest_prefix", "full"),
     "none": ("ncm",),
 }
 
