@@ -114,12 +114,8 @@ def arms_of(
             add("light", "scratch", shape, block, constant(None))
         for method, own in pairs if members else ():
             add("light", method, shape, block, untrained if method == "random" else constant(own))
-    inherit = {
-        "scratch": None,
-        "learngene": gene,
-        "first": cut(col, layers["first"], gene),
-        "full": cut(col, names, gene),
-    }
+    inherit = {"scratch": None, "learngene": gene, "full": cut(col, names, gene)}
+    inherit |= {method: cut(col, layers[method], gene) for method in ("first", "longest_prefix")}
     for method in METHODS["same_shape"]:
         if method in methods:
             whole = f"{names[0]}-{names[-1]}"
