@@ -22,7 +22,7 @@ names = images.class_names  # six to learn from, two that stay unknown, two for 
 division = lg.Division(base=names[:6], open_world=names[6:8], novel=names[8:])
 cfg = lg.Config.preset("smoke", n_source_tasks=2, source_way=3, n_target_tasks=3, n_way=2)
 source, target = lg.source_tasks(images, division, cfg), lg.target_tasks(images, division, cfg)
-ancestor = lg.train_collective(images, division, source, cfg)
+ancestor = lg.train_collective(images, source, cfg)
 gene = lg.cut_learngene(ancestor, cfg)
 table = lg.paired_table(lg.evaluate_few_shot(gene, ancestor, images, target, cfg, methods=("scratch", "learngene")))
 print(table[["family", "method", "accuracy", "gain", "gain_low", "gain_high", "n_tasks"]].round(1))

@@ -3,7 +3,8 @@
 import dataclasses
 
 from learngene_core import Learngene, paired_table
-from learngene_core.fewshot import Arm, Reconstruction
+from learngene_core.arms import arms_of
+from learngene_core.fewshot import Individuals
 from learngene_core.study.chain import Chain
 
 chain = Chain.of("runs/lecture")
@@ -16,11 +17,10 @@ def mirrored(draw: tuple) -> Learngene:
     return dataclasses.replace(gene, tensors=flipped, fisher=None)
 
 
-arms = [
-    Arm("light", "scratch", cfg.individual_rate),
-    Arm("light", "learngene", cfg.individual_rate),
-    Arm("light", "mirrored", cfg.individual_rate, donor=mirrored),
-]
-work = Reconstruction(gene, chain.collective, chain.images, cfg, arms, run=None)
-table = paired_table(work.table(chain.target[:3]))
+arms = arms_of(gene, chain.collective, cfg, ("scratch", "learngene"))
+light = next(arm for arm in arms if (arm.family, arm.method) == ("light", "learngene"))
+arms.append(dataclasses.replace(light, method="mirrored", donor=mirrored))
+work = Individuals(arms, chain.images, cfg, gene.mean, gene.std)
+rows, _ = work.table(chain.target[:3])
+table = paired_table(rows[rows["family"] == "light"])
 print(table[["family", "method", "accuracy", "gain", "gain_low", "gain_high", "n_tasks"]].round(1))

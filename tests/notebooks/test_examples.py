@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from learngene_core import Learngene, Run, criteria
+from learngene_core.arms import block_of
 from learngene_core.config import Config
 from learngene_core.network import ConvNet
 from learngene_core.study.chain import Chain
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ["use_learngene", "add_data", "add_criterion", "add_method"]
+NAMES = ["use_learngene", "add_data", "add_criterion", "add_method", "own_network"]
 
 
 @pytest.fixture
@@ -106,6 +107,20 @@ def test_a_method_of_ones_own_is_paired_with_scratch(scratch):
     other = made["mirrored"](())
     name = f"{gene.layers[0]}.conv.weight"
     assert torch.equal(other.tensors[name].flip(-1), gene.tensors[name])
-    results = made["chain"].results.query("family == 'light' and target_task <= 3").groupby("method")["accuracy"].mean()
+    rows = made["chain"].results.query("family == 'light' and target_task <= 3")
+    results = rows[rows["block"] == block_of(gene)].groupby("method")["accuracy"].mean()
     for method in ("scratch", "learngene"):  # the same tasks, initial weights and batches as the run itself
         assert table.loc[method, "accuracy"] == pytest.approx(results[method])
+
+
+def test_blocks_of_a_resnet_are_inherited_measured_and_scored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = run("own_network")
+    atlas, own, ancestor = made["atlas"].set_index(["first", "last"]), made["own"], made["ancestor"]
+    assert (tmp_path / "own_network.png").stat().st_size > 10_000
+    assert np.isfinite(atlas[["gain", "gain_low", "pseudo_gain"]]).all(axis=None) and set(atlas["n_tasks"]) == {2}
+    named = dict(ancestor.named_parameters())
+    stem = sum(named[name].numel() for name in ("conv1.weight", "bn1.weight", "bn1.bias"))
+    assert atlas.loc[(1, 1), "parameters"].item() == stem == own.sizes[0]
+    assert atlas.loc[(1, 5), "parameters"].item() == sum(p.numel() for n, p in named.items() if n.split(".")[0] != "fc")
+    assert set(made["scores"]["criterion"]) <= set(made["regret"]["criterion"]) and len(made["scores"]) == 6 * 15

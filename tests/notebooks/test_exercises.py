@@ -227,9 +227,10 @@ def test_a_student_version_holds_the_tasks_and_nothing_that_answers_them(path):
     for _, solution, check in tasks_of(path):
         assert solution.source not in sources
         assert sources[sources.index(check.source) - 1].startswith(exercises.PROMPT)
-        for line in (line for line in solution.source.splitlines() if "# answer" not in line):
+        for line in (line for line in solution.source.splitlines() if line.strip() and "# answer" not in line):
             assert line not in "\n".join(sources), f"a line of the solution is left: {line}"
-    headings = [line for c in source.cells for line in c.source.splitlines() if line.startswith("### ")]
+    section = "\n".join(text for _, text in exercises._section(source.cells))
+    headings = [line for line in section.splitlines() if line.startswith("### ")]
     assert [line for text in sources for line in text.splitlines() if line.startswith("### ")] == headings
     assert "What is handed on" not in "".join(sources)
 

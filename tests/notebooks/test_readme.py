@@ -190,7 +190,7 @@ def test_python_blocks_run_as_they_stand(fence, place, monkeypatch):
 @pytest.mark.parametrize("fence", [f for f in FENCES if not f.language], ids=lambda f: f"line {f.line}")
 def test_listed_files_are_made_by_the_package(fence):
     names = re.findall(r"[\w*/-]+\.(?:csv|json|npz|safetensors|html|ipynb)", fence.body)
-    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "learngene_core").glob("*.py"))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "learngene_core").rglob("*.py"))
     written = set(re.findall(r"[\w*-]+\.(?:csv|json|npz|safetensors|html|ipynb)", source))
     assert names, "a block without a language lists files of a run"
     pages = (ROOT / "notebooks").glob("*.ipynb")  # the last cell of a notebook saves its tables

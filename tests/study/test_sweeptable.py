@@ -117,10 +117,6 @@ def test_scopes_say_what_a_seed_draws_anew(tmp_path, parameters, kind):
     assert sweeptable.OVER_SEEDS[kind] in axes[0, 0].figure.get_suptitle()
     one = sweeptable.interval_over(rows[rows["collective"] == 0], "accuracy")
     assert one.scope == "these novel classes and this ancestor (one seed, one target_seed)"
-    axes = sweepfigures.over_axis(
-        sweeptable.across_seeds(rows[rows["run"] == 0], "shots", "accuracy"), table[:0], "shots"
-    )
-    assert axes[0, 0].figure.get_suptitle() == ""
     matplotlib.pyplot.close("all")
 
 
