@@ -103,7 +103,14 @@ def atlas_table(
     in_channels: int = 3,
     partial: bool = True,
 ) -> pd.DataFrame:
-    """atlas.csv: one row per block and shots, from atlas_cells.csv; widths and names of all blocks in order.
+    """atlas.csv of a `ConvNet`: `gain_table` with the parameters of convolutions of these widths (channels of all blocks)."""
+    return gain_table(cells, block_parameters(widths, in_channels), names, n_blocks=n_blocks, partial=partial)
+
+
+def gain_table(
+    cells: pd.DataFrame, sizes: Sequence[int], names: Sequence[str], *, n_blocks: int = 3, partial: bool = True
+) -> pd.DataFrame:
+    """atlas.csv: one row per block and shots, from atlas_cells.csv; sizes: trainable parameters of each block.
 
     gain in points with pointwise 95 % t limits over the n_tasks target tasks, and with limits that hold for all blocks at once
     (band_low, band_high); accuracy in percent; the gain on pseudo-tasks (NaN, and pseudo_n = 0, where there are none);
@@ -111,18 +118,18 @@ def atlas_table(
     `n_blocks` long. Unfinished maps: see `gains`. Rows are the blocks measured on novel classes, or, as long as there are
     none, those measured on pseudo-tasks (gain NaN, n_tasks 0).
 
-    Raises ValueError as `gains` does, and for widths, names or blocks that do not fit each other.
+    Raises ValueError as `gains` does, and for sizes, names or blocks that do not fit each other.
     """
-    _check_blocks(cells, widths, names)
+    _check_blocks(cells, sizes, names)
     parts = (_measured(part, int(shots), partial) for shots, part in cells.groupby("shots"))
     table = pd.concat(parts, ignore_index=True)
     first, last = table["first"] - 1, table["last"]
-    sizes = np.append(0, np.cumsum(block_parameters(widths, in_channels)))
-    table["parameters"] = sizes[last] - sizes[first]
-    table["share"] = 100 * table["parameters"] / sizes[-1]
+    below = np.append(0, np.cumsum(sizes))
+    table["parameters"] = below[last] - below[first]
+    table["share"] = 100 * table["parameters"] / below[-1]
     table["block"] = ["-".join(dict.fromkeys((names[a], names[b - 1]))) for a, b in zip(first, last, strict=True)]
     table["length"] = last - first
-    table["coarse"] = first.eq(0) | last.eq(len(widths)) | table["length"].eq(n_blocks)
+    table["coarse"] = first.eq(0) | last.eq(len(sizes)) | table["length"].eq(n_blocks)
     return table
 
 
@@ -154,16 +161,16 @@ def _with_limits(found: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame([(i.estimate, i.low, i.high, i.n) for i in intervals], found.columns, names)
 
 
-def _check_blocks(cells: pd.DataFrame, widths: Sequence[int], names: Sequence[str]) -> None:
-    if len(widths) != len(names):
-        raise ValueError(f"{len(widths)} widths, but {len(names)} names of blocks")
+def _check_blocks(cells: pd.DataFrame, sizes: Sequence[int], names: Sequence[str]) -> None:
+    if len(sizes) != len(names):
+        raise ValueError(f"{len(sizes)} widths, but {len(names)} names of blocks")
     if missing := [column for column in INDIVIDUAL if column not in cells]:
         raise ValueError(f"the atlas lacks the column(s) {missing}")
     first, last = cells["first"], cells["last"]
-    good = (first.eq(0) & last.eq(0)) | (first.ge(1) & last.ge(first) & last.le(len(widths)))
+    good = (first.eq(0) & last.eq(0)) | (first.ge(1) & last.ge(first) & last.le(len(sizes)))
     if cells.empty or not good.all():
         which = "is empty" if cells.empty else f"has a block {cells.loc[~good, ['first', 'last']].iloc[0].tolist()}"
-        raise ValueError(f"the atlas {which}; the collective has blocks 1 to {len(widths)}")
+        raise ValueError(f"the atlas {which}; the collective has blocks 1 to {len(sizes)}")
 
 
 # predicted and chosen ---------------------------------------------------------------------------------------------------
