@@ -200,7 +200,7 @@ def cluster(tmp_path):
 def test_a_cluster_that_is_there_does_the_same_also_when_a_worker_is_killed(tmp_path, cluster, one_by_one):
     """With a notebook of one's own, which takes part in the sharing."""
     address, workers = cluster
-    text = "from learngene_core import Config, Run\nfrom learngene_core.study import Chain\n"
+    text = "from learngene_core import Config, Run\nfrom learngene_core.study.chain import Chain\n"
     own_notebook(tmp_path / "own.ipynb", text + "Chain(Run.open(Config.from_notebook(globals()), out)).results;")
     path, out = write_grid(tmp_path, notebook="own.ipynb", through="reconstruct"), tmp_path / "sweep"
     points = {point.name for point in load_grid(path).points}
@@ -273,6 +273,8 @@ def test_two_sweeps_in_one_folder_and_a_scheduler_that_is_not_there(tmp_path):
     with sweep(path, out, "--scheduler", "tcp://127.0.0.1:9") as process:
         text = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "no scheduler answers at 'tcp://127.0.0.1:9'" in text.splitlines()[-1]
+    assert not out.exists()
+    out.mkdir()
     with filelock.FileLock(out / ".lock"), sweep(path, out, "--workers", 1) as process:
         text = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "another sweep works in" in text.splitlines()[-1]
