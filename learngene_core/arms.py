@@ -103,17 +103,19 @@ def arms_of(
         rate, columns = cfg.rate(family, method), (("block", block),)
         arms.append(Arm(family, method, rate, shape, donor, ewc=strength, columns=columns))
 
-    members: dict[str, list[tuple[str, Learngene]]] = {}  # of the light family, by block
-    for method in dict.fromkeys((*METHODS["light"][1:], *blocks)):
-        own = cut(col, layers[method], gene) if method in layers else gene
-        if method in methods and own is not None:
-            members.setdefault(block_of(own), []).append((method, own))
-    for block, pairs in (members or {block_of(gene): [("scratch", gene)]}).items():
-        shape = light_shape(pairs[0][1], cfg.n_way, cfg)
-        if "scratch" in methods:
+    own = {
+        m: cut(col, layers[m], gene) if m in layers else gene for m in (*METHODS["light"][1:], *blocks) if m in methods
+    }
+    by_block: dict[str, dict[str, Learngene]] = {}
+    for method, part in own.items():
+        if part is not None:  # no prefix fits a tiny share
+            by_block.setdefault(block_of(part), {})[method] = part
+    for block, parts in (by_block or {block_of(gene): {}}).items():
+        shape = light_shape(next(iter(parts.values()), gene), cfg.n_way, cfg)
+        if "scratch" in methods:  # one for every block: the shape depends on where the block is
             add("light", "scratch", shape, block, constant(None))
-        for method, own in pairs if members else ():
-            add("light", method, shape, block, untrained if method == "random" else constant(own))
+        for method, part in parts.items():
+            add("light", method, shape, block, untrained if method == "random" else constant(part))
     inherit = {"scratch": None, "learngene": gene, "full": cut(col, names, gene)}
     inherit |= {method: cut(col, layers[method], gene) for method in ("first", "longest_prefix")}
     for method in METHODS["same_shape"]:

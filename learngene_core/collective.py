@@ -156,7 +156,8 @@ def train_collective(
     """
     if cfg.defects:
         raise ValueError("defects of the released scripts are the business of analysis.released, not of the method")
-    stage_hash, cfg = cfg.stage_hash("collective"), cfg.as_ancestor(len(tasks[0].classes))
+    stage_hash = cfg.stage_hash("collective")  # of what was asked for; what follows is trained with what that means
+    cfg = cfg.as_ancestor(len(tasks[0].classes))
     machine = machine or here()
     use(machine)
     source = Source(images, tasks, cfg, machine)
@@ -186,9 +187,9 @@ def newborn(classes: Sequence[str], cfg: Config) -> State:
     return State(model, names, Belongings.of(model))
 
 
-def grow(state: State, task: SourceTask, cfg: Config, calibration: Tensor, widen: Callable = widen) -> None:
+def grow(state: State, task: SourceTask, cfg: Config, calibration: Tensor, widening: Callable = widen) -> None:
     """New outputs for new classes, an identity block and the widenings due before this task; whatever belongs to weights
-    follows. calibration: a batch (n, 3, h, w) of the task's normalised images; widen: `growth.widen`, or another form of it."""
+    follows. calibration: a batch (n, 3, h, w) of the task's normalised images; widening: `growth.widen`, or another form of it."""
     stream, model = functools.partial(generator, cfg.collective_seed), state.model
     if new := [n for n in task.classes if n not in state.class_names]:
         model.grow_head(len(new), generator=stream("head", task.number))
@@ -198,7 +199,7 @@ def grow(state: State, task: SourceTask, cfg: Config, calibration: Tensor, widen
     state.owned.appended(model)
     for name, width in growth_schedule(cfg).get(task.number, []):
         options = {"mode": cfg.growth, "generator": stream("widening", task.number, name, width)}
-        mapping = widen(model, name, width, calibration=calibration, **options)
+        mapping = widening(model, name, width, calibration=calibration, **options)
         state.owned.widened(mapping, model, cfg.new_columns)
     state.shapes.append(model.shape)
 
@@ -230,7 +231,8 @@ def lesson(
     state: State, task: SourceTask, tasks: Sequence[SourceTask], cfg: Config, source: Source
 ) -> tuple[tuple[Tensor, Tensor], Loss]:
     """What a task shows, (images, labels), and its loss: the task's own images, and with ancestor=replay a few kept images of
-    every class of every earlier task, each among the outputs of its own task."""
+    every class of every earlier task, each among the outputs of its own task. There the "labels" are the images' own numbers,
+    by which the loss finds each label and its task's outputs."""
     outputs = state.loss_outputs(task, cfg)
     own = source.shown(task.train, task, state.outputs(task))
     if cfg.ancestor != "replay" or not state.done:

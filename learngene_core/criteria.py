@@ -27,10 +27,11 @@ from .errors import StudyError
 from .record import EDGES, Record, edge_index, share_above
 
 Profile = tuple[np.ndarray, np.ndarray]
-"""A quantity per task and layer (t, l), averaged over the epochs of a task, and for untrained networks (n, t', l)."""
+"""A quantity of the collective and the same of n untrained networks: per task and layer, (t, l) and (n, t', l), or once tasks are
+averaged per layer, (l,) and (n, l)."""
 
 CRITERIA: dict[str, Criterion] = {}
-"""compute(record, **options) -> Profile of one score per layer: (l,) and, for untrained networks, (n, l)."""
+"""Every criterion by its name."""
 
 RECOMMENDED = "recommended"
 """The best block on pseudo-tasks within a budget of parameters; no score per layer, see `analysis.blocks`."""

@@ -178,7 +178,7 @@ class Individuals:
         if len(draws) > most:
             return [piece for i in range(0, len(draws), most) for piece in self.train(draws[i : i + most])]
         try:
-            return self.trained(draws)
+            return self.in_one_go(draws)
         except torch.OutOfMemoryError:
             if len(draws) == 1 and self.machine.stack == 1:
                 raise StudyError(
@@ -190,7 +190,7 @@ class Individuals:
         self.on_smaller(self.machine)
         return self.train(draws)
 
-    def trained(self, draws: Sequence[Draw]) -> list[dict]:
+    def in_one_go(self, draws: Sequence[Draw]) -> list[dict]:
         """A piece per draw, as `train`, whatever memory there is."""
         pieces: list[dict] = [{"rows": [], "curves": []} for _ in draws]
         query_images = torch.cat([self.pick(task.query) for task, _ in draws])

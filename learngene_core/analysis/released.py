@@ -180,7 +180,7 @@ class ReleasedIndividuals(Individuals):
         self.chain_of = {chain[0].number: chain for chain in chains_of(tasks, self.cfg)}
         return super().pieces([chain[0] for chain in self.chain_of.values()], keep, label, curves=curves)
 
-    def trained(self, draws: Sequence[Draw]) -> list[dict]:
+    def in_one_go(self, draws: Sequence[Draw]) -> list[dict]:
         """A piece per draw: the whole chain that begins with its task."""
         return [self._chain(self.chain_of[task.number], init) for task, init in draws]
 
