@@ -189,7 +189,7 @@ def newborn(classes: Sequence[str], cfg: Config) -> State:
 
 def grow(state: State, task: SourceTask, cfg: Config, calibration: Tensor, widening: Callable = widen) -> None:
     """New outputs for new classes, an identity block and the widenings due before this task; whatever belongs to weights
-    follows. calibration: a batch (n, 3, h, w) of the task's normalised images; widening: `growth.widen`, or another form of it."""
+    follows. calibration: a batch (n, 3, h, w) of the task's normalised images; widening: `growth.widen` or another form."""
     stream, model = functools.partial(generator, cfg.collective_seed), state.model
     if new := [n for n in task.classes if n not in state.class_names]:
         model.grow_head(len(new), generator=stream("head", task.number))

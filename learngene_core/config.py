@@ -329,7 +329,7 @@ class Config:
     preset_name: str = _field("lecture", "", "the preset these values started from")
     seed: int = _field(0, "division", "master seed; named streams fan out from it (tasks, initial weights, batches, ...)", 0)
     ancestor_seed: int = _field(-1, "collective", "another collective for the same target tasks; -1: as seed", -1, kind="switch")
-    division_seed: int = _field(-1, "division", "base and novel classes drawn anew among both; -1: as they are", -1, kind="switch")
+    division_seed: int = _field(-1, "division", "base and novel classes drawn anew; -1: as they are", -1, kind="switch")
 
     # images and division
     data: str = _field("glyphs", "division", "data source: glyphs, cifar100, imagenet100, cub200 or folder")
@@ -381,7 +381,7 @@ class Config:
 
     # criteria and the learngene
     criterion: str = _field("released", "criteria", "criterion that chooses the learngene (see `criteria`), or recommended")
-    threshold: float = _field(5e-4, "criteria", "threshold on gradient entries (the code at publication: 5e-4; its last commit: 5e-10)", 0)
+    threshold: float = _field(5e-4, "criteria", "threshold on gradient entries (released: 5e-4 at publication, 5e-10 later)", 0)
     sign: str = _field("positive", "criteria", "count entries above the threshold: positive (as released) or absolute")
     n_blocks: int = _field(3, "criteria", "blocks in the learngene (paper: 3)", 1, 100)
     layers: tuple[str, ...] = _field((), "criteria", "blocks chosen by hand, e.g. conv11, conv12, conv13; (): by criterion")
@@ -437,7 +437,7 @@ class Config:
     control_ewc: tuple[float, ...] = _field((100.0,), "controls", "strengths of EWC to the inherited weights", 0)
     control_l2: tuple[float, ...] = _field((0.1,), "controls", "strengths of the plain pull to them (L2-SP)", 0)
     ancestors: tuple[str, ...] = _field((), "controls", "single_task, fixed_width, joint, permuted: other sources", kind="extent")
-    inherited_share: float = _field(50.0, "reconstruct tune claims", "most a recommended block inherits, percent of all parameters", 1, 100)
+    inherited_share: float = _field(50.0, "reconstruct tune claims", "most that a block inherits, percent of all parameters", 1, 100)
 
     # the machine (outside every hash; resolved into machine.json)
     minutes: float = _field(0.0, "", "long stages stop after this many minutes and go on when called again; 0: no limit", 0)
@@ -521,7 +521,7 @@ class Config:
         if self.split not in ("", "seed"):
             values["split"] = "file"  # its content is compared with division.json, its path is nobody's business
         asleep = {n for n, f in FIELDS.items() if f.metadata["kind"] == "switch" and getattr(self, n) == f.default}
-        asleep |= {"replay_images"} if self.ancestor != "replay" else set()
+        asleep |= set() if self.ancestor == "replay" else {"replay_images"}
         return {
             n: values[n]
             for n, f in FIELDS.items()

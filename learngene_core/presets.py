@@ -6,7 +6,8 @@ import types
 from typing import Any
 
 # The paper's collective network (appendix Fig. 1 and released code): 13 convolution blocks, the widths it starts from,
-# and the 20 widening steps by the number of the block (a block that is named twice grows by half each time). Presets scale these, never change their shape.
+# and the 20 widening steps by the number of the block (one that is named twice grows by half each time). Presets scale these,
+# never change their shape.
 PAPER_WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256, 256)
 PAPER_FINAL_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 PAPER_POOLS = (2, 4, 7, 10, 13)
