@@ -574,3 +574,13 @@ def test_the_lock_is_held_once_over_nested_stages_and_beside_other_folders(tmp_p
     assert json.loads((one.path / "manifest.json").read_text())["division"]["files"] == {}
     assert not os.environ.get("LEARNGENE_LOCKED")
     assert not list(tmp_path.glob("*/.owner"))
+
+
+def test_looking_at_a_run_needs_no_torch(smoke_run):
+    """`learngene info`, and the figures and sliders that read tables."""
+    code = (
+        "import sys; from pathlib import Path; from learngene_core.runs.info import inspect\n"
+        f"assert inspect(Path({str(smoke_run)!r}))['whole']\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
