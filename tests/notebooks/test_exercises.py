@@ -107,7 +107,8 @@ WRONG = {
                                "limit = 1 - np.exp(-(nats + np.log(13) + np.log(2 * m / 0.05)) / m)"],
     "08-exercise-4-solution": ["honest = honest[::-1]", "honest = honest[0]", "honest = (means.min(), means.max())",
                                "half = 1.96 * means.std() / 2; honest = (means.mean() - half, means.mean() + half)",
-                               "half = stats.t.ppf(0.975, 11) * small['gain'].std() / np.sqrt(12); honest = (4.225 - half, 4.225 + half)",
+                               "half = stats.t.ppf(0.975, 11) * small['gain'].std() / np.sqrt(12); "
+                               "honest = (4.225 - half, 4.225 + half)",
                                "honest = (honest[0] + 1, honest[1] + 1)"],
 }  # fmt: skip
 
