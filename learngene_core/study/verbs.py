@@ -142,9 +142,9 @@ def _reference(chain: Chain) -> None:
 
 
 def _openworld(chain: Chain) -> None:
-    from ..openworld.noticing import describe
+    from ..openworld.noticing import open_world_text
 
-    say(describe(chain.openworld))
+    say(open_world_text(chain.openworld))
 
 
 def _atlas(chain: Chain) -> None:
