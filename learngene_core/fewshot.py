@@ -202,7 +202,12 @@ class Individuals:
                 cells = confusion(predict(stack, query_images, *self.normal), query_labels)
                 for i, gene in enumerate(genes):
                     (task, init), arm = draws[i // len(arms)], arms[i % len(arms)]
-                    where = {"shots": shots, "target_task": task.number, "init": init}
+                    where = {
+                        "shots": shots,
+                        "target_task": task.number,
+                        "init": init,
+                        "classes": "|".join(task.classes),
+                    }
                     piece = pieces[i // len(arms)]
                     piece["rows"].append(row_of(arm, where, cells[i], gene, history, i))
                     piece["curves"] += curve_of(arm, where, history, i)
@@ -377,5 +382,6 @@ def nearest_class_mean(
             means = torch.nn.functional.normalize(of(task.support[:, :shots]).mean(1), dim=1)  # (way, d)
             cells = confusion((query @ means.T).flatten(0, 1), labels_of(task.query))
             where = {"family": "none", "method": "ncm", "shots": shots, "target_task": task.number, "init": 1}
+            where["classes"] = "|".join(task.classes)
             rows.append({**where, **measured(cells), **about})
     return pd.DataFrame(rows)

@@ -21,7 +21,7 @@ from ..errors import StudyError
 from ..presets import METHODS
 from .blocks import recommended
 from .findings import BLOCKS, Finding, Missing, Tables, atlas, auroc, correlation, difference, rank, rank_difference
-from .statistics import Interval, equivalence, holm, t_quantile, tasks_needed, verdict
+from .statistics import POSITIVE, Interval, equivalence, holm, t_quantile, tasks_needed, verdict, verdict_words
 
 FILE = Path(__file__).with_name("claims.yaml")
 NEEDED_FIELDS = {  # test: the fields it reads beside those of every claim, and what they may be (None: anything)
@@ -70,6 +70,7 @@ class Claim:
 
 TEXTS = tuple(f.name for f in fields(Claim) if f.type == "str")
 NUMBERS = ("minimum", "above", "equivalence")
+DECIDED = ("supported", POSITIVE, "equivalent", "refuted")
 MOST = (
     500  # target tasks share twenty novel classes and their images; beyond some hundred, more of them say nothing new
 )
@@ -158,22 +159,27 @@ def evaluate(
 
     Columns: claim, verdict, estimate, low, high (95 %), n, scope (what the limits speak for), unit (of the estimate), minimum,
     above, text (short), statement, tested (arms, shots, tasks), needed (how many of what n counts, as a rule target tasks,
-    would decide an undecided claim with 80 % power if the estimate is the truth), p (two-sided, compared with `above`; where the
-    values behind the mean are known), p_holm (over all claims whose id starts with H), reason. A table that is missing, or
-    broken for a claim, leaves that claim undecided with n = 0, and the reason says what is wrong or which command gives the
-    data.
+    would decide an undecided claim with 80 % power if the estimate is the truth), p (one test per claim: two-sided, of the mean
+    against the claim's own line, `minimum`; where the units' values are known), p_holm (over all claims that have a p),
+    class_low, class_high, n_classes (95 % with classes as units: what the difference may be for new classes; decides nothing),
+    reason. A verdict is "supported", "positive, below the line", "equivalent", "refuted", "undecided" or "not run": a table that
+    is missing, or broken for a claim, leaves it "not run" with n = 0, and the reason says what is wrong or which command gives
+    the data. A decided claim whose p_holm is above 0.05 says so in its reason.
     """
     known = Tables(
         {name.removesuffix(".csv"): table for name, table in tables.items()}, shots, n_blocks, budget_percent
     )
     found = pd.DataFrame([_row(claim, known) for claim in (load_claims() if claims is None else claims)])
-    family = found["claim"].str.startswith("H") & found["p"].notna()
+    tested = found["p"].notna()
     found["p_holm"] = np.nan
-    if family.any():
-        found.loc[family, "p_holm"] = holm(found.loc[family, "p"])
-    lost = found["verdict"].eq("supported") & found["p_holm"].gt(0.05)
-    found.loc[lost, "reason"] += "; not significant any more after Holm's correction"
-    return found[[*(c for c in found if c != "reason"), "reason"]]
+    if tested.any():
+        found.loc[tested, "p_holm"] = holm(found.loc[tested, "p"])
+    for place in found.index[found["verdict"].isin(DECIDED) & found["p_holm"].gt(0.05)]:
+        row = found.loc[place]
+        correction = f"Holm's correction over {tested.sum()} claims (p = {row['p_holm']:.2g})"
+        found.loc[place, "reason"] += f"; no significant difference from {row['minimum']:g} after {correction}"
+    last = ["class_low", "class_high", "n_classes", "reason"]
+    return found[[*(c for c in found if c not in last), *last]]
 
 
 def _row(claim: Claim, tables: Tables) -> dict:
@@ -186,17 +192,16 @@ def _row(claim: Claim, tables: Tables) -> dict:
     except KeyError as error:
         finding = Finding.none(claim.scope, f"cannot be tested: a table lacks the column {error}")
     interval = finding.interval
-    decision, equal = verdict(interval, claim.minimum, above=claim.above), False
-    if decision == "undecided" and claim.equivalence and finding.values is not None:
-        equal = equivalence(finding.values, claim.equivalence).equivalent
-        decision = "refuted" if equal else decision
+    decision = verdict(interval, claim.minimum, above=claim.above) if interval.n else "not run"
+    if decision in ("undecided", "refuted") and claim.equivalence and finding.values is not None:
+        decision = "equivalent" if equivalence(finding.values, claim.equivalence).equivalent else decision
     held = finding.no_verdict or (finding.no_support if decision == "supported" else "")
     if held:
-        decision, equal, finding = "undecided", False, replace(finding, more_helps=False)
+        decision, finding = "undecided", replace(finding, more_helps=False)
     needed = _needed(claim, finding) if decision == "undecided" else np.nan
     reason = finding.note
     if interval.n:
-        why = _why(claim, interval, decision, equal, needed, finding)
+        why = _why(claim, interval, decision, needed, finding)
         reason = "; ".join(text for text in (why, held, finding.note) if text)
     shown = ("unit", "minimum", "above", "text", "statement")
     return (
@@ -204,6 +209,7 @@ def _row(claim: Claim, tables: Tables) -> dict:
         | asdict(interval)
         | {name: getattr(claim, name) for name in shown}
         | {"tested": finding.tested, "needed": needed, "p": _p_value(claim, finding), "reason": reason}
+        | {"class_low": finding.classes.low, "class_high": finding.classes.high, "n_classes": finding.classes.n}
     )
 
 
@@ -229,15 +235,17 @@ def _needed(claim: Claim, finding: Finding) -> float:
     return float(max(units)) if units and max(units) <= MOST else np.nan
 
 
-def _why(claim: Claim, interval: Interval, decision: str, equal: bool, needed: float, finding: Finding) -> str:
+def _why(claim: Claim, interval: Interval, decision: str, needed: float, finding: Finding) -> str:
     """The numbers that the verdict rests on, in words."""
     spec = ".2f" if claim.unit == "rho" else ".1f"
     low, high, estimate = (f"{value:{spec}}" for value in (interval.low, interval.high, interval.estimate))
     if decision == "supported":
         also = f" and the estimate, {estimate}, is at least {claim.minimum:g}" if claim.minimum > claim.above else ""
         return f"the lower limit, {low}, lies above {claim.above:g}{also}"
-    if equal:
+    if decision == "equivalent":
         return f"equivalent within +- {claim.equivalence:g} (two one-sided tests)"
+    if decision == POSITIVE:
+        return f"the lower limit, {low}, lies above {claim.above:g}, and the upper one, {high}, below {claim.minimum:g}"
     if decision == "refuted":
         return f"the upper limit, {high}, lies below {claim.minimum:g}"
     if np.isnan(interval.low):
@@ -249,11 +257,11 @@ def _why(claim: Claim, interval: Interval, decision: str, equal: bool, needed: f
 
 
 def _p_value(claim: Claim, finding: Finding) -> float:
-    """Two-sided t test of the units' mean, compared with `above`; NaN where the units are not known or all the same."""
+    """Two-sided t test of the units' mean against the claim's line, `minimum`; NaN where there are none, or all are the same."""
     values = finding.values
     if values is None or len(values) < 2 or np.ptp(values) == 0:
         return np.nan
-    return float(stats.ttest_1samp(values, claim.above).pvalue)
+    return float(stats.ttest_1samp(values, claim.minimum).pvalue)
 
 
 def verdicts_text(found: pd.DataFrame) -> str:
@@ -262,10 +270,17 @@ def verdicts_text(found: pd.DataFrame) -> str:
     for r in found.itertuples():
         spec = "+.2f" if r.unit == "rho" else ".1f" if r.unit == "AUROC" else "+.1f"
         numbers = f", {r.unit} {Interval(r.estimate, r.low, r.high, r.n):{spec}}" if r.n else ""
-        lines.append(f"{r.claim} {r.verdict}{numbers}: {r.statement}")
-        texts = (r.tested, r.reason, f"speaks for {r.scope}" if r.n else "")
+        lines.append(f"{r.claim} {verdict_words(r.verdict, r.minimum, r.unit)}{numbers}: {r.statement}")
+        texts = (r.tested, r.reason, f"speaks for {r.scope}{_over_classes(r)}" if r.n else "")
         lines += [f"    {text}" for text in texts if isinstance(text, str) and text]  # empty ones are NaN in a csv
     return "\n".join(lines)
+
+
+def _over_classes(row: Any) -> str:
+    """The interval for new classes, where a row of claims.csv has one."""
+    if not getattr(row, "n_classes", 0) or pd.isna(row.class_low):
+        return ""
+    return f"; over {row.n_classes:.0f} classes, for new ones, {row.class_low:+.1f} to {row.class_high:+.1f}"
 
 
 def summary(found: Mapping[str, pd.DataFrame], cfg: Config) -> str:
@@ -296,9 +311,10 @@ def reproduction_table(found: Mapping[str, pd.DataFrame]) -> str:
 def _cell(row: pd.Series) -> str:
     """A verdict with its estimate, limits and number of units; what would decide it, where something would."""
     if not row["n"] or pd.isna(row["estimate"]):
-        return f"{row['verdict']}: not run"
+        return "not run"
     digits = 2 if row["unit"] == "rho" else 1
     sign = "" if row["unit"] == "AUROC" else "+"
     numbers = [f"{value:{sign}.{digits}f}" for value in (row["estimate"], row["low"], row["high"])]
     needed = f"; {row['needed']:,.0f} would decide" if pd.notna(row["needed"]) else ""
-    return f"**{row['verdict']}** {numbers[0]} ({numbers[1]} to {numbers[2]}), n={row['n']}{needed}"
+    words = verdict_words(row["verdict"], row["minimum"], row["unit"])
+    return f"**{words}** {numbers[0]} ({numbers[1]} to {numbers[2]}), n={row['n']}{needed}"

@@ -25,6 +25,9 @@ MEDIANS = ("median of equal length", "median of equal size")
 BLOCKS = ("last", "first", "all", "recommended", "best of the last's size", *MEDIANS)
 
 
+NO_CLASSES = Interval(np.nan, np.nan, np.nan, 0, "new classes")
+
+
 class Missing(Exception):
     """The data of a claim are not there."""
 
@@ -34,7 +37,8 @@ class Finding:
     """An interval, what was tested in one phrase, the values of the units where they are known, and a remark.
 
     counted: what n counts; more_helps: would more of them narrow the interval? no_support, no_verdict: why the numbers must not
-    be called supported, or must not be judged at all; "" where they may.
+    be called supported, or must not be judged at all; "" where they may. classes: the same mean with classes as units, for new
+    classes; shown, never judged.
     """
 
     interval: Interval
@@ -45,6 +49,7 @@ class Finding:
     more_helps: bool = True
     no_support: str = ""
     no_verdict: str = ""
+    classes: Interval = NO_CLASSES
 
     @classmethod
     def none(cls, scope: str, note: str) -> Finding:
@@ -180,7 +185,33 @@ def difference(
     tested = f"{a['family']}: {names[0]}{f' ({blocks})' if blocks else ''} minus {names[1]}, {shots} shots, "
     tested += f"{tasks} tasks x {inits} init{'s' if inits > 1 else ''}, {table}.csv"
     nothing = _nothing_to_explain(tables, table, one, a, over, scope) if over is not None else ""
-    return Finding(interval, tested, values, note, unit, no_verdict=nothing)
+    over_classes = _over_classes(tables, table, a, b)
+    return Finding(interval, tested, values, note, unit, no_verdict=nothing, classes=over_classes)
+
+
+def _over_classes(tables: Tables, name: str, a: Mapping[str, str], b: Mapping[str, str]) -> Interval:
+    """Difference of the arms' hit rates in points with classes as units, each averaged over the tasks that hold it; no limits
+    where the table does not say what was hit. With an equal number of queries of every class a task's mean is its accuracy."""
+    parts = [_rows_of(tables, name, a), _rows_of(tables, name, b)]
+    if any(not {"hits", "classes"} <= set(part) or part[["hits", "classes"]].isna().any(axis=None) for part in parts):
+        return NO_CLASSES
+    if "block" in parts[0]:  # of the light family's scratch only that of the same block
+        parts = [p[p["block"].isin(q["block"])] for p, q in (parts, parts[::-1])]
+    rates = [hit_rates(part).groupby(["class", "target_task"])["rate"].mean() for part in parts]
+    means = (rates[0] - rates[1]).groupby("class").mean()
+    return replace(mean_interval(means), scope=NO_CLASSES.scope)
+
+
+def hit_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """target_task, class, rate (percent): a row per individual and class, from `hits` and `classes` of results.csv."""
+    hits = rows["hits"].str.split(" ", expand=False)
+    total = hits.map(lambda each: sum(map(int, each)))
+    queries = 100 * total / rows["accuracy"] / hits.map(len)  # of a class; NaN where nothing was hit
+    queries = queries.groupby(rows["target_task"]).transform("max").round()
+    long = rows[["target_task"]].assign(queries=queries, hits=hits, **{"class": rows["classes"].str.split("|")})
+    long = long.explode(["hits", "class"])
+    rate = (100 * long["hits"].astype(float) / long["queries"]).fillna(0.0)  # no individual of that task hit anything
+    return long.assign(rate=rate)[["target_task", "class", "rate"]]
 
 
 def _nothing_to_explain(

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 Columns = Sequence[str]  # names of columns
+POSITIVE = "positive, below the line"  # a verdict: a gain, and less of it than was claimed
 FEWEST_BOOTSTRAP_UNITS = 10  # with fewer a percentile bootstrap covers 87-91 % (simulated)
 SCOPES = {  # of nested units; "collective": ancestors of one division (over seeds of a sweep: `sweeptable.OVER_SEEDS`)
     "split": "new class splits",
@@ -187,11 +188,12 @@ def equivalence(values: ArrayLike, margin: float, alpha: float = 0.05) -> Equiva
 
 
 def verdict(interval: Interval, minimum: float, *, direction: str = "greater", above: float = 0.0) -> str:
-    """The decision rule for a claim: "supported", "refuted" or "undecided".
+    """The decision rule for a claim: "supported", "positive, below the line", "refuted" or "undecided".
 
     Supported when the lower limit lies over `above` and the estimate is at least `minimum`, refuted when the upper limit is
-    below `minimum`; NaN: undecided. With direction "less" the claim is a loss of at least `minimum`. A claim of "no worse
-    than by 2" has above = minimum = -2, one of better than chance above = minimum = 50. minimum < above: ValueError.
+    below `minimum`, unless the lower one is over `above`: then it is positive, below the line; NaN: undecided. With direction
+    "less" the claim is a loss of at least `minimum`. A claim of "no worse than by 2" has above = minimum = -2, one of better
+    than chance above = minimum = 50. minimum < above: ValueError.
     """
     if direction not in ("greater", "less") or not minimum >= above:
         raise ValueError(f"direction is 'greater' or 'less' and minimum >= {above}, not {direction!r} and {minimum}")
@@ -202,7 +204,17 @@ def verdict(interval: Interval, minimum: float, *, direction: str = "greater", a
         return "undecided"
     if low > above and estimate >= minimum:
         return "supported"
-    return "refuted" if high < minimum else "undecided"
+    if high < minimum:
+        return POSITIVE if low > above else "refuted"
+    return "undecided"
+
+
+def verdict_words(found: str, minimum: float, unit: str = "points") -> str:
+    """A verdict as texts say it: one below the line names its line."""
+    if found != POSITIVE or np.isnan(minimum):
+        return found
+    counted = f" {'point' if minimum == 1 else unit}" if unit == "points" else ""
+    return f"{found} of {minimum:g}{counted}"
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

@@ -198,7 +198,7 @@ def _claim_panel(ax: Axes, part: pd.DataFrame, digits: int) -> None:
         minimum = getattr(row, "minimum", np.nan)
         if pd.notna(minimum):
             ax.plot([minimum, minimum], [y - 0.32, y + 0.32], color=INK, linewidth=2.6, zorder=2)
-        words = row.verdict
+        words = statistics.verdict_words(row.verdict, minimum, "")
         if row.verdict == "undecided" and pd.notna(needed := getattr(row, "needed", np.nan)):
             words += f" (n = {needed:,.0f} would decide)"
         elif row.verdict == "undecided" and row.low > getattr(row, "above", 0) and row.estimate >= minimum:

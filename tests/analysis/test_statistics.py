@@ -320,7 +320,8 @@ def test_equivalence_at_the_edges():
         ((2.0, 0.1, 3.9), "supported"),
         ((1.9, 0.1, 3.7), "undecided"),  # helps, but perhaps by less than 2
         ((3.0, -0.1, 6.1), "undecided"),
-        ((1.0, 0.1, 1.9), "refuted"),  # helps, by less than 2
+        ((1.0, 0.1, 1.9), "positive, below the line"),  # helps, by less than 2
+        ((0.9, 0.0, 1.8), "refuted"),
         ((-3.0, -5.0, -1.0), "refuted"),
         ((0.0, -2.0, 2.0), "undecided"),
         ((3.0, NAN, NAN), "undecided"),

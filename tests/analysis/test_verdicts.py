@@ -10,6 +10,7 @@ import pytest
 
 from learngene_core import config
 from learngene_core.analysis import claims, verdicts
+from learngene_core.analysis.claims import DECIDED
 from learngene_core.analysis.measures import MEASURES
 from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, score
@@ -39,7 +40,9 @@ def test_the_columns_that_others_read_are_there(tables):
     }
     for name, columns in wanted.items():
         assert set(columns.split()) <= set(tables[name]), name
-    assert set(tables["claims"]["verdict"]) <= {"supported", "refuted", "undecided"}
+    assert set(tables["claims"]["verdict"]) <= {*DECIDED, "undecided", "not run"}
+    light = tables["claims"].set_index("claim").loc["H1"]
+    assert light["n_classes"] >= 5 and np.isfinite(light["class_low"])  # hits per class reach the claims
     assert (tables["atlas"]["n_tasks"] == 2).all() and len(tables["atlas"]) == 34
 
 
