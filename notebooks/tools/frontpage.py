@@ -1,12 +1,13 @@
-"""The README's tables, listings and examples, filled in from the files that commands made.
+"""The tables, listings and examples of README.md, the rooms' READMEs and RESULTS.md, filled in from the files that commands made.
 
     <!-- from notebooks/images/lecture.md -->
-    (made: what stands here is replaced)
+    (made: what is here is replaced)
     <!-- end -->
 
-stands for a file: Markdown as it is, Python and text in a fence, and with `as KIND` a table of results as the README shows
-it (`TABLES`); several files are named and separated by commas: `glyphs=a.csv, CIFAR-100=b.csv as claims`. A test holds the
-README to `filled`; `python notebooks/tools/frontpage.py` brings it up to date.
+is the file itself: Markdown as it is, Python and text in a fence, and with `as KIND` a table of results as the page shows
+it (`TABLES`, and `keptpages.KINDS` for many ancestors); several files are named and separated by commas:
+`glyphs=a.csv, CIFAR-100=b.csv as claims`; a name with a star is all files that there are. Paths start at the root of the project. A
+test compares every page with `filled`; `python notebooks/tools/frontpage.py` brings all of them up to date.
 """
 
 from __future__ import annotations
@@ -16,21 +17,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import keptpages
+import numpy as np
 import pandas as pd
+from keptpages import markdown as _rows
 
-from learngene_core.analysis.claims import reproduction_table
-from learngene_core.analysis.statistics import paired_table
+from learngene_core.analysis.claims import load_claims, reproduction_table
+from learngene_core.analysis.statistics import Interval, paired_table, t_quantile, verdict
 from learngene_core.errors import StudyError, atomic, say
 from learngene_core.figures.words import OPEN_SCORE_LABELS
 from learngene_core.study.summary import summary_rows
 
 BLOCK = re.compile(r"<!-- from (?P<files>[^>]*?)(?: as (?P<kind>[a-z_]+))? -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
+PAGES = ("README.md", "learngene_core/README.md", "notebooks/README.md", "notebooks/RESULTS.md", "tests/README.md")
 METHODS = {"ncm": "nearest class mean", "probe": "ridge probe"}
-
-
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def _limits(row: pd.Series, name: str, form: str = ".1f") -> str:
@@ -46,8 +46,28 @@ def results_table(found: Mapping[str, pd.DataFrame]) -> str:
 
 
 def claims_table(found: Mapping[str, pd.DataFrame]) -> str:
-    """One or several claims.csv by the name of their run: a row per claim, a column per run."""
-    return reproduction_table(found)
+    """One or several claims.csv by the name of their run: a row per claim, a column per run; words and verdicts of today."""
+    return reproduction_table({name: judged_anew(table) for name, table in found.items()})
+
+
+def judged_anew(table: pd.DataFrame) -> pd.DataFrame:
+    """A kept claims.csv with the statements of claims.yaml and the verdicts that its own limits give by the rule of today.
+
+    What a condition beside the limits had left undecided stays undecided.
+    """
+    claims, rows = {claim.id: claim for claim in load_claims()}, []
+    for row in table.to_dict("records"):
+        claim = claims[row["claim"]]
+        interval = Interval(row["estimate"], row["low"], row["high"], int(row["n"]))
+        found = verdict(interval, claim.minimum, above=claim.above) if interval.n else "not run"
+        error = (interval.high - interval.low) / 2 / t_quantile(interval.n, 0.95) if interval.n > 1 else np.nan
+        inner = abs(interval.estimate) + error * t_quantile(interval.n, 0.90) if interval.n > 1 else np.nan
+        if found in ("undecided", "refuted") and claim.equivalence and inner < claim.equivalence:
+            found = "equivalent"  # two one-sided tests at 5 %
+        if row["verdict"] == "undecided" and found in ("supported", "refuted"):
+            found = "undecided"
+        rows.append({**row, "verdict": found, "statement": claim.statement, "minimum": claim.minimum})
+    return pd.DataFrame(rows)
 
 
 def released_table(found: Mapping[str, pd.DataFrame]) -> str:
@@ -102,6 +122,7 @@ TABLES: dict[str, Callable[[Mapping[str, pd.DataFrame]], str]] = {
     "openworld": openworld_table,
     "reference": reference_table,
     "plain": plain_table,
+    **keptpages.KINDS,
 }
 
 
@@ -116,14 +137,15 @@ def files_of(match: re.Match[str], root: Path) -> dict[str, Path]:
     found = {}
     for part in match["files"].split(","):
         name, _, path = part.strip().rpartition("=")
-        found[name or Path(path).stem] = root / path
-        if not (root / path).is_file():
-            raise StudyError(f"a block of the README names {path}, which does not exist")
+        there = sorted(root.glob(path)) if "*" in path else [root / path]
+        if not there or not all(file.is_file() for file in there):
+            raise StudyError(f"a block of the page names {path}, which does not exist")
+        found |= {name or file.name.partition(".")[0]: file for file in there}
     return found
 
 
 def rendered(match: re.Match[str], root: Path) -> str:
-    """What a block stands for. Raises StudyError for a file that is missing, or a kind that is not there."""
+    """What a block is made of. Raises StudyError for a file that is missing, or a kind that is not there."""
     files, kind = files_of(match, root), match["kind"]
     if kind is None and len(files) == 1:
         (path,) = files.values()
@@ -132,11 +154,16 @@ def rendered(match: re.Match[str], root: Path) -> str:
         if fence or path.suffix == ".md":
             return f"```{fence}\n{text}\n```" if fence else text
     if kind not in TABLES:
-        raise StudyError(
-            f"a block of the README ends with 'as KIND', and KIND is one of {', '.join(TABLES)}; not {kind}"
-        )
-    options = {"dtype": str, "keep_default_na": False} if kind == "plain" else {}
-    return TABLES[kind]({name: pd.read_csv(path, **options) for name, path in files.items()})
+        raise StudyError(f"a block of a page ends with 'as KIND', and KIND is one of {', '.join(TABLES)}; not {kind}")
+    return TABLES[kind]({name: _table(path, kind) for name, path in files.items()})
+
+
+def _table(path: Path, kind: str) -> pd.DataFrame:
+    """A table as its kind reads it: cells as they are written, or numbers; where an empty cell is a word, it stays one."""
+    if kind in ("plain", "published"):
+        as_text = kind == "plain" or path.name.startswith("published")
+        return pd.read_csv(path, **({"dtype": str, "keep_default_na": False} if as_text else {}))
+    return pd.read_csv(path)
 
 
 def filled(text: str, root: Path) -> str:
@@ -149,23 +176,27 @@ def filled(text: str, root: Path) -> str:
     return BLOCK.sub(fill, text)
 
 
+def root_of(page: Path) -> Path:
+    """The folder that a page's paths start at: the project's, or, outside of a project, the page's own."""
+    return next((folder for folder in page.parents if (folder / "pyproject.toml").is_file()), page.parent)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python notebooks/tools/frontpage.py [README.md]`: fill its blocks in; returns the exit status."""
+    """`python notebooks/tools/frontpage.py [PAGE ...]`: fill the blocks of these pages in, or of all; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    page = Path(given[0] if given else "README.md").absolute()
+    home = Path(__file__).parents[2]
     try:
-        before = page.read_text(encoding="utf-8")
-        after = filled(before, page.parent)
+        for page in [Path(name).absolute() for name in given] or [home / name for name in PAGES]:
+            before = page.read_text(encoding="utf-8")
+            after = filled(before, root_of(page))
+            if after != before:
+                with atomic(page) as temporary:
+                    temporary.write_text(after, encoding="utf-8")
+            state = "brought up to date" if after != before else "up to date"
+            say(f"{page.name}: {len(BLOCK.findall(after))} blocks, {state}")
     except (StudyError, OSError, KeyError, ValueError) as error:
         print(f"frontpage: {error}", file=sys.stderr)
         return 1
-    if after != before:
-        with atomic(page) as temporary:
-            temporary.write_text(after, encoding="utf-8")
-    say(
-        f"{page.name}: {len(BLOCK.findall(after))} blocks, "
-        + ("brought up to date" if after != before else "up to date")
-    )
     return 0
 
 
