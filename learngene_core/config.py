@@ -437,7 +437,7 @@ class Config:
     control_ewc: tuple[float, ...] = _field((100.0,), "controls", "strengths of EWC to the inherited weights", 0)
     control_l2: tuple[float, ...] = _field((0.1,), "controls", "strengths of the plain pull to them (L2-SP)", 0)
     ancestors: tuple[str, ...] = _field((), "controls", "single_task, fixed_width, joint, permuted: other sources", kind="extent")
-    inherited_share: float = _field(50.0, "reconstruct tune claims", "most that a block inherits, percent of all parameters", 1, 100)
+    inherited_share: float = _field(50.0, "reconstruct tune claims", "most that a block inherits, percent of parameters", 1, 100)
 
     # the machine (outside every hash; resolved into machine.json)
     minutes: float = _field(0.0, "", "long stages stop after this many minutes and go on when called again; 0: no limit", 0)

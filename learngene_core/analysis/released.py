@@ -201,7 +201,7 @@ class ReleasedIndividuals(Individuals):
     ) -> tuple[dict, list[dict], ConvNet | None]:
         """The row of one individual, its training curve, and what it has become; None where that is nothing to go on from."""
         (task, init), gene = draw, arm.donor(draw)
-        where = {"shots": shots, "target_task": task.number, "init": init}
+        where = {"shots": shots, "target_task": task.number, "init": init, "classes": "|".join(task.classes)}
         try:
             stack, history = self.individual(arm, gene, draw, shots, left)
         except Diverged as error:

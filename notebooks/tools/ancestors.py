@@ -139,7 +139,9 @@ def main() -> None:
     todo = [u for u in todo if not options.only or u[0] in options.only.split(",")]
     start = time.time()
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(unit, (n, options.data, s, machine, str(images_file), str(out), options.tf32)) for n, s in todo]
+        jobs = [
+            pool.submit(unit, (n, options.data, s, machine, str(images_file), str(out), options.tf32)) for n, s in todo
+        ]
         for job in as_completed(jobs):
             try:
                 name, trained, rest = job.result()
