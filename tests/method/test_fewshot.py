@@ -11,7 +11,7 @@ from toys import states_equal, tables_equal, toy_config, toy_images
 
 from learngene_core import fewshot
 from learngene_core.analysis import tuning
-from learngene_core.arms import arms_of
+from learngene_core.arms import arms_of, longest_prefix
 from learngene_core.collective import train_collective
 from learngene_core.config import Machine
 from learngene_core.data.division import divide, source_tasks, target_tasks
@@ -219,6 +219,8 @@ def test_methods_of_a_pair_start_alike_but_for_what_they_inherit(world, watched,
         groups.setdefault((arm.family, str(arm.shape), arm.rate), []).append(arm)
     assert len(watched) == len(groups)
     assert all(c["draws"] == watched[0]["draws"] and torch.equal(c["images"], watched[0]["images"]) for c in watched)
+    prefix = longest_prefix(world.col, cfg.inherited_share)
+    same = {"learngene": LAYERS, "first": names[:3], "longest_prefix": prefix, "full": names, "scratch": ()}
     starts = {}
     for call, arms in zip(watched, groups.values(), strict=True):
         for arm, state in zip(arms, call["networks"], strict=True):
@@ -227,7 +229,7 @@ def test_methods_of_a_pair_start_alike_but_for_what_they_inherit(world, watched,
         first, last = block.split("-")
         inherited = names[names.index(first) : names.index(last) + 1]
         if family == "same_shape":
-            inherited = {"learngene": LAYERS, "first": names[:3], "full": names, "scratch": ()}[method]
+            inherited = same[method]
         for name, tensor in state.items():
             if "num_batches" in name:
                 continue
@@ -487,7 +489,7 @@ def test_out_of_memory_makes_stacks_smaller_and_says_so(world, monkeypatch, caps
     options = {"methods": ("scratch", "learngene")}
     work, draws = bundle_of(world, 12, 12, **options)  # 24 draws of two arms a family
     alone = [piece for draw in draws for piece in work.train([draw])]
-    trained, told, sizes = Individuals.trained, [], []
+    trained, told, sizes = Individuals.in_one_go, [], []
 
     def small(self, draws):
         if 2 * len(draws) > 3:
@@ -495,7 +497,7 @@ def test_out_of_memory_makes_stacks_smaller_and_says_so(world, monkeypatch, caps
         sizes.append(2 * len(draws))
         return trained(self, draws)
 
-    monkeypatch.setattr(Individuals, "trained", small)
+    monkeypatch.setattr(Individuals, "in_one_go", small)
     work.on_smaller = told.append
     capsys.readouterr()
     pieces = work.train(draws)
@@ -506,6 +508,6 @@ def test_out_of_memory_makes_stacks_smaller_and_says_so(world, monkeypatch, caps
     def never(self, draws):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Individuals, "trained", never)
+    monkeypatch.setattr(Individuals, "in_one_go", never)
     with pytest.raises(StudyError, match="does not fit into the memory"):
         work.train(draws)
