@@ -20,7 +20,15 @@ from .errors import StudyError, atomic
 
 SHIFT = 20  # 3 of the 23 mantissa bits stay: 8 bins per octave
 LARGEST_ARRAYS = 2**32  # bytes that a file of arrays may unpack to; the record of the paper preset needs a tenth
-MEASURES = ("n_weights", "steps", "norm", "rms", "norm_times_weight", "weight_norm", "relative_norm")  # of gradients.csv
+MEASURES = (
+    "n_weights",
+    "steps",
+    "norm",
+    "rms",
+    "norm_times_weight",
+    "weight_norm",
+    "relative_norm",
+)  # of gradients.csv
 N_RAW = 2056  # raw bins per sign: 2^31 >> 20, and room for the offsets
 
 

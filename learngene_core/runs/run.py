@@ -24,6 +24,7 @@ from .lock import alone
 
 WORKERS = "LEARNGENE_WORKERS"  # variable: individuals side by side where the configuration leaves it open (sweeps: 1)
 
+
 class Run:
     """One run folder, opened for one configuration."""
 

@@ -101,17 +101,15 @@ def extras(name: str, images, div, col, cfg: Config, machine: Machine) -> dict[s
     about, names = study.who(cfg), col.model.block_names
     tables = {"atlas": study.light_atlas(col, images, target_tasks(images, div, cfg, n_tasks=20), cfg, machine=machine)}
     gene, rows, curves = cut_learngene(col, cfg, layers=names[-cfg.n_blocks :]), [], []
-    for shots, epochs in (
-        (20, cfg.individual_epochs),
-        (10, cfg.individual_epochs // 3),
-        (10, 3 * cfg.individual_epochs),
-    ):
-        own = cfg.replace(shots=shots, individual_epochs=epochs)
+    usual, size = cfg.individual_epochs, cfg.individual_batch
+    # 100 images in batches of 32 leave a last batch of four, too few for batch norm; in batches of 25 they leave none
+    for shots, epochs, batch in ((20, usual, size), (20, usual, 25), (10, usual // 3, size), (10, 3 * usual, size)):
+        own = cfg.replace(shots=shots, individual_epochs=epochs, individual_batch=batch)
         arms = arms_of(gene, col, own, ("scratch", "learngene", "first"))
         work = Individuals(arms, images, own, gene.mean, gene.std, machine=machine)
         found, curve = work.table(target_tasks(images, div, own))
-        rows.append(found.assign(epochs=epochs))
-        curves.append(curve.assign(epochs=epochs))
+        rows.append(found.assign(epochs=epochs, batch=batch))
+        curves.append(curve.assign(epochs=epochs, batch=batch))
     tables |= {"budgets": pd.concat(rows), "curves": pd.concat(curves)}
     return {kind: table.assign(**about) for kind, table in tables.items()}
 

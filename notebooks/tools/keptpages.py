@@ -100,7 +100,14 @@ def ancestor_results(found: Tables) -> str:
             blocks = "" if inherits not in ("longest prefix", "recommended") else f" ({_span(own['block'])})"
             reached = scratch + own["gain"].mean()
             rows.append(
-                (name, f"{ncm.mean():.1f}", f"{inherits}{blocks}", f"{scratch:.1f}", f"{reached:.1f}", _mean(own["gain"]))
+                (
+                    name,
+                    f"{ncm.mean():.1f}",
+                    f"{inherits}{blocks}",
+                    f"{scratch:.1f}",
+                    f"{reached:.1f}",
+                    _mean(own["gain"]),
+                )
             )
     header = ("ancestor", "its nearest class mean %", "inherited", "scratch %", "individual %", "gain, points")
     return markdown(header, rows)
@@ -110,7 +117,9 @@ def _in_order(gains: pd.DataFrame) -> pd.DataFrame:
     """Gains with the division in words; the data's own division first, kinds as the figures order them."""
     drawn = (gains["data"] != "glyphs") & (gains["division_seed"] >= 0)
     kinds = {kind: k for k, kind in enumerate(ANCESTOR_LABELS)}
-    found = gains.assign(division=np.where(drawn, ", other classes", ""), place=gains["ancestor"].map(kinds), drawn=drawn)
+    found = gains.assign(
+        division=np.where(drawn, ", other classes", ""), place=gains["ancestor"].map(kinds), drawn=drawn
+    )
     return found.sort_values(["data", "drawn", "place"], kind="stable")
 
 
@@ -259,12 +268,17 @@ def findings(found: Tables) -> str:
     """The front page's table: what of the paradigm holds, each with the number it rests on."""
     claims, table = judged(found).set_index("claim"), joined(found, "regret")
     scores = own_division(joined(found, "scores"))
-    count = scores[(scores["criterion"] == "released") & (scores["ancestor"] == "sequential") & (scores["data"] == "cifar100")]
+    count = scores[
+        (scores["criterion"] == "released") & (scores["ancestor"] == "sequential") & (scores["data"] == "cifar100")
+    ]
     chosen = [_block(criteria.best_block(one.astype({"score": float}), 3)) for _, one in count.groupby("ancestor_seed")]
     null = [
-        _block(criteria.best_block(one.assign(score=one["null"].astype(float)), 3)) for _, one in count.groupby("ancestor_seed")
+        _block(criteria.best_block(one.assign(score=one["null"].astype(float)), 3))
+        for _, one in count.groupby("ancestor_seed")
     ]
-    within = table[(table["scope"] == "within budget") & (table["tasks"] == "pseudo") & (table["criterion"] == "released")]
+    within = table[
+        (table["scope"] == "within budget") & (table["tasks"] == "pseudo") & (table["criterion"] == "released")
+    ]
     cost = mean_interval(within.loc[within["ancestor"] == "sequential", "over_prefix"])
 
     def cell(name: str) -> str:

@@ -1,8 +1,9 @@
-"""Pictures have words: in the README, in the notebooks, and in the page that a run ends with."""
+"""Pictures have words: in the READMEs, in the notebooks, and in the page that a run ends with."""
 
 import re
 from pathlib import Path
 
+import frontpage
 import nbformat
 import pytest
 
@@ -20,9 +21,8 @@ def told(text):
 
 
 def markdown_pictures():
-    yield from (
-        (path.name, alt) for path in ROOT.glob("*.md") for alt in re.findall(r"!\[([^\]]*)\]", path.read_text("utf-8"))
-    )
+    for name in frontpage.PAGES:
+        yield from ((name, alt) for alt in re.findall(r"!\[([^\]]*)\]", (ROOT / name).read_text("utf-8")))
     for path in notebooks.numbered():
         words = "\n".join(c.source for c in notebooks.read(path).cells if c.cell_type == "markdown")
         yield from ((path.name, alt) for alt in re.findall(r"!\[([^\]]*)\]", words))

@@ -1,4 +1,4 @@
-"""The README is true: its commands exist, its code runs, its links lead somewhere, its numbers come from files.
+"""The pages are true (README.md, those of the rooms, RESULTS.md): its commands exist, its code runs, its links lead somewhere, its numbers come from files.
 
 What a block of a shell may hold: `learngene`, `make`, `pip install`, `python -m learngene_core.X`, and the few words of
 `HARMLESS`. Commands that take seconds are run with the smoke preset; the others are parsed by the real parser, which refuses an
@@ -17,6 +17,7 @@ import tomllib
 from pathlib import Path
 
 import frontpage
+import keptpages
 import pandas as pd
 import pytest
 import readme
@@ -25,6 +26,7 @@ import yaml
 from packaging.requirements import Requirement
 from PIL import Image
 
+from learngene_core.analysis.claims import load_claims
 from learngene_core.config import FIELDS, Config
 from learngene_core.errors import StudyError
 from learngene_core.runs.run import Run
@@ -32,7 +34,7 @@ from learngene_core.study import cli, notebooks
 from learngene_core.study import options as options_module
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in frontpage.PAGES}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CHEAP = {
     "divide",
@@ -43,11 +45,20 @@ CHEAP = {
 }  # run with the smoke preset; the rest is only parsed
 HARMLESS = {"git": "clone", "cd": "", "source": ".venv/bin/activate"}  # what a newcomer types that is not ours
 QUOTED = {"text", "bibtex", "yaml", "json"}  # fences that nobody runs: output (from a file), an entry, settings
-FENCES = readme.fences(PAGE)
-SHELL = [words for fence in FENCES if fence.language in ("bash", "sh") for words in readme.commands(fence.body)]
-MENTIONED = readme.inline_commands(PAGE)
-BLOCKS = list(frontpage.BLOCK.finditer(PAGE))
-needs_blocks = pytest.mark.skipif(not BLOCKS, reason="the README has no blocks made from files yet")
+FENCES = [(name, fence) for name, page in PAGES.items() for fence in readme.fences(page)]
+SHELL = [words for _, fence in FENCES if fence.language in ("bash", "sh") for words in readme.commands(fence.body)]
+MENTIONED = [words for page in PAGES.values() for words in readme.inline_commands(page)]
+BLOCKS = [block for page in PAGES.values() for block in frontpage.BLOCK.finditer(page)]
+LONGEST = 200  # lines of the front page
+
+
+def only(*languages):
+    """Parameters of a test: the fences of these languages, each with the page that it is on."""
+    chosen = [(name, fence) for name, fence in FENCES if fence.language in languages]
+    return pytest.mark.parametrize(("name", "fence"), chosen, ids=[f"{name}:{f.line}" for name, f in chosen])
+
+
+each_page = pytest.mark.parametrize("name", PAGES)
 
 
 def text_of(words):
@@ -77,6 +88,8 @@ def check_command(words):
         check_pip(rest)
     elif program.startswith("python") and rest[:1] == ["-m"]:
         assert importlib.util.find_spec(rest[1]) is not None, f"there is no module {rest[1]}"
+    elif program.startswith("python"):
+        check_script(rest)
     elif program == "papermill":
         check_papermill(rest)
     else:
@@ -103,6 +116,14 @@ def check_make(rest):
     if shutil.which("make"):
         done = subprocess.run(["make", "-n", *rest], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def check_script(rest):
+    """A script of the project, and options that its own help names."""
+    path = ROOT / rest[0]
+    assert path.is_file(), f"there is no script {rest[0]}"
+    known = set(re.findall(r'"(--[\w-]+)"', path.read_text(encoding="utf-8")))
+    assert {word for word in rest[1:] if word.startswith("--")} <= known, f"{rest[0]} has no such option: {rest[1:]}"
 
 
 def check_pip(rest):
@@ -173,22 +194,21 @@ def examples():
 
 
 def test_every_fenced_block_is_covered():
-    for fence in FENCES:
-        assert fence.language in {"bash", "sh", "python", "", *QUOTED}, (
-            f"line {fence.line}: nothing covers {fence.language}"
-        )
+    for name, fence in FENCES:
+        known = {"bash", "sh", "python", "", *QUOTED}
+        assert fence.language in known, f"{name}, line {fence.line}: nothing covers {fence.language}"
 
 
-@pytest.mark.parametrize("fence", [f for f in FENCES if f.language == "python"], ids=lambda f: f"line {f.line}")
-def test_python_blocks_run_as_they_stand(fence, place, monkeypatch):
+@only("python")
+def test_python_blocks_run_as_they_are(name, fence, place, monkeypatch):
     if fence.body.strip() in examples():
         return  # run, and looked at more closely, by test_examples
     monkeypatch.chdir(place)
-    exec(compile(fence.body, f"README.md, line {fence.line}", "exec"), {"__name__": "readme"})
+    exec(compile(fence.body, f"{name}, line {fence.line}", "exec"), {"__name__": "readme"})
 
 
-@pytest.mark.parametrize("fence", [f for f in FENCES if not f.language], ids=lambda f: f"line {f.line}")
-def test_listed_files_are_made_by_the_package(fence):
+@only("")
+def test_listed_files_are_made_by_the_package(name, fence):
     names = re.findall(r"[\w*/-]+\.(?:csv|json|npz|safetensors|html|ipynb)", fence.body)
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "learngene_core").rglob("*.py"))
     written = set(re.findall(r"[\w*-]+\.(?:csv|json|npz|safetensors|html|ipynb)", source))
@@ -198,73 +218,91 @@ def test_listed_files_are_made_by_the_package(fence):
     assert not [name for name in names if not fnmatch.filter(written, name.rpartition("/")[2])]
 
 
-@pytest.mark.parametrize("fence", [f for f in FENCES if f.language in QUOTED], ids=lambda f: f"line {f.line}")
-def test_quoted_blocks_are_what_they_seem(fence):
+@only(*QUOTED)
+def test_quoted_blocks_are_what_they_seem(name, fence):
     if fence.language == "text":
         texts = [frontpage.rendered(m, ROOT) for m in BLOCKS if m["files"].endswith(".txt")]
-        assert f"```text\n{fence.body}```" in texts, f"line {fence.line}: output comes from a file that a command wrote"
+        assert f"```text\n{fence.body}```" in texts, f"{name}, line {fence.line}: output comes from a file"
     elif fence.language == "bibtex":
         title = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
         assert re.search(r"title *= *[{\"]+(.+?)[}\"]", fence.body).group(1) in json.dumps(title)
     else:
         given = yaml.safe_load(fence.body)
         for part in (given.get("parameters", {}), given.get("product", {}), *given.get("cases", [])):
-            assert set(part) <= set(FIELDS), f"line {fence.line}: unknown parameters {set(part) - set(FIELDS)}"
+            assert set(part) <= set(FIELDS), f"{name}, line {fence.line}: unknown parameters {set(part) - set(FIELDS)}"
 
 
 # --- links and pictures -------------------------------------------------------------------------------------------------
-def test_links_and_pictures_lead_somewhere():
-    headings = {readme.slug(h) for h in re.findall(r"^#+ +(.+)$", readme.FENCE.sub("", PAGE), re.MULTILINE)}
-    for match in readme.LINK.finditer(readme.FENCE.sub("", PAGE)):
+def anchors(path):
+    """The anchors of a page's headings."""
+    text = readme.FENCE.sub("", path.read_text(encoding="utf-8"))
+    return {readme.slug(h) for h in re.findall(r"^#+ +(.+)$", text, re.MULTILINE)}
+
+
+@each_page
+def test_links_and_pictures_lead_somewhere(name):
+    for match in readme.LINK.finditer(readme.FENCE.sub("", PAGES[name])):
         target, _, anchor = match["target"].partition("#")
         if "://" in target:
             continue
-        assert not target or (ROOT / target).exists(), f"{match['target']} leads nowhere"
-        assert target or anchor in headings, f"there is no section #{anchor}"
+        path = (ROOT / name).parent / target if target else ROOT / name
+        assert path.exists(), f"{match['target']} leads nowhere"
+        assert not anchor or anchor in anchors(path), f"there is no section #{anchor} in {path.name}"
 
 
 def test_pictures_are_whole_small_and_opaque():
-    pictures = [m["target"] for m in readme.LINK.finditer(PAGE) if m[0].startswith("!")]
+    found = [((ROOT / name).parent, m) for name, page in PAGES.items() for m in readme.LINK.finditer(page)]
+    pictures = [folder / m["target"] for folder, m in found if m[0].startswith("!")]
     assert pictures
-    for name in pictures:
-        with Image.open(ROOT / name) as picture:
+    for path in pictures:
+        with Image.open(path) as picture:
             picture.load()
-            assert picture.width <= 1700 and (ROOT / name).stat().st_size <= 700_000, name
+            assert picture.width <= 1700 and path.stat().st_size <= 700_000, path.name
             corner = picture.convert("RGBA").getpixel((0, 0))
-        assert corner[3] == 255 and min(corner[:3]) >= 250, f"{name}: a white ground of its own, also on a dark page"
+        assert corner[3] == 255 and min(corner[:3]) >= 250, (
+            f"{path.name}: a white ground of its own, also on a dark page"
+        )
+
+
+def test_the_front_page_stays_short():
+    assert len(PAGES["README.md"].splitlines()) <= LONGEST
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------------
-def test_blocks_are_what_their_files_say():
-    assert frontpage.filled(PAGE, ROOT) == PAGE, "run `python notebooks/tools/frontpage.py`"
-    assert PAGE.count("<!-- from ") == len(BLOCKS) == PAGE.count("<!-- end -->"), "every block begins and ends"
+@each_page
+def test_blocks_are_what_their_files_say(name):
+    page = PAGES[name]
+    assert frontpage.filled(page, ROOT) == page, "run `python notebooks/tools/frontpage.py`"
+    n = len(frontpage.BLOCK.findall(page))
+    assert page.count("<!-- from ") == n == page.count("<!-- end -->"), "every block begins and ends"
 
 
-@needs_blocks
-def test_every_table_of_numbers_is_made_from_a_file():
-    bare = readme.FENCE.sub("", frontpage.BLOCK.sub("", PAGE))
+@each_page
+def test_every_table_of_numbers_is_made_from_a_file(name):
+    bare = readme.FENCE.sub("", frontpage.BLOCK.sub("", PAGES[name]))
     rows = [line for line in bare.splitlines() if line.startswith("|") and readme.numbers(readme.prose(line))]
     assert not [row for row in rows if not all(n in allowed() for n in readme.numbers(readme.prose(row)))]
 
 
 def allowed():
-    """Numbers that stand in prose and in no file of results, with the reason why they are there."""
+    """Numbers that are in prose and in no file of results, with the reason why they are there."""
     table = pd.read_csv(Path(__file__).with_name("readme_numbers.csv"), dtype=str)
     assert table["reason"].str.len().gt(15).all() and not table["number"].duplicated().any()
     return dict(zip(table["number"], table["reason"], strict=True))
 
 
 def sources(page, root):
-    """Numbers shown in all blocks but code, and the values of the tables behind them."""
+    """Numbers shown in all blocks but code, and the values of the small tables they come from (of a large one, any number
+    could be found)."""
     blocks = list(frontpage.BLOCK.finditer(page))
     shown = {n for m in blocks if not m["files"].endswith(".py") for n in readme.numbers(m["body"])}
     paths = {path for m in blocks for path in frontpage.files_of(m, root).values() if path.suffix == ".csv"}
     tables = [pd.read_csv(path).select_dtypes("number") for path in sorted(paths)]
-    return shown, [abs(v) for table in tables for v in table.to_numpy().ravel() if pd.notna(v)]
+    return shown, [abs(v) for table in tables if len(table) < 100 for v in table.to_numpy().ravel() if pd.notna(v)]
 
 
 def untraced(page, root, known):
-    """Numbers of the prose that stand in no block, in no file behind one (rounded as they are), and not among `known`."""
+    """Numbers of the prose that are in no block, in no file of one (rounded as they are), and not among `known`."""
     shown, values = sources(page, root)
     found = []
     for number in readme.numbers(readme.prose(frontpage.BLOCK.sub("", page))):
@@ -275,17 +313,20 @@ def untraced(page, root, known):
     return found
 
 
-@needs_blocks
-def test_nothing_is_left_to_be_filled_in():
-    assert not re.search(r"@@\w+@@|TODO|FIXME", PAGE)
+@each_page
+def test_nothing_is_left_to_be_filled_in(name):
+    assert not re.search(r"@@\w+@@|TODO|FIXME", PAGES[name])
 
 
-@needs_blocks
-def test_every_number_in_prose_is_traced():
-    assert not (lost := untraced(PAGE, ROOT, allowed())), (
+@each_page
+def test_every_number_in_prose_is_traced(name):
+    assert not (lost := untraced(PAGES[name], ROOT, allowed())), (
         f"from no file, and without a reason in readme_numbers.csv: {lost}"
     )
-    words = readme.numbers(readme.prose(PAGE))
+
+
+def test_no_reason_is_left_for_a_number_that_is_gone():
+    words = {n for page in PAGES.values() for n in readme.numbers(readme.prose(page))}
     assert not (stale := [n for n in allowed() if n not in words]), f"reasons for numbers that are gone: {stale}"
 
 
@@ -309,6 +350,77 @@ def test_the_command_brings_a_page_up_to_date(tmp_path, capsys):
     assert frontpage.main([str(page)]) == 0 and "up to date" in capsys.readouterr().out
     page.write_text("<!-- from gone.csv as claims -->\n<!-- end -->\n", encoding="utf-8")
     assert frontpage.main([str(page)]) == 1 and "gone.csv, which does not exist" in capsys.readouterr().err
+
+
+ANCESTORS = ROOT / "notebooks" / "results" / "ancestors"
+
+
+def kept(kind):
+    return {path.name.partition(".")[0]: pd.read_csv(path) for path in sorted(ANCESTORS.glob(f"*-{kind}.csv*"))}
+
+
+def test_the_verdicts_of_the_page_are_those_of_a_plain_computation():
+    """The paper's block over sequential ancestors: mean of five means, a t interval with four degrees of freedom."""
+    individuals = kept("individuals")["cifar100-individuals"]
+    own = individuals[(individuals["ancestor"] == "sequential") & (individuals["division_seed"] < 0)]
+    own = own[own["block"] == "conv11-conv13"]
+    means = own.groupby(["ancestor_seed", "method"])["accuracy"].mean().unstack()
+    gains = (means["learngene"] - means["scratch"]).to_numpy()
+    half = 2.7764451 * gains.std(ddof=1) / len(gains) ** 0.5
+    cell = f"{gains.mean():+.2f} ({gains.mean() - half:+.2f} to {gains.mean() + half:+.2f})"
+    page = PAGES["notebooks/RESULTS.md"]
+    assert len(gains) == 5 and re.search(rf"\*\*A1\*\* .*\| \*\*equivalent\*\* \| {re.escape(cell)} \| 5 \|", page)
+
+
+def test_a_second_source_of_ancestors_is_taken_when_it_is_there():
+    found = kept("individuals") | kept("ancestors") | kept("tasks")
+    found = {name: table for name, table in found.items() if name.startswith("cifar100")}
+    other = {}
+    for name, table in found.items():
+        part = table[(table["ancestor"] == "sequential") & (table["division_seed"] < 0)]
+        if "family" in part:
+            part = part[part["method"] != "recommended"]
+        other[name.replace("cifar100", "glyphs")] = part.assign(data="glyphs", division_seed=part["ancestor_seed"])
+    text = keptpages.ancestor_verdicts(found | other)
+    assert re.search(r"\*\*G1\*\* .*\| \*\*equivalent\*\*", text) and re.search(
+        r"\*\*G3\*\* .*\| \*\*supported\*\*", text
+    )
+    first, second = (re.search(rf"\*\*{name}\*\* .*?\| (\+[^|]*)\|", text).group(1) for name in ("A1", "G1"))
+    assert first == second, "the same individuals under another name"
+    assert "glyphs, task after task" in keptpages.ancestor_results(found | other)
+
+
+def test_the_opening_paragraph_rounds_the_verdicts():
+    said = re.search(r"gain (\d+) points of accuracy .* and (\d+) points where", PAGES["notebooks/RESULTS.md"])
+    claims = keptpages.judged(kept("individuals") | kept("tasks")).set_index("claim")["estimate"]
+    assert [int(n) for n in said.groups()] == [round(claims["A3"]), round(claims["A3j"])]
+    assert 0.5 < claims["A1"] < 1.5 and 0.5 < claims["A1j"] < 1.5, "about one point"
+
+
+def test_an_interval_is_given_over_five_ancestors_and_not_over_fewer():
+    text = keptpages.ancestor_results(kept("individuals") | kept("ancestors"))
+    lines = [line for line in text.splitlines() if "with replay" in line]
+    assert lines and all("n=2, no interval" in line for line in lines)
+
+
+def test_kept_verdicts_follow_from_their_limits():
+    for name in ("lecture", "cifar"):
+        claims = pd.read_csv(ROOT / "notebooks" / "images" / f"claims-{name}.csv")["claim"]
+        assert claims.tolist() == [claim.id for claim in load_claims()]
+    rows = {
+        "estimate": 0.8,
+        "low": 0.3,
+        "high": 1.3,
+        "n": 60,
+        "verdict": "refuted",
+        "unit": "points",
+        "needed": float("nan"),
+    }
+    table = pd.DataFrame([{"claim": "H1", "statement": "old", "scope": "", "minimum": 2.0, **rows}])
+    judged = frontpage.judged_anew(table).iloc[0]
+    assert judged["verdict"] == "positive, below the line" and judged["statement"] != "old"
+    held = frontpage.judged_anew(table.assign(estimate=3.0, low=2.5, high=3.5, verdict="undecided")).iloc[0]
+    assert held["verdict"] == "undecided", "a condition beside the limits had left it open"
 
 
 def test_a_kind_that_is_not_there_is_named(tmp_path):
