@@ -1,4 +1,4 @@
-"""The tables, listings and examples of README.md, the rooms' READMEs and RESULTS.md, filled in from the files that commands made.
+"""The tables, listings and examples of the READMEs and RESULTS.md, filled in from the files that commands made.
 
     <!-- from notebooks/images/lecture.md -->
     (made: what is here is replaced)
@@ -6,8 +6,8 @@
 
 is the file itself: Markdown as it is, Python and text in a fence, and with `as KIND` a table of results as the page shows
 it (`TABLES`, and `keptpages.KINDS` for many ancestors); several files are named and separated by commas:
-`glyphs=a.csv, CIFAR-100=b.csv as claims`; a name with a star is all files that there are. Paths start at the root of the project. A
-test compares every page with `filled`; `python notebooks/tools/frontpage.py` brings all of them up to date.
+`glyphs=a.csv, CIFAR-100=b.csv as claims`; a name with a star is all files that there are. Paths start at the root of the project.
+A test compares every page with `filled`; `python notebooks/tools/frontpage.py` brings all of them up to date.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Kept tables of many ancestors as the pages show them: tables in, Markdown out. Kinds of `frontpage`.
 
-Every function takes tables by name, as `frontpage` reads them (`cifar100-individuals` from `cifar100-individuals.csv.gz`). Tables of
-one kind are put one below the other, so that a new data source needs no change here.
+Every function takes tables by name, as `frontpage` reads them (`cifar100-individuals` from `cifar100-individuals.csv.gz`).
+Tables of one kind are put one below the other, so that a new data source needs no change here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pandas as pd
 
 from learngene_core import criteria
 from learngene_core.analysis.ancestor_tables import WHO, ancestor_gains, atlas_gains, class_gains, judge_ancestors
-from learngene_core.analysis.statistics import Interval, mean_interval
+from learngene_core.analysis.statistics import mean_interval
 from learngene_core.errors import StudyError
 from learngene_core.figures.words import ANCESTOR_LABELS, CRITERION_LABELS, DATA_LABELS
 
@@ -51,7 +51,9 @@ def over_classes(individuals: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame
     parts = []
     for where, own in individuals.groupby(list(WHO), sort=False):
         asked = tasks[(tasks[list(WHO)] == list(where)).all(axis=1)]
-        parts.append(class_gains(own, {t: c.split("|") for t, c in zip(asked["target_task"], asked["classes"])}))
+        parts.append(
+            class_gains(own, {t: c.split("|") for t, c in zip(asked["target_task"], asked["classes"], strict=True)})
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -87,7 +89,7 @@ def ancestor_results(found: Tables) -> str:
     gains = ancestor_gains(light)
     accuracy = light.groupby([*WHO, "shots", "block", "method"])["accuracy"].mean()
     rows = []
-    for (data, division, kind, shots), part in _in_order(gains).groupby(
+    for (data, division, kind, _), part in _in_order(gains).groupby(
         ["data", "division", "ancestor", "shots"], sort=False
     ):
         who = part[list(WHO)].drop_duplicates()
@@ -200,7 +202,6 @@ def budgets(found: Tables) -> str:
     """`*-budgets`, and `*-individuals` for the budget of the claims: shots, epochs and size of a batch, for the last and first
     three blocks of single ancestors; final_loss is that of the support images."""
     table = joined(found, "budgets")
-    table = table.assign(batch=table["batch"].fillna(32) if "batch" in table else 32)
     base = joined(found, "individuals").merge(table[list(WHO)].drop_duplicates(), on=list(WHO))
     base = base[base["block"].isin(table["block"]) & base["method"].isin(["scratch", "learngene", "first"])]
     parts = [base.assign(epochs=30, batch=32), table]
@@ -224,7 +225,7 @@ def budgets(found: Tables) -> str:
 
 
 def published(found: Tables) -> str:
-    """`published`, `cifar-reference`, `bench`...: published numbers beside ours; a row's `ours` is a key of `_OURS`, else a text."""
+    """`published` and the tables of ours it names: a row's `ours` is a key of `_OURS`, else a text."""
     rows = []
     for r in joined(found, "published").itertuples():
         ours = _OURS[r.ours](found) if r.ours in _OURS else r.ours or "-"
@@ -264,51 +265,48 @@ _OURS: dict[str, Callable[[Tables], str]] = {
 }
 
 
+FINDINGS = (  # what is inherited, what it gives, the claims whose numbers the two columns show
+    ("the last three blocks, after fresh first ones (the paper's form)", "as scratch within two points, yet above 0", "A1", "A1j"),
+    ("the first three blocks, with fresh later ones", "a clear gain", "A2", "A2j"),
+    ("the longest prefix within half of the parameters (conv1-9)", "a large gain, and no criterion is needed", "A3", "A3j"),
+    ("what trying blocks on pseudo-tasks recommends, minus that prefix", "no better, within two points", "A5", "A5j"),
+)  # fmt: skip
+
+
 def findings(found: Tables) -> str:
-    """The front page's table: what of the paradigm holds, each with the number it rests on."""
-    claims, table = judged(found).set_index("claim"), joined(found, "regret")
-    scores = own_division(joined(found, "scores"))
-    count = scores[
-        (scores["criterion"] == "released") & (scores["ancestor"] == "sequential") & (scores["data"] == "cifar100")
-    ]
-    chosen = [_block(criteria.best_block(one.astype({"score": float}), 3)) for _, one in count.groupby("ancestor_seed")]
-    null = [
-        _block(criteria.best_block(one.assign(score=one["null"].astype(float)), 3))
-        for _, one in count.groupby("ancestor_seed")
-    ]
-    within = table[
-        (table["scope"] == "within budget") & (table["tasks"] == "pseudo") & (table["criterion"] == "released")
-    ]
-    cost = mean_interval(within.loc[within["ancestor"] == "sequential", "over_prefix"])
+    """The front page's table, from `*-individuals`, `*-tasks`, `*-scores` and `*-regret`: what of the paradigm holds."""
+    claims = judged(found).set_index("claim")
 
     def cell(name: str) -> str:
         r = claims.loc[name]
-        return f"{limits(r['estimate'], r['low'], r['high'])}, n={r['n']}" if np.isfinite(r["estimate"]) else "not run"
+        return f"{limits(r['estimate'], r['low'], r['high'])}, n={r['n']}"
 
-    def pair(one: str, other: str) -> tuple[str, str]:
-        return cell(one), cell(other)
-
-    rows = [
-        ("The paper's block (last three) inherited after fresh first blocks", "equal to scratch within two points, though above zero",
-         *pair("A1", "A1j")),
-        ("The first three blocks, with fresh later ones", "a clear gain", *pair("A2", "A2j")),
-        ("The longest prefix within half of the parameters (conv1-9); no criterion", "the largest gain", *pair("A3", "A3j")),
-        ("What a search on pseudo-tasks recommends, minus the longest prefix", "no better: within two points", *pair("A5", "A5j")),
-        ("A better ancestor: what it adds to the last three (left) and to conv1-7 (right); joint minus sequential",
-         "hardly anything; twice the gain", *pair("A6", "A7")),
-        ("The paper's criterion, minus the longest prefix, on pseudo-tasks", f"chooses {_counted(chosen)}; untrained networks: {_counted(null)}",
-         f"{limits(cost.estimate, cost.low, cost.high)}, n={cost.n}",
-         _interval(within.loc[within["ancestor"] == "joint", "over_prefix"])),
-    ]  # fmt: skip
-    if "glyphs" in set(joined(found, "individuals")["data"]):
-        rows.append(("Glyphs, ancestors of as many divisions: last three (left), longest prefix (right)", "the same picture, exaggerated",
-                     *pair("G1", "G3")))  # fmt: skip
-    return markdown(("what is inherited", "what it gives", "sequential ancestors", "joint ancestors"), rows)
+    rows = [(what, gives, cell(one), cell(other)) for what, gives, one, other in FINDINGS]
+    chosen, null = _paper_choice(joined(found, "scores"))
+    what = f"what the paper's criterion chooses ({chosen}; in untrained networks {null}), minus that prefix, on pseudo-tasks"
+    table = joined(found, "regret")
+    cost = table[
+        (table["scope"] == "within budget") & (table["tasks"] == "pseudo") & (table["criterion"] == "released")
+    ]
+    costs = [_mean(cost.loc[cost["ancestor"] == kind, "over_prefix"].dropna()) for kind in ("sequential", "joint")]
+    rows.append((what, "a large loss", *costs))
+    for name, block in (("A6", "the last three blocks"), ("A7", "conv1-7")):
+        rows.append((f"{block}: joint minus sequential ancestors", claims.loc[name, "verdict"], "", cell(name)))
+    if claims.loc["G1", "verdict"] != "not run":
+        rows += [
+            (f"glyphs, classes drawn again: {block}", claims.loc[name, "verdict"], cell(name), "")
+            for name, block in (("G1", "the last three"), ("G2", "the first three"), ("G3", "the longest prefix"))
+        ]
+    return markdown(("inherited", "what it gives", "sequential ancestors", "joint ancestors"), rows)
 
 
-def _interval(values: pd.Series) -> str:
-    found: Interval = mean_interval(values.dropna())
-    return f"{limits(found.estimate, found.low, found.high)}, n={found.n}"
+def _paper_choice(scores: pd.DataFrame) -> tuple[str, str]:
+    """What the released count chooses for the sequential ancestors on CIFAR-100, and what it chooses in their null."""
+    own = own_division(scores)
+    own = own[(own["criterion"] == "released") & (own["ancestor"] == "sequential") & (own["data"] == "cifar100")]
+    each = [one.astype({"score": float, "null": float}) for _, one in own.groupby("ancestor_seed")]
+    chosen = [_block(criteria.best_block(one, 3)) for one in each]
+    return _counted(chosen), _counted([_block(criteria.best_block(one.assign(score=one["null"]), 3)) for one in each])
 
 
 KINDS: dict[str, Callable[[Tables], str]] = {

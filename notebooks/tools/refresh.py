@@ -25,6 +25,7 @@ from learngene_core.analysis.statistics import paired_table
 from learngene_core.config import Config
 from learngene_core.errors import StudyError, say
 from learngene_core.explorer import threshold
+from learngene_core.explorer.demo import extract
 from learngene_core.figures.atlas import atlas_map, choices_of, ends
 from learngene_core.figures.comparison import comparison
 from learngene_core.figures.networks import networks_side_by_side
@@ -57,6 +58,7 @@ def refresh() -> None:
             notebooks.write(clean(notebooks.read(run.path / "notebooks" / path.name)), path)
             say(f"{path.name}: executed again")
         _pictures(run)
+        extract(run.path)  # the run that ships with the explorer
 
 
 def _pictures(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The pages are true (README.md, those of the rooms, RESULTS.md): its commands exist, its code runs, its links lead somewhere, its numbers come from files.
+"""The READMEs and RESULTS.md are true: commands exist, code runs, links lead somewhere, numbers come from files.
 
 What a block of a shell may hold: `learngene`, `make`, `pip install`, `python -m learngene_core.X`, and the few words of
 `HARMLESS`. Commands that take seconds are run with the smoke preset; the others are parsed by the real parser, which refuses an
@@ -395,6 +395,13 @@ def test_the_opening_paragraph_rounds_the_verdicts():
     claims = keptpages.judged(kept("individuals") | kept("tasks")).set_index("claim")["estimate"]
     assert [int(n) for n in said.groups()] == [round(claims["A3"]), round(claims["A3j"])]
     assert 0.5 < claims["A1"] < 1.5 and 0.5 < claims["A1j"] < 1.5, "about one point"
+
+
+def test_the_words_of_the_front_page_follow_from_the_verdicts():
+    verdicts = keptpages.judged(kept("individuals") | kept("tasks")).set_index("claim")
+    assert {"equivalent"} == {verdicts.loc[name, "verdict"] for name in ("A1", "A1j", "A5", "A5j", "A6")}
+    assert {"supported"} == {verdicts.loc[name, "verdict"] for name in ("A2", "A2j", "A3", "A3j", "A7")}
+    assert (verdicts.loc[["A1", "A1j"], "low"] > 0).all(), "yet above zero"
 
 
 def test_an_interval_is_given_over_five_ancestors_and_not_over_fewer():
