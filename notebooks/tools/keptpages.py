@@ -266,7 +266,7 @@ _OURS: dict[str, Callable[[Tables], str]] = {
 
 
 FINDINGS = (  # what is inherited, what it gives, the claims whose numbers the two columns show
-    ("the last three blocks, fresh first ones (the paper's form)", "within two points of scratch, above 0", "A1", "A1j"),
+    ("the last three blocks, after fresh first ones (the paper's form)", "within two points of scratch, above 0", "A1", "A1j"),
     ("the first three blocks, with fresh later ones", "a clear gain", "A2", "A2j"),
     ("the longest prefix within half of the parameters (conv1-9)", "a large gain, and no criterion is needed", "A3", "A3j"),
     ("what trying blocks on pseudo-tasks recommends, minus that prefix", "no better, within two points", "A5", "A5j"),

@@ -80,8 +80,7 @@ def _pictures(run: Run) -> None:
 
 
 def _front_page() -> None:
-    if (page := notebooks.folder().with_name("README.md")).exists():
-        frontpage.main([str(page)])  # its tables come from what stands beside the notebooks
+    frontpage.main([])  # the tables of all pages come from what is beside the notebooks
 
 
 def keep_cifar(run: Run, reference: Run | None, target: Path) -> None:
