@@ -427,7 +427,7 @@ class Config:
     # the atlas of all blocks, and the controls beside it
     atlas_blocks: str = _field("coarse", "atlas", "coarse (prefixes, suffixes, one length) or full (every block)", kind="extent")
     atlas_length: int = _field(3, "atlas", "length of the blocks that a coarse atlas has at every depth", 1, MANY, kind="extent")
-    atlas_tasks: int = _field(5, "atlas", "target tasks of the atlas (the first ones)", 2, MANY, kind="extent")
+    atlas_tasks: int = _field(8, "atlas", "target tasks of the atlas (the first ones)", 2, MANY, kind="extent")
     atlas_pseudo_tasks: int = _field(2, "atlas", "pseudo-tasks of open-world classes (they recommend)", 0, MANY, kind="extent")
     atlas_inits: int = _field(1, "atlas", "initial weights per task of the atlas", 1, MANY, kind="extent")
     atlas_epochs: int = _field(20, "atlas", "epochs of an individual of the atlas", 1, MANY)
