@@ -240,7 +240,7 @@ def test_the_report_is_one_self_contained_page(study):
     assert page.count("data:image/png;base64") >= 10
     for text in (
         "Data division",
-        "The collective model grows",
+        "The collective grows",
         "Gradient criteria",
         "Few-shot reconstruction",
         "gain over scratch",
