@@ -220,7 +220,9 @@ def test_results_have_a_row_per_individual(study):
     assert set(table.columns) >= {"family", "method", "shots", "target_task", "init", "accuracy"}
     trained = table[table["family"] != "none"]
     arms = trained.groupby(["family", "block", "method"]).size()
-    assert len(arms) == 13  # light: three blocks, each with its scratch, and two more of the learngene's; same shape: five
+    assert (
+        len(arms) == 13
+    )  # light: three blocks, each with its scratch, and two more of the learngene's; same shape: five
     assert (arms == cfg.n_target_tasks * cfg.n_inits * len(cfg.shots)).all()
     assert not table.duplicated(["family", "block", "method", "shots", "target_task", "init"]).any()
     assert table["accuracy"].between(0, 100).all()
@@ -236,7 +238,9 @@ def test_a_second_study_reuses_the_first(study, capsys):
 def test_the_report_is_one_self_contained_page(study):
 
     page = (study.path / "report.html").read_text(encoding="utf-8")
-    assert not re.findall(r'src="https?://|<link[^>]*href="https?://', page)  # links to sources may be followed, not loaded
+    assert not re.findall(
+        r'src="https?://|<link[^>]*href="https?://', page
+    )  # links to sources may be followed, not loaded
     assert page.count("data:image/png;base64") >= 10
     for text in (
         "Data division",
