@@ -210,7 +210,10 @@ def predict(
     model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, *, batch_size: int = 0, features: bool = False
 ) -> Tensor:
     """Logits (or features) of uint8 images (g n, 3, h, w) in evaluation mode: (n, k), or (m, n, k) for a stack of m networks
-    over g groups of images. batch_size: images at a time; 0: few on a CPU, whose cache they fit, many on a GPU."""
+    over g groups of images. batch_size: images at a time; 0: few on a CPU, whose cache they fit, many on a GPU.
+
+    Raises Diverged for outputs that are not finite: the largest of them would be that of the first class.
+    """
     was_training, _ = model.training, model.eval()
     batch_size = batch_size or (50 if images.device.type == "cpu" else 1000)
     groups = images.unflatten(0, (getattr(model, "inputs", 1), -1))
@@ -219,7 +222,14 @@ def predict(
         for batch in groups.split(max(1, batch_size // len(groups)), 1)
     ]
     model.train(was_training)
-    return torch.cat(outputs, dim=-2)
+    found = torch.cat(outputs, dim=-2)
+    if not found.isfinite().all():
+        bad, what = (~found.isfinite()).any(-1).flatten(), "features" if features else "logits"
+        raise Diverged(
+            f"the {what} of {int(bad.sum())} of {len(bad)} evaluated images are not finite: the network has diverged, or "
+            "inherits from one that has; lower its learning rate and train it again"
+        )
+    return found
 
 
 def evaluate(

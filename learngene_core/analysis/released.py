@@ -204,13 +204,14 @@ class ReleasedIndividuals(Individuals):
         where = {"shots": shots, "target_task": task.number, "init": init, "classes": "|".join(task.classes)}
         try:
             stack, history = self.individual(arm, gene, draw, shots, left)
+            logits = predict(stack, self.queries(draw), *self.normal)
         except Diverged as error:
             if not self.lenient:
                 raise
             about = {"family": arm.family, "method": arm.method, "rate": arm.rate, "ewc": arm.ewc, **dict(arm.columns)}
             return {**about, **where, "accuracy": 100 / self.cfg.n_way, "note": str(error)}, [], None
         labels = labels_of(task.query).to(self.device)
-        cells = confusion(predict(stack, self.queries(draw), *self.normal), labels)
+        cells = confusion(logits, labels)
         return row_of(arm, where, cells[0], gene, history, 0), curve_of(arm, where, history, 0), stack.network(0)
 
     def individual(

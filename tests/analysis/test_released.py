@@ -1,6 +1,7 @@
 """The defects of the released scripts: each switch changes what it says and nothing else."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -417,3 +418,17 @@ def test_what_is_not_finite_raises_or_counts_at_chance(world, images, monkeypatc
     assert table["note"].notna().tolist() == [False, True, False] and "target task 2" in table["note"][1]
     alone = few_shot(world, images, methods=("learngene",), kind=Individuals)  # there was nothing to go on from
     assert table["final_loss"][2] == alone["final_loss"][2] != sound["final_loss"][2]
+
+
+@pytest.mark.parametrize("kind", [ReleasedIndividuals, Lenient])
+def test_outputs_that_are_not_finite_raise_or_count_at_chance_too(world, images, kind):
+    cfg, tasks, col, gene = world
+    tensors = {name: tensor.clone() for name, tensor in gene.tensors.items()}
+    next(t for name, t in tensors.items() if name.endswith("running_var"))[0] = -5.0  # no training sees it
+    broken = cfg, tasks, col, dataclasses.replace(gene, tensors=tensors)
+    if kind is ReleasedIndividuals:
+        with pytest.raises(Diverged, match="logits"):
+            few_shot(broken, images, "leak", methods=("learngene",), kind=kind)
+    else:
+        table = few_shot(broken, images, "leak", methods=("learngene",), kind=kind)
+        assert table["accuracy"].eq(50.0).all() and table["note"].str.contains("not finite").all()

@@ -15,7 +15,7 @@ from learngene_core.arms import arms_of, longest_prefix
 from learngene_core.collective import train_collective
 from learngene_core.config import Machine
 from learngene_core.data.division import divide, source_tasks, target_tasks
-from learngene_core.errors import StudyError
+from learngene_core.errors import Diverged, StudyError
 from learngene_core.fewshot import Individuals, evaluate_few_shot
 from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.network import ConvNet
@@ -439,6 +439,17 @@ def test_tuning_sees_open_world_classes_and_nothing_else(world, tmp_path, monkey
     images[others] = 255 - images[others]
     again = tuning.tune(world.gene, world.col, dataclasses.replace(world.images, images=images), world.div, cfg)
     assert tables_equal(table, again) and (run.path / "tuning.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("running_var", -5.0), ("running_var", float("nan")), ("running_mean", float("nan"))]
+)
+def test_individuals_that_inherit_what_cannot_be_have_no_accuracy(world, part, value):
+    """Their training does not see running statistics, so its loss is finite; they would all be at chance, to the digit."""
+    tensors = {name: tensor.clone() for name, tensor in world.gene.tensors.items()}
+    next(t for name, t in tensors.items() if name.endswith(part))[0] = value
+    with pytest.raises(Diverged, match="evaluated images are not finite"):
+        world.evaluate(gene=dataclasses.replace(world.gene, tensors=tensors), methods=("scratch", "learngene"))
 
 
 def test_a_learngene_that_does_not_fit_is_one_clear_line(world):

@@ -15,6 +15,7 @@ from learngene_core.errors import Diverged, StudyError
 from learngene_core.ewc import Frozen, Penalty, fisher_diagonal
 from learngene_core.gradients import Recorder, block_weights
 from learngene_core.network import ConvNet
+from learngene_core.stack import Stack
 from learngene_core.training import Recipe, draw_epoch, evaluate, fit, normalise, predict
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
@@ -505,3 +506,39 @@ def test_predictions_do_not_depend_on_the_batches():
     features = predict(net, images, MEAN, STD, features=True, batch_size=4)
     assert features.shape == (23, 6 * 4) and not features.requires_grad
     assert torch.allclose(net.eval().classifier(features), whole, atol=1e-6)
+
+
+BROKEN = {
+    "a negative variance": ("blocks.conv2.norm.running_var", -5.0),
+    "a variance that is NaN": ("blocks.conv1.norm.running_var", math.nan),
+    "a mean beyond all numbers": ("blocks.conv2.norm.running_mean", -math.inf),
+    "a weight that is NaN": ("blocks.conv1.conv.weight", math.nan),
+    "a head beyond all numbers": ("classifier", math.inf),
+    "sums beyond all numbers": ("blocks.conv1.norm.weight", 3e38),
+}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(("name", "value"), BROKEN.values(), ids=BROKEN)
+def test_a_network_without_finite_outputs_has_no_accuracy(name, value, stacked):
+    """Where every logit is NaN the largest is the first: chance, to the digit, for a network that is broken."""
+    sound, broken = net_of(0), net_of(1)
+    parts = {n: t for n, t in broken.state_dict().items() if n.startswith(name)}
+    for tensor in [t for n, t in parts.items() if not n.endswith("bias")] or parts.values():
+        tensor.view(-1)[0] = value
+    images, labels = images_of(23)
+    model = Stack([sound, broken]) if stacked else broken
+    with pytest.raises(Diverged, match="evaluated images are not finite") as refusal:
+        evaluate(model, images, labels, MEAN, STD)
+    assert (
+        "\n" not in str(refusal.value) and "of 46 " in str(refusal.value) if stacked else "of 23 " in str(refusal.value)
+    )
+    assert torch.isfinite(predict(Stack([sound, net_of(1)]), images, MEAN, STD)).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_none(value):
+    net = net_of()
+    net.state_dict()["blocks.conv2.norm.bias"][0] = value
+    with pytest.raises(Diverged, match="the features of 23 of 23 evaluated images"):
+        predict(net, images_of(23)[0], MEAN, STD, features=True)

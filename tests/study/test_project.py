@@ -40,6 +40,13 @@ def test_the_packages_that_were_asked_for_are_there():
     assert {"jupyterlab", "torch", "torchvision", "matplotlib", "seaborn", "ipywidgets", "papermill"} <= names
 
 
+def test_what_tests_need_beyond_the_package_comes_with_the_development_set():
+    """Tests that skip themselves for lack of an optional package would be skipped for ever."""
+    dev = {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"]["dev"]}
+    optional = {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"]["parquet"]}
+    assert optional <= dev
+
+
 def test_torch_and_torchvision_are_of_one_release():
     torch, vision = (str(PINS[n].specifier).removeprefix("==").split(".") for n in ("torch", "torchvision"))
     assert int(torch[1]) - int(vision[1]) == -14 and torch[:2] != [
