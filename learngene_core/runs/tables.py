@@ -1,4 +1,4 @@
-"""The tables of a run folder: which columns others read of them, and the one reader that checks that they are there.
+"""The tables of runs and sweeps: which columns others read of them, and the one reader that checks that they are there.
 
 A table may hold more columns than are listed here. A table that is not listed (a stranger's, `timings.csv` of an older version)
 is read as it is.
@@ -6,6 +6,7 @@ is read as it is.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,22 @@ COLUMNS: dict[str, dict[str, str]] = {
     "selection.csv": _columns(words="criterion scope", numbers="shots spearman first last chosen_gain regret n_tasks"),
     "controls.csv": _columns(words="family block method") | _CELLS,
     "claims.csv": _columns(words="claim verdict scope", numbers="estimate low high n"),
+    "reference.csv": _columns(
+        words="group block method", numbers="shots accuracy accuracy_low accuracy_high n_episodes", truths="chosen"
+    ),
+    "released.csv": _columns(
+        words="defects chosen note", numbers="scratch learngene learngene_ewc gain gain_low gain_high closed n_tasks"
+    ),
+    "theory.csv": _columns(words="features", numbers="shots m bound gibbs_error head_error n_tasks"),
     "theory_bounds.csv": _columns(words="block", numbers="target_task shots m bound gibbs_error head_error"),
+    "theory_simulation.csv": _columns(words="space", numbers="m t risk gain n_repetitions"),
+    "sweep.csv": _columns(words="point"),
     "timings.csv": _columns(words="kind name", numbers="seconds"),
 }
 
 
 def read_table(path: Path) -> Any:
-    """The DataFrame in a CSV of a run folder, with at least the columns that COLUMNS lists for a file of its name.
+    """The DataFrame in a CSV of a run or sweep, with at least the columns that COLUMNS lists for a file of its name.
 
     Raises FileNotFoundError, and ValueError that says what is wrong with it.
     """
@@ -66,17 +76,29 @@ def read_table(path: Path) -> Any:
     wanted = COLUMNS.get(path.name, {})
     try:
         there = pandas.read_csv(path, nrows=0).columns
-        if missing := [name for name in wanted if name not in there]:
-            raise ValueError(f"it has no column {missing[0]!r}")
+        _check_names(wanted, there)
         words = {name: str for name, kind in wanted.items() if kind == WORDS}
         nothing = {name: NOTHING for name in there if name not in words}
         table = pandas.read_csv(path, dtype=words, na_values=nothing, keep_default_na=False)
     except OverflowError as error:
         raise ValueError(str(error)) from None
+    check_columns(table, wanted)
+    return table
+
+
+def check_columns(table: Any, wanted: Mapping[str, str]) -> None:
+    """Raise ValueError unless a DataFrame has these columns (name -> WORDS, NUMBERS or TRUTHS), and each holds what it should."""
+    import pandas
+
+    _check_names(wanted, table.columns)
     for name, kind in wanted.items():
         column = table[name].dropna()
         is_truth = pandas.api.types.is_bool_dtype(column)
         is_number = pandas.api.types.is_numeric_dtype(column) and not is_truth
         if len(column) and kind != WORDS and not (is_truth if kind == TRUTHS else is_number):
             raise ValueError(f"its column {name!r} does not hold {kind}")
-    return table
+
+
+def _check_names(wanted: Iterable[str], there: Collection[str]) -> None:
+    if missing := [name for name in wanted if name not in there]:
+        raise ValueError(f"it has no column {missing[0]!r}")

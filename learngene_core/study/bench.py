@@ -89,7 +89,7 @@ def _sentence(entry: Mapping) -> str:
 def _beside(table: pd.DataFrame, out: Path, known: list[str]) -> pd.DataFrame:
     """These rows, and those of the table in `out` that were not measured again, in the order of `known`."""
     try:
-        there = pd.read_csv(out / "bench.csv").reindex(columns=COLUMNS)
+        there = pd.read_csv(out / "bench.csv", dtype={"row": str}).reindex(columns=COLUMNS).dropna(subset="row")
     except (OSError, ValueError):
         return table
     both = pd.concat([there[~there["row"].isin(table["row"])], table], ignore_index=True)

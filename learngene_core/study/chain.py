@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..config import Config
-from ..errors import read_json, say
+from ..errors import expanded, say
+from ..runs.bookkeeping import configuration
 from ..runs.run import Run
 
 if TYPE_CHECKING:  # names of annotations only; at run time they would bring torch
@@ -36,7 +36,8 @@ class Chain:
     @classmethod
     def of(cls, folder: str | Path) -> Chain:
         """The stages of a run folder that is there, with the settings it was made with. Raises StudyError for another folder."""
-        return cls(Run.open(Config.from_dict(read_json(Path(folder, "config.json"))), folder))
+        path = expanded(folder)
+        return cls(Run.open(configuration(path), path))
 
     @functools.cached_property
     def images(self) -> ImageSet:

@@ -22,6 +22,8 @@ from ..analysis.statistics import Interval, hierarchical_interval, mean_interval
 from ..config import FIELDS, Config
 from ..data.division import FOLDER as MANIFESTS
 from ..errors import StudyError, atomic, expanded, read_json
+from ..runs import tables
+from ..runs.bookkeeping import configuration
 from .grid import WHERE, Grid, Point, plain
 
 LEVELS = ("collective", "target_seed", "target_task")  # nested units, from the top: seeds, draws of tasks, tasks
@@ -32,6 +34,8 @@ OVER_SEEDS = {
     "": "over seeds: ancestor, tasks and (unless the images bring one) division are drawn anew",
 }
 WHAT = ("family", "method")  # what is compared
+INDIVIDUALS = dict.fromkeys((*WHAT, "inherited"), tables.WORDS)
+INDIVIDUALS |= dict.fromkeys(("shots", "target_task", "init", "accuracy"), tables.NUMBERS)
 AXES = ("shots", "n_source_tasks", "inherited")  # what accuracy is drawn over
 CHOICE = ("criterion", "threshold", "sign", "n_blocks", "layers")  # how the learngene is chosen
 
@@ -58,13 +62,13 @@ def write_table(grid: Grid, points: Sequence[Point], folder: Path) -> pd.DataFra
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """The table in a file. Raises StudyError when it is missing or damaged."""
+    """The table in a file, with the columns that others read of it. Raises StudyError when it is missing or damaged."""
     try:
-        return pd.read_csv(path)
+        return tables.read_table(path)
     except FileNotFoundError:
         raise StudyError(f"{path} does not exist; run what makes it first") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is damaged: {error}") from None
+    except ValueError as error:  # of pandas all parsing errors are ValueErrors
+        raise StudyError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
 
 
 # reading --------------------------------------------------------------------------------------------------------------
@@ -104,18 +108,18 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(shots=shots).reset_index()
 
 
-def save_report(tables: Mapping[str, Sequence[pd.DataFrame]], folder: Path) -> pd.DataFrame:
+def save_report(parts: Mapping[str, Sequence[pd.DataFrame]], folder: Path) -> pd.DataFrame:
     """Write tables of `across_seeds`, by the name of their value, into one `across_seeds.csv`; returns it.
 
     Columns: value, axis, at (the value on the axis), then those of `across_seeds`.
     """
-    parts = []
-    for value, some in tables.items():
+    found = []
+    for value, some in parts.items():
         for table in some:
             axis = next(name for name in AXES if name in table)
-            parts.append(table.rename(columns={axis: "at"}).assign(value=value, axis=axis))
+            found.append(table.rename(columns={axis: "at"}).assign(value=value, axis=axis))
     columns = ["value", "axis", "at", "line", *WHAT, "estimate", "low", "high", "n", "scope", "n_rows"]
-    joined = pd.concat(parts, ignore_index=True)[columns]
+    joined = pd.concat(found, ignore_index=True)[columns]
     with atomic(folder / "across_seeds.csv") as temporary:
         joined.to_csv(temporary, index=False, lineterminator="\n")
     return joined
@@ -137,17 +141,22 @@ def _words(cfg: Config, names: Sequence[str]) -> str:
 def _runs_of(folder: Path) -> list[tuple[str, Config, pd.DataFrame]]:
     """Name, configuration and individuals of the runs in a folder: itself, or the points of a sweep."""
     if (folder / "sweep.json").is_file():
-        points = read_json(folder / "sweep.json")["points"]
-        table = read_csv(folder / "sweep.csv")
-        rows = dict(list(table.groupby("point")))
-        found = [(name, _config(entry["parameters"]), rows[name]) for name, entry in points.items() if name in rows]
+        rows = dict(list(read_csv(folder / "sweep.csv").groupby("point")))
+        points = read_json(folder / "sweep.json")
+        try:
+            given = {name: entry["parameters"] for name, entry in points["points"].items() if name in rows}
+            found = [(name, _config(parameters), rows[name]) for name, parameters in given.items()]
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise StudyError(f"{folder / 'sweep.json'} is not what a sweep writes: {error}") from None
     elif (folder / "config.json").is_file():
-        found = [(folder.name, Config.from_dict(read_json(folder / "config.json")), read_csv(folder / "results.csv"))]
+        found = [(folder.name, configuration(folder), read_csv(folder / "results.csv"))]
     else:
         raise StudyError(f"{folder} is neither the folder of a sweep nor a run folder")
     for name, _, rows in found:
-        if missing := {*WHAT, "target_task", "init", "shots", "accuracy", "inherited"} - set(rows.columns):
-            raise StudyError(f"{folder}: {name} has no individuals (columns {', '.join(sorted(missing))} are missing)")
+        try:
+            tables.check_columns(rows, INDIVIDUALS)
+        except ValueError as error:
+            raise StudyError(f"{folder}: {name} has no table of individuals: {error}") from None
     return found
 
 

@@ -16,6 +16,7 @@ from learngene_core.errors import StudyError, write_json
 from learngene_core.figures import sweep as sweepfigures
 from learngene_core.runs.run import parameters_of
 from learngene_core.study import sweeptable
+from learngene_core.study.chain import Chain
 from learngene_core.study.grid import load_grid
 from learngene_core.study.sweeptable import ALONG, contrasts
 
@@ -51,7 +52,7 @@ def individuals(cfg):
                 accuracy = 50 + 5 * cfg.seed + shots + rng.normal()
                 rows.append(("same_shape", method, shots, task, init, accuracy, inherited))
     columns = ["family", "method", "shots", "target_task", "init", "accuracy", "inherited"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(final_loss=0.5, rate=0.02, inherited_parameters=100)
 
 
 def test_the_table_has_every_row_with_its_point_and_parameters(tmp_path):
@@ -252,3 +253,45 @@ def test_figures_without_pairs_or_methods_say_so():
     axes = sweepfigures.over_axis(pd.DataFrame([{**one, "n": 1, "scope": "nothing beyond itself"}]), accuracy, "shots")
     assert "no pairs in these sources" in [t.get_text() for t in axes[0, 1].texts]
     matplotlib.pyplot.close("all")
+
+
+# what sweeps and runs of others hold ------------------------------------------------------------------------------------
+SPOILT = {
+    "a column is missing": lambda t: t.drop(columns="accuracy"),
+    "a column has another name": lambda t: t.rename(columns={"inherited": "block"}),
+    "numbers are words": lambda t: t.astype(object).assign(accuracy="=cmd|' /C calc'!A0"),
+    "decimal commas": lambda t: t.assign(accuracy=[f"{a:.3f}".replace(".", ",") for a in t["accuracy"]]),
+    "a table of something else": lambda t: pd.DataFrame({"a": [1, 2]}),
+}
+
+
+@pytest.mark.parametrize("change", SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize("kind", ["sweep", "run"])
+def test_other_columns_in_a_source_are_one_line(tmp_path, smoke_copy, kind, change):
+    folder = finished_sweep(tmp_path, "preset: smoke\nproduct: {seed: [0, 1]}", individuals)[1]
+    path = folder / "sweep.csv" if kind == "sweep" else smoke_copy / "results.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
+    with pytest.raises(StudyError, match="column") as refusal:
+        sweeptable.read_sources([path.parent])
+    assert str(path.parent) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"points": []}', '{"points": {"p000": 1}}',
+                                  '{"points": {"p000": {"parameters": {"preset": "smoke", "shotz": 1}}}}',
+                                  '{"points": {"p000": {"parameters": {"preset": "nobodys"}}}}'])  # fmt: skip
+def test_a_sweep_whose_notes_are_damaged_is_one_line(tmp_path, text):
+    folder = finished_sweep(tmp_path, "preset: smoke\nproduct: {seed: [0, 1]}", individuals)[1]
+    name = next(iter(pd.read_csv(folder / "sweep.csv")["point"]))
+    (folder / "sweep.json").write_text(text.replace("p000", name))
+    with pytest.raises(StudyError, match=r"sweep\.json") as refusal:
+        sweeptable.read_sources([folder])
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"preset_name": "nobodys"}', '{"shotz": 1}'])
+def test_a_run_of_another_version_among_the_sources_is_one_line(smoke_copy, text):
+    (smoke_copy / "config.json").write_text(text)
+    for read in (lambda: sweeptable.read_sources([smoke_copy]), lambda: Chain.of(smoke_copy)):
+        with pytest.raises(StudyError, match=r"config\.json is damaged or of another version") as refusal:
+            read()
+        assert "\n" not in str(refusal.value)
