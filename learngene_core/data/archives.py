@@ -27,7 +27,7 @@ from .cache import cache_entry, facts_of, key_of, one_at_a_time, writing
 from .folders import SUFFIXES
 from .names import shown, visible
 
-ZIP, TAR = (".zip",), (".tar", ".tar.gz", ".tgz")
+ZIP, TAR = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 LARGEST = 2**28  # bytes of one image
 SPARE = 2**28  # bytes of the disk that stay free
 # what readers of archives raise for content that is damaged, encrypted, or packed in a way they do not know

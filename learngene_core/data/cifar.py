@@ -50,6 +50,24 @@ def folder_of(path: Path) -> Path | None:
     return None
 
 
+# files of other versions that the authors publish
+OTHERS = {
+    "data_batch_1": "CIFAR-10, not CIFAR-100; fetch cifar-100-python.tar.gz",
+    "train.mat": "CIFAR-100 for MATLAB; fetch the version for Python, cifar-100-python.tar.gz",
+    "train.bin": "CIFAR-100 in its binary version; fetch the version for Python, cifar-100-python.tar.gz",
+}
+
+
+def other_version(path: Path) -> str:
+    """Which other version of CIFAR a folder, or one directly in it, holds, and what to do; "" where none."""
+    with contextlib.suppress(OSError):
+        for folder in (path, *sorted(p for p in path.iterdir() if p.is_dir())):
+            for name, text in OTHERS.items():
+                if (folder / name).is_file():
+                    return text
+    return ""
+
+
 def class_names() -> list[str]:
     """The 100 names in the order of the published labels, which is that of the alphabet."""
     manifest = packaged("cifar100")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..errors import HEADLESS, StudyError
@@ -28,6 +29,18 @@ _T = Image.Transpose
 TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270,
          7: _T.TRANSVERSE, 8: _T.ROTATE_90}  # fmt: skip
 Picture = str | IO[bytes]  # a path, or what holds the file's bytes
+# how files begin that stand under the name of an image and are none that is read: what they are
+INSTEAD = (
+    (rb"\s*$", "the file is empty"),
+    (rb"version https://git-lfs", "a pointer of Git LFS stands in its place; fetch the images with `git lfs pull`"),
+    (rb"(?i)\s*<(!doctype html|html|head|body)", "it is a web page, perhaps the answer to a download that failed"),
+    (rb"(?is)\s*(<\?xml.*?)?<(!doctype )?svg", "it is a drawing (SVG); save it as PNG"),
+    (rb"(?s)....ftyp(hei|hev|mif|msf|avi)", "it is HEIC or AVIF; save it as PNG or JPEG"),
+    (rb"\0\0\0\x0cjP  ", "it is JPEG 2000; save it as PNG or JPEG"),
+    (rb"8BPS", "it is a Photoshop document; save it as PNG or JPEG"),
+    (rb"%PDF|%!PS", "it is a document (PDF or PostScript); save its picture as PNG"),
+    (rb"PK\x03\x04|Rar!|7z\xbc\xaf|\x1f\x8b", "it is an archive; unpack it"),
+)
 
 
 def decode(file: Picture, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -149,8 +162,21 @@ def _try(picture: Callable[[int], Picture], i: int, size: int, where: str) -> tu
         return decode(picture(i), size)
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # whose text names the file, or the address of a buffer
+        return _instead(picture(i)) or f"cannot identify it as an image ({', '.join(FORMATS)})"
     except Exception as error:  # damaged files raise whatever the codec stumbles over: struct.error, IndexError, ...
         return " ".join(str(error).split()).replace(f"{where}/", "") or type(error).__name__
+
+
+def _instead(file: Picture) -> str:
+    """What a file is that PIL does not know, where its beginning tells; "" where it does not."""
+    try:
+        with open(file, "rb") if isinstance(file, str) else file as opened:
+            opened.seek(0)
+            start = opened.read(512)
+    except OSError:
+        return ""
+    return next((text for pattern, text in INSTEAD if re.match(pattern, start)), "")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..errors import StudyError
 from .names import check_twins, class_name, few, plain, shown, sidecars, visible
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 LISTS = {".txt", ".csv", ".tsv"}  # of test images and their classes
 LARGEST_LIST = 2**26  # bytes
 TRAIN = ("train", "training")
@@ -104,7 +104,7 @@ def _scan(entries: Iterable[os.DirEntry[str]]) -> Scan:
             images += _file(entry)
         elif suffix in LISTS:
             lists.append(entry.name)
-        elif suffix:
+        else:
             others[suffix] += 1
     return Scan(sorted(folders), images, sorted(lists), others, sidecars(names))
 
@@ -255,27 +255,42 @@ def other_classes(folder: Folder, layout: Layout, wanted: Collection[str]) -> li
 
 def left_out(folder: Folder, layout: Layout, wanted: Collection[str] = ()) -> list[str]:
     """What lies in the folders of a layout and is not read, besides folders of other names: a line for each kind."""
-    lines, programs, loose, others = list(layout.unread), set(), 0, collections.Counter()
+    lines, programs, loose, others, below = list(layout.unread), set(), 0, collections.Counter(), []
     for part, _ in layout.parts:
         scan = folder.scan(part)
         programs |= {*scan.sidecars}
         loose += len(scan.images)
         for name in _wanted(folder, part, wanted):
-            inner = folder.images_of(_join(part, name))[1]
+            place, inner = folder.images_of(_join(part, name))
             programs |= {*inner.sidecars}
             others += inner.others
+            below += [f"{place}/{n}" for n in inner.folders if inner.images]
     for place, said in layout.listed.items():
         images = folder.scan(place).images
         if unnamed := sum(os.path.splitext(f)[0] not in said for f, _, _ in images):
             lines.append(f"{unnamed} of the {len(images):,} images in {place} are not in its list and not read")
     if programs:
         lines.append(f"folders and files of other programs are not read: {few(sorted(programs))}")
+    if below:
+        lines.append(f"{len(below)} folders inside class folders are not read: {few(below)}")
     if loose:
         lines.append(f"{loose} images that are in no class folder are not read")
-    if others:
-        kinds = ", ".join(f"{n:,} {shown(suffix)}" for suffix, n in sorted(others.items()))
+    if kinds := ", ".join(f"{n:,} {shown(suffix)}" for suffix, n in sorted(others.items()) if suffix):
         lines.append(f"files of other kinds in class folders are not read: {kinds}")
     return lines
+
+
+def what_is_there(folder: Folder) -> str:
+    """Where a folder has no layout: what it holds, for a person who thought it had one."""
+    scan, others = folder.scan(), collections.Counter()
+    for inner in (scan, *map(folder.scan, scan.folders)):
+        others += inner.others
+    if deeper := [n for n in scan.folders if find_layout(Folder(Path(folder.path(n))))]:
+        return f"; class folders are below {few(deeper, 3)}: give one of these, or put all class folders side by side"
+    kinds = ", ".join(f"{n:,} {shown(suffix) or 'files without a suffix'}" for suffix, n in others.most_common(5))
+    loose = f"{len(scan.images):,} images that are in no class folder" if scan.images else ""
+    found = ", ".join(filter(None, (loose, kinds)))
+    return f"; it holds {found}" if found else ""
 
 
 def _wanted(folder: Folder, path: str, wanted: Collection[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ centre crop, in ImageNet-100).
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +23,8 @@ from .archives import archives_in, is_archive, unpacked
 from .cache import Filled, RowWriter, cached
 from .decoding import THREAD_BYTES, decode_all
 from .division import GROUPS, packaged
-from .folders import Folder, ImageFile, find_layout, left_out, list_images, other_classes
-from .names import counted, few, shown
+from .folders import Folder, ImageFile, find_layout, left_out, list_images, other_classes, what_is_there
+from .names import counted, few, look_alikes, shown
 from .parquet import Tables, tables_in
 
 SOURCES = ("glyphs", "cifar100", "imagenet100", "cub200", "folder")
@@ -115,6 +116,8 @@ def find_source(data: str, data_path: str | Path) -> Source:
         raise StudyError(f"data {data!r} needs --data-path, the folder that holds its images{download}")
     if data == "cifar100" and str(data_path) == cifar.DOWNLOAD:
         return cifar.Published(cifar.downloaded())
+    if re.match(r"[A-Za-z][\w+.-]*://", str(data_path)):
+        raise StudyError(f"{data_path} is an address; download what is there, and give the folder or archive")
     path = expanded(data_path)
     given = shown(str(path))
     if path.is_file() and not is_archive(path) and not tables_in(path):
@@ -144,6 +147,8 @@ def _source_in(data: str, path: Path, where: str) -> Source:
         return found
     if data in ("cifar100", "folder") and (tables := tables_in(path)):
         return Tables(tables, path, sorted(names) or None)
+    if other := cifar.other_version(path):
+        raise StudyError(f"{where} holds {other}")
     if published:
         raise StudyError(f"{where} holds CIFAR in its published format; use --data cifar100")
     raise StudyError(_nothing_found(data, Folder(path, where), frozenset(names)))
@@ -158,7 +163,7 @@ def _nothing_found(data: str, folder: Folder, wanted: frozenset[str]) -> str:
         )
     return (
         f"{folder.where} holds no images in class folders; expected <class>/*.png, or train/<class>/*.png with "
-        f"test/<class>/*.png, or base/<class>, novel/train/<class> and novel/test/<class>"
+        f"test/<class>/*.png, or base/<class>, novel/train/<class> and novel/test/<class>{what_is_there(folder)}"
     )
 
 
@@ -210,6 +215,11 @@ def _class_folders(data: str, folder: Folder, wanted: frozenset[str]) -> ClassFo
     if others := other_classes(folder, layout, wanted or names):
         why = "are none of its classes" if wanted else "directly hold no image"
         lines.append(f"{len(others)} folders that {why} are not read: {few(others)}")
+    if alike := look_alikes(sorted(names)):
+        pairs = [" and ".join(map(repr, group)) for group in alike]
+        lines.append(
+            f"class names that differ in capitals or spaces alone are taken for different classes: {few(pairs)}"
+        )
     lines += left_out(folder, layout, wanted)
     tested = {f.class_name for f in files if f.held_out}
     if tested and len(tested) < len(names):

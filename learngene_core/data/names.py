@@ -69,6 +69,14 @@ def check_twins(names: Iterable[str], where: str) -> None:
             )
 
 
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ in capitals or spaces alone: one class, most likely, that was written in two ways."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.split()).casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def visible(name: str) -> bool:
     """Whether a file or folder is neither hidden nor left there by another program."""
     return not name.startswith(".") and name.casefold() not in SIDECARS

@@ -75,6 +75,8 @@ class Tables:
 
     def _order(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         values = [value for column in self._labels for value in column]
+        if not values:
+            raise StudyError(f"the tables in {self.where} have no rows")
         numbers = [v for v in values if type(v) is int]
         if len(numbers) == len(values) and self._names and not 0 <= min(numbers) <= max(numbers) < len(self._names):
             raise StudyError(

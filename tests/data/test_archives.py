@@ -73,7 +73,7 @@ def packed(path, root, name=lambda file: file):
                 info.filename = name(file.relative_to(root).as_posix())
                 archive.writestr(info, file.read_bytes())
     else:
-        with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as archive:
+        with tarfile.open(path, {".tar": "w", ".bz2": "w:bz2", ".xz": "w:xz"}.get(path.suffix, "w:gz")) as archive:
             for file in files:
                 archive.add(file, name(file.relative_to(root).as_posix()))
     return path
@@ -86,6 +86,8 @@ PACKED = {
     "with dots": ("a.zip", lambda f: f"./{f}"),
     "a tar": ("a.tar", lambda f: f),
     "a tar.gz": ("a.tar.gz", lambda f: f"./{f}"),
+    "a tar.bz2": ("a.tar.bz2", lambda f: f),
+    "a tar.xz": ("a.tar.xz", lambda f: f"data/{f}"),
     "a tgz": ("a.tgz", lambda f: f"data/{f}"),
 }
 
@@ -173,3 +175,43 @@ def test_a_tar_that_announces_more_than_the_disk_has(tmp_path, cache):
     (tmp_path / "a.tar").write_bytes(info.tobuf() + io.BytesIO(bytes(1024)).read())
     with pytest.raises(StudyError, match=r"a\.tar takes 11529215\d\d\.\d GB or more"):
         load_images("folder", tmp_path / "a.tar")
+
+
+def flagged(path, offsets, change):
+    """Change a byte of every header in a zip archive: offsets after the signatures of local and central headers."""
+    data = bytearray(path.read_bytes())
+    for signature, at in zip((b"PK\x03\x04", b"PK\x01\x02"), offsets, strict=True):
+        place = data.find(signature)
+        while place >= 0:
+            data[place + at] = change(data[place + at])
+            place = data.find(signature, place + 4)
+    path.write_bytes(data)
+
+
+BROUGHT = {  # what is made of a good zip archive, and what is said
+    "with a password": (lambda p: flagged(p, (6, 8), lambda b: b | 1), "encrypted"),
+    "packed as Windows packs large ones": (lambda p: flagged(p, (8, 10), lambda b: 9), "compression method"),
+    "the page before the download": (lambda p: p.write_text("<html>Sign in"), "not a zip file"),
+    "with nothing in it": (lambda p: zipfile.ZipFile(p, "w").close(), "holds no images in class folders"),
+    "of folders alone": (lambda p: zipped_texts(p, {"a/": b"", "b/": b""}), "holds no images in class folders"),
+    "a name that is too long": (lambda p: zipped_texts(p, {f"a/{'x' * 300}.png": b""}), "too long"),
+    "a file that is a folder too": (lambda p: zipped_texts(p, {"a": b"", "a/x.png": b""}), r"a\.zip"),
+    "of archives": (lambda p: zipped_texts(p, {"one.rar": b"", "two.rar": b""}), r"it holds 2 \.rar"),
+}
+
+
+def zipped_texts(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(("change", "text"), BROUGHT.values(), ids=BROUGHT)
+def test_an_archive_that_cannot_be_read_is_one_line(tmp_path, cache, change, text):
+    tiny_tree(tmp_path / "tree", ["a", "b"], 2, 8)
+    path = packed(tmp_path / "a.zip", tmp_path / "tree")
+    change(path)
+    with pytest.raises(StudyError, match=text) as refusal:
+        load_images("folder", path, image_size=8)
+    assert "\n" not in str(refusal.value) and "a.zip" in str(refusal.value)
+    assert not list(cache.glob("**/.part/*")), "nothing half is left"

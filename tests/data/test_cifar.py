@@ -292,3 +292,22 @@ def test_real_cifar100_is_decoded_nearly_as_fast_as_by_a_bare_loop(tmp_path, mon
         reads.append(time.perf_counter() - start)
     assert min(ratios) < 1.5, ratios
     assert min(reads) < 2, reads
+
+
+OTHERS = {
+    "CIFAR-10": (["data_batch_1", "test_batch", "batches.meta"], "CIFAR-10, not CIFAR-100"),
+    "for MATLAB": (["train.mat", "test.mat", "meta.mat"], "for MATLAB"),
+    "binary": (["train.bin", "test.bin", "fine_label_names.txt"], "binary version"),
+}
+
+
+@pytest.mark.parametrize(("names", "text"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("below", ["", "cifar"])
+@pytest.mark.parametrize("data", ["cifar100", "folder"])
+def test_another_version_of_cifar_is_said_with_the_one_to_fetch(tmp_path, names, text, below, data):
+    (tmp_path / below).mkdir(exist_ok=True)
+    for name in names:
+        (tmp_path / below / name).write_bytes(b"x")
+    with pytest.raises(StudyError, match=text) as refusal:
+        load_images(data, tmp_path)
+    assert "cifar-100-python.tar.gz" in str(refusal.value) and "\n" not in str(refusal.value)

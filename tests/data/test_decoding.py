@@ -3,9 +3,11 @@
 import io
 import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_tree
 from PIL import Image
 
@@ -130,6 +132,83 @@ def test_pixels_of_32_bits_have_no_known_range_and_are_refused(tmp_path):
         load_images("folder", tmp_path, image_size=8)
 
 
+INSTEAD = {  # what stands under the name of an image: what is said of it
+    "nothing": (b"", "the file is empty"),
+    "spaces": (b" \n" * 9, "the file is empty"),
+    "a pointer of Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "git lfs pull",
+    ),
+    "a web page": (b"<!DOCTYPE html><html><body>404 Not Found", "web page"),
+    "a web page with a head": (b"\n <HTML lang=en>Sign in to download", "web page"),
+    "HEIC of a phone": (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC or AVIF; save it as PNG or JPEG"),
+    "AVIF": (b"\0\0\0\x20ftypavif" + bytes(40), "HEIC or AVIF"),
+    "a drawing": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "a drawing (SVG)"),
+    "a document": (b"%PDF-1.7\n%\xe2\xe3", "a document"),
+    "an archive": (b"PK\x03\x04" + bytes(40), "an archive; unpack it"),
+    "noise": (b"\x8f" * 99, "cannot identify"),
+}
+
+
+@pytest.mark.parametrize(("data", "text"), INSTEAD.values(), ids=INSTEAD)
+def test_what_stands_in_an_images_place_is_said(tmp_path, data, text):
+    tiny_tree(tmp_path, ["a"], 1, 8)
+    (tmp_path / "a" / "x.jpg").write_bytes(data)
+    with pytest.raises(StudyError, match=r"a/x\.jpg: ") as refusal:
+        load_images("folder", tmp_path, image_size=8)
+    assert text in str(refusal.value) and "\n" not in str(refusal.value)
+    assert len(load_images("folder", tmp_path, image_size=8, skip_corrupt=True)) == 1
+
+
+def saved(picture, path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **options)
+
+
+RED, OTHER = Image.new("RGB", (8, 8), (200, 30, 60)), Image.new("RGB", (9, 9), "blue")
+FIRST = {"save_all": True, "append_images": [OTHER.resize((8, 8))]}
+FORMS = {  # of one red picture, as programs save it
+    "CMYK": lambda p: saved(RED.convert("CMYK"), p.with_suffix(".tif")),
+    "YCbCr": lambda p: saved(RED.convert("YCbCr"), p.with_suffix(".tif")),
+    "an animated PNG": lambda p: saved(RED, p.with_suffix(".png"), **FIRST),
+    "an animated WebP": lambda p: saved(RED, p.with_suffix(".webp"), lossless=True, **FIRST),
+    "an animated GIF": lambda p: saved(RED, p.with_suffix(".gif"), **FIRST),
+    "several pages": lambda p: saved(RED, p.with_suffix(".tif"), save_all=True, append_images=[OTHER]),
+    "a name of Windows": lambda p: saved(RED.resize((8, 8)), p.with_suffix(".BMP"), format="BMP"),
+    "jfif": lambda p: saved(RED, p.with_suffix(".jfif"), format="PNG"),
+    "JPE": lambda p: saved(RED, p.with_suffix(".JPE"), format="PNG"),
+    "a line in its name": lambda p: saved(RED, p.with_name("x\ny.png")),
+    "a name that is no text": lambda p: saved(RED, p.with_name("caf\udce9.png")),
+    "a name of 250 bytes": lambda p: saved(RED, p.with_name("x" * 246 + ".png")),
+}
+
+
+@pytest.mark.parametrize("save", FORMS.values(), ids=FORMS)
+def test_a_picture_has_its_pixels_whatever_it_is_saved_as(tmp_path, save):
+    save(tmp_path / "a" / "x")
+    (image,) = load_images("folder", tmp_path, image_size=8).images
+    assert (image.permute(1, 2, 0) - torch.tensor([200.0, 30.0, 60.0])).abs().max() <= 2  # YCbCr rounds
+
+
+def deep_png(kind, channels):
+    """An 8 x 8 PNG of 16 bits per channel, which PIL reads but does not write; its upper bytes."""
+    values = (np.arange(64 * channels) * 300 % 2**16).astype(">u2").reshape(8, -1)
+    lines = b"".join(b"\0" + line.tobytes() for line in values)
+    parts = {b"IHDR": struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0), b"IDAT": zlib.compress(lines), b"IEND": b""}
+    chunks = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks), (values >> 8).astype(int).reshape(8, 8, channels)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4), (4, 2)], ids=["RGB", "RGBA", "LA"])
+def test_colours_of_16_bits_keep_their_upper_ones(tmp_path, kind, channels):
+    data, upper = deep_png(kind, channels)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(data)
+    seen = load_images("folder", tmp_path, image_size=8).images[0].permute(1, 2, 0).numpy().astype(int)
+    colour, alpha = (upper, 255) if channels == 3 else (upper[..., :-1], upper[..., -1:])
+    assert np.abs(seen - (colour * alpha + 255 * (255 - alpha)) / 255).max() <= 1
+
+
 def test_middle_square_resized_is_shorter_side_resized_and_cropped(tmp_path):
     ramp = np.add.outer(np.arange(150), 2 * np.arange(200)).astype(np.uint8) // 4
     image = Image.fromarray(np.dstack([ramp] * 3))
@@ -143,7 +222,7 @@ def test_other_formats_are_not_opened_whatever_their_name(tmp_path):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "x.eps")
     os.rename(tmp_path / "a" / "x.eps", tmp_path / "a" / "x.png")  # Pillow would start Ghostscript
-    with pytest.raises(StudyError, match=r"x\.png.*cannot identify"):
+    with pytest.raises(StudyError, match=r"x\.png: it is a document"):
         load_images("folder", tmp_path, image_size=8)
 
 

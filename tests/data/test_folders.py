@@ -419,3 +419,95 @@ def test_the_same_image_in_several_classes_or_splits_is_said(tmp_path, capsys):
         # tiny_tree writes other pixels into every file, so these copies are all there is
         assert "folder: 2 images are also in another class, e.g. train/b/zzz.png is train/a/000.png" in said
         assert "folder: 2 official test images are also training images, e.g. test/a/zzz.png is train/a/002.png" in said
+
+
+# what a person sees and the reader does not ----------------------------------------------------------------------------
+@pytest.mark.parametrize("pair", [("Cat", "cat"), ("cat", "cat "), ("ice bear", "icebear"), ("STRASSE", "straße")])
+@pytest.mark.parametrize("apart", [False, True])
+def test_class_names_that_only_look_different_are_said(tmp_path, pair, apart, capsys):
+    """One of them in `train`, the other in `test`: a class would silently have no test images."""
+    if apart:
+        tiny_tree(tmp_path / "train", [pair[0], "dog"], 2, 8)
+        tiny_tree(tmp_path / "test", [pair[1], "dog"], 1, 8)
+    else:
+        tiny_tree(tmp_path, [*pair, "dog"], 2, 8)
+    assert len(load_images("folder", tmp_path, image_size=8).class_names) == 3
+    text = "folder: class names that differ in capitals or spaces alone are taken for different classes: "
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(text)]
+    assert all(repr(name) in line for name in pair)
+
+
+def test_folders_inside_class_folders_are_said(tmp_path, capsys):
+    tiny_tree(tmp_path, ["a", "b"], 2, 8)
+    tiny_tree(tmp_path / "a", ["more", "still more"], 1, 8)
+    assert len(load_images("folder", tmp_path, image_size=8)) == 4
+    line = "folder: 2 folders inside class folders are not read: a/more, a/still more"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def loose(folder):
+    tiny_tree(folder, ["x"], 3, 8)
+    for path in (folder / "x").iterdir():
+        path.rename(folder / path.name)
+    (folder / "x").rmdir()
+
+
+def of_other_kinds(suffix):
+    def make(folder):
+        for name in ("a", "b"):
+            (folder / name).mkdir()
+            (folder / name / f"0{suffix}").write_bytes(b"x")
+
+    return make
+
+
+def one_level_deeper(folder):
+    tiny_tree(folder / "animals", ["cat", "dog"], 2, 8)
+    tiny_tree(folder / "cars", ["bmw"], 2, 8)
+
+
+NO_LAYOUT = {
+    "images in no class folder": (loose, "it holds 3 images that are in no class folder"),
+    "HEIC": (of_other_kinds(".heic"), r"it holds 2 \.heic"),
+    "no suffix": (of_other_kinds(""), "it holds 2 files without a suffix"),
+    "one level deeper": (one_level_deeper, "class folders are below animals, cars: give one of these"),
+    "nothing": (lambda folder: None, r"novel/test/<class>$"),
+}
+
+
+@pytest.mark.parametrize(("make", "text"), NO_LAYOUT.values(), ids=NO_LAYOUT)
+def test_a_folder_without_a_layout_is_refused_with_what_it_holds(tmp_path, make, text):
+    make(tmp_path)
+    with pytest.raises(StudyError, match=text) as refusal:
+        load_images("folder", tmp_path, image_size=8)
+    assert "holds no images in class folders" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+PLACES = ["a [b]*? c", "#1 100%20", 'it\'s "a"', "-n", "a;b&c|d", "caf\u00e9", "caf\udce9", "x\ny", "$HOME", " a "]
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_folder_of_any_name_is_read(tmp_path, name, capsys):
+    tiny_tree(tmp_path / "tree", ["a", "b"], 2, 8)
+    try:
+        (tmp_path / "tree").rename(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes text only")
+    assert len(load_images("folder", tmp_path / name, image_size=8)) == 4
+    capsys.readouterr().out.encode("utf-8")
+
+
+@pytest.mark.parametrize("path", ["https://example.org/data.zip", "s3://bucket/images", "file:///data"])
+def test_an_address_is_no_folder(path):
+    with pytest.raises(StudyError, match="is an address; download") as refusal:
+        load_images("folder", path)
+    assert path in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["C:\\Users\\me\\data", "'/quoted'", "/with a line\n", "%USERPROFILE%/data", "~nosuchuser/data"]
+)
+def test_a_path_that_leads_nowhere_here_is_shown_as_it_was_taken(path):
+    with pytest.raises(StudyError, match="does not exist|no home folder") as refusal:
+        load_images("folder", path)
+    assert str(refusal.value).isprintable() and path.strip() in str(refusal.value)

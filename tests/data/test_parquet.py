@@ -110,12 +110,20 @@ def test_labels_may_be_names_and_a_single_table_is_taken_whole(tmp_path):
         (lambda p: p.write_bytes(b""), "cannot read the table"),
         (
             lambda p: table(p, [b"no image"] * 4, [0, 1, 0, 1], names=["a", "b"]),
-            r"image .*row 0: cannot identify",
+            r"image .*row 0: cannot identify it as an image \(PNG",
         ),
         (lambda p: table(p, [None] * 4, [0, 1, 0, 1], names=["a", "b"]), r"row 0: the cell holds no image"),
         (lambda p: table(p, [b""] * 2, [0, 2], names=["a", "b"]), "outside 0 to 1"),
         (lambda p: table(p, [b""] * 2, [-1, 1], names=["a", "b"]), "outside 0 to 1"),
         (lambda p: table(p, [b""] * 2, [None, 1], names=["a", "b"]), "neither whole numbers nor names"),
+        (lambda p: table(p, [b""] * 2, [0.0, 1.0]), "neither whole numbers nor names"),
+        (lambda p: table(p, [b""] * 2, [True, False]), "neither whole numbers nor names"),
+        (lambda p: table(p, [], []), "have no rows"),
+        (lambda p: table(p, [b"version https://git-lfs"] * 2, ["a", "b"]), r"row 0: a pointer of Git LFS"),
+        (
+            lambda p: table(p.with_name("test.parquet"), [b""], [0], image="picture"),
+            r"test\.parquet has no .*but picture",
+        ),
         (lambda p: table(p, [b""] * 2, [0, 1], image="picture"), "no image and label column, but picture"),
     ],
 )
