@@ -29,6 +29,7 @@ from .words import DATA_LABELS, FAMILY_LABELS, METHOD_LABELS
 
 NO_TRAINING = "none"  # the family of methods that train nothing: shown as a reference line, never as a rival
 DASHES = {"learngene_ewc": (0, (4, 1.5)), "random": (0, (1, 1)), "first": (0, (4, 1.5)), "full": (0, (6, 1, 1, 1))}
+SCRATCH_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))  # of the scratches of several blocks
 
 
 def training_curves(curves: pd.DataFrame, *, n_way: int = 5) -> np.ndarray:
@@ -43,7 +44,7 @@ def training_curves(curves: pd.DataFrame, *, n_way: int = 5) -> np.ndarray:
         return empty_panels("no method of this run is trained", 1)
     column = "query_accuracy" if "query_accuracy" in curves else "loss"
     shots = sorted(curves["shots"].unique())
-    size = (5.6 * len(families), 3.3 * len(shots) + 0.9)
+    size = (5.6 * len(families) if len(families) > 1 else 8.6, 3.3 * len(shots) + 0.9)
     axes = plt.subplots(
         len(shots), len(families), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
     )[1]
@@ -65,15 +66,16 @@ def training_curves(curves: pd.DataFrame, *, n_way: int = 5) -> np.ndarray:
 
 
 def _curve_panel(ax: Axes, part: pd.DataFrame, column: str) -> None:
-    """A line per method and block; a block's own scratch is thin."""
+    """A line per method and block; a block's own scratch is thin, each dashed in another way."""
     part = part.assign(block=part.get("block", ""))
     scratches = part.loc[part["method"] == "scratch", "block"].unique()
     for method in in_order(list(part["method"]), METHOD_LABELS):
-        for block, line in part[part["method"] == method].sort_values("epoch").groupby("block", sort=False):
+        lines = part[part["method"] == method].sort_values("epoch").groupby("block", sort=False)
+        for k, (block, line) in enumerate(lines):
             own = f" (shape of {short_block(block)})" if method == "scratch" and len(scratches) > 1 else ""
             style = {"color": METHOD_COLOURS.get(method), "linestyle": DASHES.get(method, "-")}
-            width = {"linewidth": 1.2} if own else {}
-            ax.plot(line["epoch"], line[column], label=METHOD_LABELS.get(method, method) + own, **style, **width)
+            thin = {"linewidth": 1.2, "linestyle": SCRATCH_DASHES[k % len(SCRATCH_DASHES)]} if own else {}
+            ax.plot(line["epoch"], line[column], label=METHOD_LABELS.get(method, method) + own, **style | thin)
             if f"{column}_sd" in line:
                 edges = line[column] - line[f"{column}_sd"], line[column] + line[f"{column}_sd"]
                 ax.fill_between(line["epoch"], *edges, color=style["color"], alpha=0.12, linewidth=0)
@@ -260,6 +262,7 @@ def _panel_title(family: str, shots: int, n_tasks: pd.Series) -> str:
 
 
 HATCHES = ("", "////", "....", "xxxx")  # one per data set
+PANEL_TITLES = {"light": "light individuals", "same_shape": "individuals of the collective's shape"}
 
 
 def gain_bars(gains: pd.DataFrame) -> np.ndarray:
@@ -280,7 +283,7 @@ def gain_bars(gains: pd.DataFrame) -> np.ndarray:
     for ax, family in zip(axes, families, strict=True):
         part = table[table["family"] == family]
         _bar_panel(ax, part, in_order(list(part["block"]), BLOCK_COLOURS), data)
-        ax.set(title=f"{FAMILY_LABELS.get(family, family)} individuals", xlabel="gain over own scratch (points)")
+        ax.set(title=PANEL_TITLES.get(family, family), xlabel="gain over own scratch (points), 95 % interval")
     for ax in axes:
         ax.set_ylim(rows - 0.5, -0.5)
     if len(data) > 1:

@@ -49,8 +49,8 @@ def paradigm(
 
     shapes: `ConvNet.shape` after every source task; the first, a middle and the last are drawn. individual: the shape of the
     light individual; inherited: names of blocks that both networks have in equal width (else ValueError); scores: one
-    criterion (criterion, layer, score, null, inherit), with a row per block of the last shape. All blocks are drawn to one
-    scale. A block of the individual stands under its origin where there is room.
+    criterion (criterion, layer, score, inherit; with a column null, the null is drawn too), with a row per block of the last
+    shape. All blocks are drawn to one scale. A block of the individual is below its origin where there is room.
     """
     final = shapes[-1]
     both = widths_of(final), widths_of(individual)
@@ -140,9 +140,10 @@ def _task(ax: Axes, x: float, y: float, group: str, images: int, n_classes: int,
 def _criterion(
     ax: Axes, scores: pd.DataFrame, at: Mapping[str, float], y: float, inherited: Sequence[str], half: float = 0.46
 ) -> None:
-    """The score of every block as a curve within y +- half, its null dashed; the choice in blue."""
+    """The score of every block as a curve within y +- half, its null dashed where there is one; the choice in blue."""
     x = np.array([at[name] for name in scores["layer"]])
-    score, null = scores["score"].to_numpy(float), scores["null"].to_numpy(float)
+    score = scores["score"].to_numpy(float)
+    null = scores["null"].to_numpy(float) if "null" in scores else np.full_like(score, np.nan)
     seen = [value for value in (*score, *null) if np.isfinite(value)] or [0.0]
     low, high = min(seen), max(seen)
 
@@ -159,9 +160,10 @@ def _criterion(
         text = name.removeprefix("conv")
         ax.text(where, y - PANEL - 0.09, text, ha="center", va="top", fontsize=9.5, color=colour, weight=weight)
     ends = np.nan_to_num([place(null)[-1], place(score)[-1]], nan=y)
-    if abs(ends[0] - ends[1]) < 0.56:  # side by side, in their order
-        ends = ends.mean() + np.array([0.28, -0.28]) * (1 if ends[0] >= ends[1] else -1)
-    ax.text(x[-1] + 0.85, ends[0], "untrained\nnetworks", va="center", fontsize=9.5, color=MUTED)
+    if "null" in scores:
+        if abs(ends[0] - ends[1]) < 0.56:  # side by side, in their order
+            ends = ends.mean() + np.array([0.28, -0.28]) * (1 if ends[0] >= ends[1] else -1)
+        ax.text(x[-1] + 0.85, ends[0], "untrained\nnetworks", va="center", fontsize=9.5, color=MUTED)
     ax.text(x[-1] + 0.85, ends[1], "collective", va="center", fontsize=9.5, color=PART_COLOURS["start"])
     name = str(scores["criterion"].iloc[0])
     what = SCORE_LABELS.get(name, name.replace("_", " "))

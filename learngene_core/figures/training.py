@@ -105,7 +105,7 @@ def gradient_sizes(gradients: pd.DataFrame, task: int | None = None) -> np.ndarr
     """Size of weights and gradients per layer in one task (by default the last), and their ratio; returns the axes (2,).
 
     gradients: gradients.csv (task, layer, norm, weight_norm, relative_norm), means over a task's epochs. Both axes are
-    logarithmic where they span more than a factor of ten.
+    logarithmic where they span more than a factor of ten, and begin at zero elsewhere.
     """
     task = int(gradients["task"].max()) if task is None else task
     means = gradients[gradients["task"] == task].groupby("layer", sort=False)[list(SIZES)].mean()
@@ -116,7 +116,8 @@ def gradient_sizes(gradients: pd.DataFrame, task: int | None = None) -> np.ndarr
         ax.plot(x, means[name], color=colour, marker=marker, markersize=7, label=label)
     for ax in axes:
         values = np.concatenate([line.get_ydata() for line in ax.get_lines()])
-        wide = log_where_wide(ax.yaxis, values)
+        if not (wide := log_where_wide(ax.yaxis, values)):
+            ax.set_ylim(0, 1.12 * values.max())
         ax.set_ylabel("norm over all entries of a layer" + (" (log)" if wide else "") if ax is axes[0] else
                       "gradient norm / weight norm" + (" (log)" if wide else ""))  # fmt: skip
         _layer_axis(ax, list(means.index))

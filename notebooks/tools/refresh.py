@@ -142,7 +142,8 @@ def _front_pictures(run: Run, shapes: list[dict], individual: dict, layers: tupl
     record, cfg = Record.load(run.path), run.cfg
     name = cfg.criterion if cfg.criterion in criteria.CRITERIA else "released"
     scores = criteria.score(record, name, **criteria.options_of(name, cfg))
-    ax = paradigm(shapes, individual, layers, scores, shots=cfg.shots[0])
+    own = scores.drop(columns=["null", "null_sd", "z"])  # notebook 03 asks its readers to vote before they see the null
+    ax = paradigm(shapes, individual, layers, own, shots=cfg.shots[0])
     ax.figure.savefig(target / "paradigm.png", dpi=100, bbox_inches="tight")
     record_gif(record, target / "record.gif", threshold=5e-4, sign=cfg.sign, n_blocks=cfg.n_blocks)
 

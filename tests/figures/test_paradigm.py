@@ -64,6 +64,16 @@ def test_the_paradigm_of_a_network_that_does_not_grow_says_so():
     assert "grown since task 1" not in {t.get_text() for t in ax.get_legend().get_texts()}
 
 
+def test_the_paradigm_shows_a_null_only_where_it_is_given():
+    scores = score(make_record(), "released", threshold=5e-10)
+    lines = {}
+    for name, table in {"with": scores, "without": scores.drop(columns="null")}.items():
+        ax = paradigm(COLLECTIVE, INDIVIDUAL, LAYERS[-2:], table, shots=10)
+        lines[name] = sum(np.isfinite(line.get_ydata()).all() for line in ax.get_lines())
+        assert any("untrained" in t.get_text() for t in ax.texts) == (name == "with")
+    assert lines["with"] == lines["without"] + 1
+
+
 def test_no_words_of_the_paradigm_overlap():
     ax = drawn()
     ax.figure.canvas.draw()
