@@ -170,12 +170,14 @@ def test_the_ready_grids_ask_what_they_say():
         "shots": ("seed", "shots"),
         "criteria": ("seed", "criterion", "threshold"),
         "growth": ("seed", "n_source_tasks", "growth", "ewc_lambda"),
+        "blocks": ("seed", "layers"),
     }
     assert len(about["shots"].points[0].cfg.methods) >= 6
     assert {p.cfg.ewc_lambda > 0 for p in about["growth"].points} == {True, False}
     assert {p.cfg.growth == "none" for p in about["growth"].points} == {True, False}
+    assert {len(p.cfg.layers) for p in about["blocks"].points} == {3} and len(about["blocks"].points[0].cfg.shots) == 3
     # one ancestor per seed, or each its own
-    assert [len(sharing.plan(about[name])) for name in ("shots", "criteria", "growth")] == [5, 3, 0]
+    assert [len(sharing.plan(about[name])) for name in ("shots", "criteria", "growth", "blocks")] == [5, 3, 0, 3]
 
 
 def test_fixed_values_need_only_be_possible_together_with_the_varied_ones(written):
