@@ -16,7 +16,7 @@ help:
 	@echo "make test-all   the tests with the slow ones"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make notebooks  execute the committed notebooks again and keep their outputs"
-	@echo "make exercises  write the students' versions of the notebooks (notebooks/exercises)"
+	@echo "make exercises  write the students' notebooks and the solutions from their sources"
 	@echo "make slides     the notebooks as slides (into slides/)"
 	@echo "make paper      the paper's protocol on one GPU, in steps of at most 10 minutes (DATA_PATH=folder of CIFAR-100)"
 	@echo "make lint       ruff over code and notebooks, and the floors of the package"

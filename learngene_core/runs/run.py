@@ -214,7 +214,9 @@ def folder_of(cfg: Config, out: str | Path = "") -> Path:
 def default_folder(cfg: Config) -> Path:
     """`runs/<preset>[-<data>][-s<seed>]` below the working folder (the project's, when a notebook is open in it)."""
     here = Path.cwd()
-    for folder, project in ((("notebooks",), here.parent), (("notebooks", "exercises"), here.parent.parent)):
+    below = here.parent.parent
+    places = ("notebooks",), ("notebooks", "exercises"), ("notebooks", "solutions")
+    for folder, project in zip(places, (here.parent, below, below), strict=True):
         if here.parts[-len(folder) :] == folder and (project / "learngene_core").is_dir():
             here = project
             break

@@ -14,7 +14,7 @@ def answered(value: Any, name: str, shape: tuple[int, ...] | None = None) -> Any
     the student, for three dots left as they are, for what is no number, and for another shape.
     """
     missing = f"`{name}` is still missing: put your answer in place of the three dots in the cell above"
-    assert value is not ... and value is not None, missing
+    assert value is not ... and value is not None, missing + ("; a function returns it" if value is None else "")
     if shape is None:
         return value
     try:

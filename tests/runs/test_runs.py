@@ -133,8 +133,8 @@ def test_default_folder_says_preset_data_and_seed(tmp_path, monkeypatch):
     ):
         assert default_folder(cfg) == tmp_path / "runs" / name
     (tmp_path / "learngene_core").mkdir()
-    (tmp_path / "notebooks" / "exercises").mkdir(parents=True)
-    for folder in ("notebooks", "notebooks/exercises"):
+    for folder in ("notebooks", "notebooks/exercises", "notebooks/solutions"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(tmp_path / folder)
         assert default_folder(Config()) == tmp_path / "runs" / "lecture", "notebooks find the run of `make study`"
 
