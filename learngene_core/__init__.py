@@ -48,8 +48,8 @@ _EXPORTS = {
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
 _PARTS = (
-    "analysis", "collective", "config", "criteria", "data", "errors", "ewc", "explorer", "fewshot", "figures", "gradients",
-    "growth", "learngene", "network", "openworld", "record", "runs", "stack", "study", "tasks", "theory", "training",
+    "analysis", "collective", "config", "criteria", "data", "errors", "ewc", "execution", "explorer", "fewshot", "figures",
+    "gradients", "growth", "learngene", "network", "openworld", "record", "runs", "stack", "study", "tasks", "theory", "training",
 )  # fmt: skip
 __all__ = [*_WHERE, *_PARTS]
 

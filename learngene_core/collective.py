@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from .config import Config, Machine
 from .errors import say
 from .ewc import Penalty, accumulated, fisher_diagonal
+from .execution import here, layout, logits_of, use
 from .gradients import Recorder, block_weights, null_record
-from .growth import Belongings, deepen, growth_schedule, widen
+from .growth import Belongings, WideningMap, deepen, growth_schedule, widen
 from .network import ConvNet
 from .presets import PAPER_POOLS
 from .record import Record
@@ -34,13 +35,9 @@ from .training import (
     among,
     channel_statistics,
     fit,
-    here,
-    layout,
-    logits_of,
     normalise,
     predict,
     task_loss,
-    use,
 )
 
 HISTORY = ["task", "epoch", "phase", "on_task", "loss", "accuracy", "accuracy_all_seen", "penalty"]
@@ -146,10 +143,13 @@ def train_collective(
     after_task: Callable[[State], None] = lambda state: None,
     on_epoch: Callable[[State], None] = lambda state: None,
     machine: Machine | None = None,
+    widening: Callable[..., WideningMap] = widen,
+    loss_over: Callable[[Tensor | None], Loss] = task_loss,
 ) -> Collective:
     """One network learns the tasks in turn: grow, train, measure.
 
     start: a saved state to go on from; after_task may save it; on_epoch hears of every epoch (the last row of its history).
+    widening, loss_over: other forms of how a block widens, and of the loss over a task's outputs.
 
     Raises Diverged when the loss stops being finite, StudyError for EWC that holds nothing, and ValueError for a configuration
     with defects of the released scripts: these have a walk of their own, in `analysis.released`.
@@ -164,11 +164,11 @@ def train_collective(
     state = (newborn(tasks[0].classes, cfg) if start is None else start).to(machine)
     for task in tasks[state.done :]:
         # grow: outputs for new classes, then the widenings due; what belongs to weights follows
-        grow(state, task, cfg, source.calibration(task))
+        grow(state, task, cfg, source.calibration(task), widening)
         state.to(machine)
         # train: cross-entropy over the task's outputs, held by EWC near the weights as they are now
         penalty = ewc_penalty(state, tasks, cfg, source)
-        shown, loss = lesson(state, task, tasks, cfg, source)
+        shown, loss = lesson(state, task, tasks, cfg, source, loss_over)
         for _ in learn(state, task, cfg, source, shown, loss, penalty, machine):
             warn_if_dead(state.history, tasks, cfg)
             on_epoch(state)
@@ -176,7 +176,7 @@ def train_collective(
         measure(state, tasks[: task.number], source)
         state.done = task.number
         after_task(state)
-    return dataclasses.replace(finished(state, tasks, cfg, source, machine), stage_hash=stage_hash)
+    return dataclasses.replace(finished(state, tasks, cfg, source, machine, loss_over), stage_hash=stage_hash)
 
 
 def newborn(classes: Sequence[str], cfg: Config) -> State:
@@ -187,7 +187,9 @@ def newborn(classes: Sequence[str], cfg: Config) -> State:
     return State(model, names, Belongings.of(model))
 
 
-def grow(state: State, task: SourceTask, cfg: Config, calibration: Tensor, widening: Callable = widen) -> None:
+def grow(
+    state: State, task: SourceTask, cfg: Config, calibration: Tensor, widening: Callable[..., WideningMap] = widen
+) -> None:
     """New outputs for new classes, an identity block and the widenings due before this task; whatever belongs to weights
     follows. calibration: a batch (n, 3, h, w) of the task's normalised images; widening: `growth.widen` or another form."""
     stream, model = functools.partial(generator, cfg.collective_seed), state.model
@@ -228,19 +230,24 @@ def task_fisher(
 
 
 def lesson(
-    state: State, task: SourceTask, tasks: Sequence[SourceTask], cfg: Config, source: Source
+    state: State,
+    task: SourceTask,
+    tasks: Sequence[SourceTask],
+    cfg: Config,
+    source: Source,
+    loss_over: Callable[[Tensor | None], Loss] = task_loss,
 ) -> tuple[tuple[Tensor, Tensor], Loss]:
     """What a task shows, (images, labels), and its loss: the task's own images, and with ancestor=replay a few kept images of
     every class of every earlier task, each among the outputs of its own task. There the "labels" are the images' own numbers,
-    by which the loss finds each label and its task's outputs."""
+    by which the loss finds each label and its task's outputs (cross-entropy, whatever `loss_over` is)."""
     outputs = state.loss_outputs(task, cfg)
     own = source.shown(task.train, task, state.outputs(task))
     if cfg.ancestor != "replay" or not state.done:
-        return own, task_loss(outputs)
+        return own, loss_over(outputs)
     kept = [source.shown(source.kept(earlier), earlier, state.outputs(earlier)) for earlier in tasks[: state.done]]
     images, labels = (torch.cat(parts) for parts in zip(own, *kept, strict=True))
     if outputs is None:
-        return (images, labels), task_loss()
+        return (images, labels), loss_over(None)
     every = [own[0], *(part for part, _ in kept)]
     rows = [state.outputs(t).expand(len(x), -1) for t, x in zip([task, *tasks[: state.done]], every, strict=True)]
     among_own = torch.cat(rows).to(source.device)  # (n, way): each image's own task's outputs
@@ -307,13 +314,18 @@ def measure(state: State, tasks: Sequence[SourceTask], source: Source) -> None:
 
 
 def finished(
-    state: State, tasks: Sequence[SourceTask], cfg: Config, source: Source, machine: Machine, loss: Callable = task_loss
+    state: State,
+    tasks: Sequence[SourceTask],
+    cfg: Config,
+    source: Source,
+    machine: Machine,
+    loss_over: Callable[[Tensor | None], Loss] = task_loss,
 ) -> Collective:
     """The collective after its last task: Fisher information over all tasks' classes, the record and its null."""
     each = max(1, cfg.fisher_images // len(tasks))
     parts = [task_fisher(state, tasks, task.number, cfg, source, each) for task in tasks]
     fisher = {n: torch.stack([p[n] for p in parts]).mean(0).cpu() for n in parts[0]}
-    null = collective_null(state, tasks[: cfg.null_tasks], cfg, source, machine, loss)
+    null = collective_null(state, tasks[: cfg.null_tasks], cfg, source, machine, loss_over)
     record = Record.of_epochs(state.model.block_names, state.entries, *null)
     model, owned = state.model.cpu(), state.owned.to(torch.device("cpu"))
     model.normalisation = tuple(source.mean.tolist()), tuple(source.std.tolist())
@@ -323,10 +335,10 @@ def finished(
 
 
 def collective_null(
-    state: State, tasks: Sequence[SourceTask], cfg: Config, source: Source, machine: Machine, loss: Callable
+    state: State, tasks: Sequence[SourceTask], cfg: Config, source: Source, machine: Machine, loss_over: Callable
 ) -> tuple[list[dict], np.ndarray, np.ndarray]:
     """The record of `cfg.null_networks` untrained networks on the collective's tasks' images, with labels drawn anew among each
-    task's outputs, under its loss (`loss(outputs)`); see `gradients.null_record`. At each task they have the shape that the
+    task's outputs, under its loss (`loss_over(outputs)`); see `gradients.null_record`. At each task they have the shape that the
     collective had: what width alone does to a layer's gradients is in the null too."""
 
     def network(k: int, t: int, before: nn.Module | None) -> nn.Module:
@@ -347,7 +359,7 @@ def collective_null(
             picked = task.train[torch.randperm(len(task.train), generator=g)[: cfg.batch_size].numpy()]
             images = source.prepared(picked)
             labels = own[torch.randint(len(own), (len(picked),), generator=g)].to(source.device)
-            yield loss(outputs)(logits_of(model, images, machine), labels)[0]
+            yield loss_over(outputs)(logits_of(model, images, machine), labels)[0]
 
     return null_record(cfg.null_networks, len(tasks), network, losses)
 

@@ -49,6 +49,7 @@ CHOICES = {
     "sign": ("positive", "absolute"),
     "atlas_blocks": ("coarse", "full"),
     "defects": DEFECT_NAMES,
+    "precision": ("fp32", "tf32", "bf16"),
     "ancestor": ANCESTORS,
     "ancestors": ("single_task", "fixed_width", "joint", "permuted"),
     "open_head": ("refit", "own"),
@@ -439,6 +440,9 @@ class Config:
     ancestors: tuple[str, ...] = _field((), "controls", "single_task, fixed_width, joint, permuted: other sources", kind="extent")
     inherited_share: float = _field(50.0, "reconstruct tune claims", "most that a block inherits, percent of parameters", 1, 100)
 
+    # how steps are computed: no preset changes it, since equal results were not shown (see notebooks/RESULTS.md)
+    precision: str = _field("fp32", "collective", "of training: fp32, bf16 (avx512_bf16, amx, GPU), tf32 (GPU)", kind="switch")
+
     # the machine (outside every hash; resolved into machine.json)
     minutes: float = _field(0.0, "", "long stages stop after this many minutes and go on when called again; 0: no limit", 0)
     device: str = _field("auto", "", "auto, cpu, cuda or mps")
@@ -594,9 +598,8 @@ class Machine:
 
     device: "cpu", "cuda", "cuda:1" or "mps"; threads: of one training; workers: individuals trained side by side; stack: most
     networks trained as one (individuals; on a CPU larger ones fall out of the cache); trainings: collectives side by side;
-    channels_last: memory format of convolutions; autocast: forward pass in bfloat16 (losses, gradients, statistics and
-    penalties stay 32-bit); capture: steps replayed as CUDA graphs, captured anew whenever the network has grown;
-    deterministic: GPU operations that give equal bits.
+    channels_last: memory format of convolutions; precision: of training, fp32, tf32 or bf16 (see `execution`); capture: steps
+    replayed as CUDA graphs, captured anew whenever the network has grown; deterministic: GPU operations that give equal bits.
     """
 
     device: str = "cpu"
@@ -605,6 +608,6 @@ class Machine:
     channels_last: bool = True
     stack: int = 6
     trainings: int = 1
-    autocast: bool = False
+    precision: str = "fp32"
     capture: bool = False
     deterministic: bool = False

@@ -28,12 +28,13 @@ from .collective import Collective
 from .config import Config, Machine
 from .errors import OutOfTime, StudyError, say
 from .ewc import Frozen, Penalty
+from .execution import here, use
 from .learngene import Learngene
 from .network import ConvNet
 from .presets import METHODS
 from .stack import Stack
 from .tasks import ImageSet, TargetTask, generator
-from .training import Recipe, confusion, fit, here, predict, stack_loss, use
+from .training import Recipe, confusion, fit, predict, stack_loss
 
 ROW_KEYS = ("family", "method", "block", "rate", "ewc", "shots", "target_task", "init")
 
@@ -122,6 +123,7 @@ class Individuals:
         named = {f"{label}{task.group}_{task.number:03d}_{init}": (task, init) for task, init in draws}
         found = {name: piece for name in named if keep is not None and (piece := keep.get(name)) is not None}
         yield from found.values()
+        use(self.machine)
         done, left = len(found), [names for names in self._bundles(list(named)) if not found.keys() >= set(names)]
         threads = self.machine.threads if self.machine.workers == 1 else 1
         with ThreadPoolExecutor(self.machine.workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:

@@ -7,10 +7,8 @@ CPU, so they are the same for every device. The optimiser is SGD with momentum, 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -19,8 +17,7 @@ from torch import Tensor, nn
 
 from .config import Config, Machine
 from .errors import Diverged
-
-WARM = 3  # steps of a shape taken eagerly before it is captured: libraries choose their kernels, momentum is born
+from .execution import captured, logits_of, set_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,74 +329,3 @@ def _draw(n: int, recipe: Recipe, generator: torch.Generator) -> Batch:
     shift = torch.randint(-recipe.shift, recipe.shift + 1, (n, 2), generator=generator) if recipe.shift else None
     flip = torch.rand(n, generator=generator) < 0.5 if recipe.flip else None
     return Batch(order, shift, flip)
-
-
-# how a step is executed ----------------------------------------------------------------------------------------------
-def here() -> Machine:
-    """A sensible default: the GPU where there is one, else one thread and up to two workers on the CPU."""
-    if torch.cuda.is_available():
-        return Machine("cuda", stack=64)
-    return Machine(workers=min(2, os.cpu_count() or 1))
-
-
-def use(machine: Machine) -> None:
-    """Apply threads and deterministic operations to this process."""
-    torch.set_num_threads(machine.threads)
-    if machine.deterministic and machine.device != "cpu":  # on a CPU equal machines give equal bits anyway
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True)
-
-
-def layout(machine: Machine) -> torch.memory_format:
-    """Memory format of the networks."""
-    return torch.channels_last if machine.channels_last else torch.contiguous_format
-
-
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give the optimiser a learning rate; where it holds it as a tensor, which captured steps read, that tensor changes."""
-    for group in optimiser.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-
-def logits_of(model: nn.Module, x: Tensor, machine: Machine) -> Tensor:
-    """Logits of normalised images in 32 bits, the forward pass in bfloat16 if so asked."""
-    if not machine.autocast:
-        return model(x)
-    with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):  # a cache would outlive a captured step
-        return model(x).float()
-
-
-def captured(step: Callable[[Batch, bool], tuple[Tensor, ...]]) -> Callable[[Batch, bool], tuple[Tensor, ...]]:
-    """`step` as CUDA graphs, one for every size of a batch and for looking or not, captured once and then replayed.
-
-    The first steps of each are taken eagerly, on a stream of their own as capturing asks for; they are real steps.
-    """
-    graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Batch, tuple[Tensor, ...]]] = {}
-    warmed: collections.Counter[tuple[int, bool]] = collections.Counter()
-
-    def take(batch: Batch, looking: bool) -> tuple[Tensor, ...]:
-        key = len(batch.pick), looking
-        if key not in graphs and warmed[key] < WARM:
-            warmed[key] += 1
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                found = step(batch, looking)
-            torch.cuda.current_stream().wait_stream(aside)
-            return found
-        if key not in graphs:
-            graph, inputs = torch.cuda.CUDAGraph(), Batch(*(t if t is None else t.clone() for t in batch))
-            with torch.cuda.graph(graph):  # nothing runs here
-                outputs = step(inputs, looking)
-            graphs[key] = graph, inputs, outputs
-        graph, inputs, outputs = graphs[key]
-        for there, new in zip(inputs, batch, strict=True):
-            if there is not None:
-                there.copy_(new)
-        graph.replay()
-        return tuple(t.clone() for t in outputs)
-
-    return take

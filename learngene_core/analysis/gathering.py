@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from ..config import Config
 from ..criteria import score, score_all
 from ..errors import StudyError, say
+from ..execution import layout, use
 from ..network import ConvNet
 from ..record import Record
 from ..runs.machine import machine_of
 from ..runs.run import Run
 from ..runs.states import load_state, task_folders
 from ..tasks import ImageSet, SourceTask, derive, generator, numpy_generator
-from ..training import Recipe, fit, layout, predict, use
+from ..training import Recipe, fit, predict
 from .evidence import Evidence, among_classes, device_of, estimate_norms
 from .measures import measure_all
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config, Machine
+from ..execution import here
 from ..fewshot import labels_of
 from ..tasks import ImageSet, TargetTask, generator
-from ..training import Recipe, confusion, fit, here, predict, task_loss
+from ..training import Recipe, confusion, fit, predict, task_loss
 from .atlas import COLUMNS, atlas_config, coarse_blocks, every_block
 from .blocks import SCRATCH, Block, gain_table
 from .own import fresh_network

@@ -16,20 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..arms import Arm, Draw, stream_of
-from ..collective import (
-    Collective,
-    Source,
-    State,
-    ewc_penalty,
-    finished,
-    grow,
-    learn,
-    lesson,
-    measure,
-    newborn,
-    train_collective,
-    warn_if_dead,
-)
+from ..collective import Collective, State, newborn, train_collective
 from ..config import Config, Machine
 from ..errors import Diverged
 from ..ewc import Frozen, Penalty
@@ -39,7 +26,7 @@ from ..learngene import Learngene, cut_learngene
 from ..network import ConvNet
 from ..stack import Stack
 from ..tasks import ImageSet, SourceTask, TargetTask, generator
-from ..training import Loss, Recipe, augment, confusion, fit, here, normalise, predict, stack_loss, task_loss, use
+from ..training import Loss, Recipe, augment, confusion, fit, normalise, predict, stack_loss, task_loss
 from .defects import LEAK_LENGTH, choice
 
 
@@ -64,41 +51,26 @@ def train_released(
     on_epoch: Callable[[State], None] = lambda state: None,
     machine: Machine | None = None,
 ) -> Collective:
-    """The walk of `train_collective` with the collective's defects among `cfg.defects`; parameters and errors are its own.
+    """`train_collective` with the collective's defects among `cfg.defects`; parameters and errors are its own.
 
     Raises ValueError for double_softmax with ancestor=replay, whose loss is another one.
     """
-    defects, stage_hash = cfg.defects, cfg.stage_hash("collective")
+    defects, widening, loss_over = cfg.defects, widen, task_loss
     if "double_softmax" in defects and cfg.ancestor == "replay":
         raise ValueError("the defect double_softmax knows no replay; leave one of the two out")
-    cfg, machine = cfg.as_ancestor(len(tasks[0].classes)), machine or here()
-    use(machine)
-    source, loss_over, widening = Source(images, tasks, cfg, machine), task_loss, widen
     if "double_softmax" in defects:
         loss_over = double_softmax
     if "exact_copies" in defects:
         widening = widen_copies
     if "bn_gap" in defects:
         widening = widen_with_gap
-    state = start or newborn(tasks[0].classes, cfg)
     if "labels_reused" in defects:
         everything = dict.fromkeys(name for task in tasks for name in task.classes)
-        state = OneHead(**vars(start or newborn(tuple(everything), cfg)))
-    state.to(machine)
-    for task in tasks[state.done :]:
-        grow(state, task, cfg, source.calibration(task), widening)
-        state.to(machine)
-        penalty = ewc_penalty(state, tasks, cfg, source)
-        shown, loss = lesson(state, task, tasks, cfg, source)
-        if "double_softmax" in defects:
-            loss = double_softmax(state.loss_outputs(task, cfg))
-        for _ in learn(state, task, cfg, source, shown, loss, penalty, machine):
-            warn_if_dead(state.history, tasks, cfg)
-            on_epoch(state)
-        measure(state, tasks[: task.number], source)
-        state.done = task.number
-        after_task(state)
-    return dataclasses.replace(finished(state, tasks, cfg, source, machine, loss_over), stage_hash=stage_hash)
+        start = OneHead(**vars(start or newborn(tuple(everything), cfg.as_ancestor(len(tasks[0].classes)))))
+    forms = {"widening": widening, "loss_over": loss_over}
+    hooks = {"start": start, "after_task": after_task, "on_epoch": on_epoch, "machine": machine}
+    col = train_collective(images, tasks, cfg.replace(defects=()), **hooks, **forms)
+    return dataclasses.replace(col, stage_hash=cfg.stage_hash("collective"))
 
 
 class OneHead(State):

@@ -22,10 +22,10 @@ from threadpoolctl import threadpool_limits
 from ..config import Config
 from ..data.division import Division
 from ..errors import StudyError, say
+from ..execution import use
 from ..runs.machine import machine_of
 from ..runs.run import Run
 from ..tasks import ImageSet, SourceTask
-from ..training import use
 from .learning import SAVED, learn
 from .measures import intervals, metrics
 from .scores import FEATURE_SCORES

@@ -14,12 +14,13 @@ from torch import Tensor
 from ..config import Config
 from ..data.division import Division, parts
 from ..errors import StudyError
+from ..execution import layout, use
 from ..network import ConvNet
 from ..runs.machine import machine_of
 from ..runs.run import Run
 from ..runs.states import load_state
 from ..tasks import ImageSet, SourceTask
-from ..training import layout, normalise, use
+from ..training import normalise
 from .scores import Head, Scorer, refit_head
 
 Name, Found = TypeVar("Name", bound=Hashable), TypeVar("Found")

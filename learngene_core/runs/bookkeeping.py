@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..config import FIELDS, STAGES, Config, Machine
+from ..config import CHOICES, FIELDS, STAGES, Config, Machine
 from ..errors import StudyError, file_hash, read_json
 
 ABOUT_MACHINE = ("torch", "system", "processors")  # of machine.json: for people, not read again
@@ -68,11 +68,15 @@ def stored_machine(path: Path) -> Machine:
     """The machine noted in a `machine.json`. Raises StudyError, with the way out, when it is damaged."""
     try:
         values = read_json(path)
+        if values.pop("autocast", False):  # what an earlier version wrote instead of a precision
+            values["precision"] = "bf16"
         machine = Machine(**{k: v for k, v in values.items() if k not in ABOUT_MACHINE})
         for field in dataclasses.fields(Machine):
             value = getattr(machine, field.name)
             if type(value).__name__ != field.type:
                 raise TypeError(f"{field.name} is of a wrong type")
+            if field.name == "precision" and value not in CHOICES["precision"]:
+                raise ValueError(f"{field.name} = {value} cannot be")
             if type(value) is int and not 1 <= value <= MOST_THREADS:
                 raise ValueError(f"{field.name} = {value} cannot be")
         return machine

@@ -20,22 +20,20 @@ import torch
 
 from ..config import Config, Machine
 from ..errors import StudyError, write_json
-from ..presets import PAPER_POOLS
-from ..training import use
+from ..execution import available, check_precision, device_memory, stack_size, use
 from .bookkeeping import stored_machine
 from .run import WORKERS, Run
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # read by cuBLAS when it is first used
 FIXED = ":4096:8"  # eight buffers of 4 MiB: one of the two settings that cuBLAS documents as deterministic
-LARGEST_STACK = 128  # networks; larger ones gain nothing more where launching no longer limits
 GPU_TRAININGS = 4  # collectives side by side: one alone leaves a GPU mostly idle
 
 
 def machine_of(run: Run) -> Machine:
     """The machine of a run (`machine.json`); resolved and written when it is first needed.
 
-    Raises StudyError when the folder was made on a device that its configuration does not ask for or that is not here, and
-    when the file is damaged.
+    Raises StudyError when the folder was made on a device, or with a precision, that its configuration does not ask for or
+    that is not here, and when the file is damaged.
     """
     cfg, path = run.cfg, run.path / "machine.json"
     if not path.exists():
@@ -47,6 +45,11 @@ def machine_of(run: Run) -> Machine:
         raise StudyError(
             f"{run.path} was made on device {machine.device!r}; {cfg.device!r} is asked for; choose another --out"
         )
+    if cfg.precision != machine.precision:
+        raise StudyError(
+            f"{run.path} was made with precision {machine.precision}; {cfg.precision} is asked for; choose another --out"
+        )
+    check_precision(machine.precision, machine.device)
     if machine.deterministic:
         prepare()
         use(machine)  # whatever stage goes on from here: not every one begins with a training that would do it
@@ -64,12 +67,14 @@ def keep_machine(run: Run, machine: Machine) -> None:
 
 
 def resolve(cfg: Config) -> Machine:
-    """The machine this process runs on, as `cfg` asks for it. Raises StudyError for a device that is not there."""
+    """The machine this process runs on, as `cfg` asks for it. Raises StudyError for a device that is not there, and for a
+    precision that it does not have."""
     device = cfg.device
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available(name))
     if not available(device):
         raise StudyError(f"device {device!r} is not available here; use --set device=auto")
+    check_precision(cfg.precision, device)
     processors, told = _processors(), os.environ.get(WORKERS, "")
     workers = cfg.workers or (int(told) if told.isdecimal() else 0) or (min(2, processors) if device == "cpu" else 1)
     return Machine(
@@ -78,35 +83,13 @@ def resolve(cfg: Config) -> Machine:
         workers=workers,
         stack=Machine.stack if device == "cpu" else stack_size(cfg, device_memory(device)),
         trainings=workers if device == "cpu" else min(GPU_TRAININGS, processors),
+        precision=cfg.precision,
         deterministic=cfg.deterministic,
     )
 
 
-def available(device: str) -> bool:
-    """Whether a device ("cpu", "cuda", "cuda:1", "mps") can be used here."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return there.get(device.split(":")[0], False)
-
-
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def device_memory(device: str) -> int:
-    """Bytes of memory that are free on a GPU; 4 GB where the system does not say (MPS)."""
-    return torch.cuda.mem_get_info(torch.device(device))[0] if device.startswith("cuda") else 4 << 30
-
-
-def stack_size(cfg: Config, free: int) -> int:
-    """Most individuals of the collective's final shape that train as one in half of `free` bytes: weights, gradients, momentum
-    and two spare copies, and three tensors for every activation of a batch (convolution, batch norm, ReLU)."""
-    widths, side, activations = cfg.final_widths, cfg.image_size, 0
-    for number, width in enumerate(widths, 1):
-        activations += width * side**2
-        side = side // 2 if number in PAPER_POOLS else side
-    parameters = sum(9 * a * b for a, b in zip((3, *widths), widths, strict=False))
-    each = 4 * (5 * parameters + 3 * cfg.individual_batch * activations)
-    return max(1, min(LARGEST_STACK, int(free / 2 / each)))
 
 
 def prepare() -> None:

@@ -19,6 +19,7 @@ from ..data.division import divide, target_tasks
 from ..data.images import load_images
 from ..errors import StudyError, write_json
 from ..ewc import Penalty
+from ..execution import layout
 from ..fewshot import Individuals
 from ..gradients import Recorder, block_weights
 from ..learngene import Learngene
@@ -27,7 +28,7 @@ from ..presets import PAPER_POOLS
 from ..runs.machine import resolve
 from ..runs.run import Run
 from ..tasks import TargetTask, generator
-from ..training import Recipe, channel_statistics, fit, layout, normalise, task_loss
+from ..training import Recipe, channel_statistics, fit, normalise, task_loss
 from .chain import Chain
 from .grid import Grid, load_grid
 from .sweep import run_sweep
@@ -241,7 +242,7 @@ def gpu_rows(cfg: Config, *, rounds: int = 5, n_tasks: int = 16) -> Iterator[Row
     machines = {
         "eager": plain,
         "captured": dataclasses.replace(plain, capture=True),
-        "bfloat16": dataclasses.replace(plain, autocast=True),
+        "bfloat16": dataclasses.replace(plain, precision="bf16"),
     }
     epochs = {name: Epochs(cfg, machine, 4 * IMAGES, 1) for name, machine in machines.items()}
     ways = {name: epoch.ours for name, epoch in epochs.items()}

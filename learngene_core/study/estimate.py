@@ -19,13 +19,14 @@ from torch import nn
 from ..analysis.atlas import coarse_blocks, every_block
 from ..config import STAGES, Config
 from ..errors import StudyError, say
+from ..execution import use
 from ..network import ConvNet
 from ..presets import METHODS, PAPER_POOLS
 from ..runs.machine import as_usual, machine_of, resolve
 from ..runs.run import Run
 from ..stack import Stack
 from ..tasks import generator
-from ..training import stack_loss, use
+from ..training import stack_loss
 from .grid import Grid
 from .sharing import Shared, needed
 

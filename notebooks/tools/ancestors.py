@@ -48,11 +48,10 @@ def units(data: str) -> list[tuple[str, dict]]:
     return first + list(redrawn.items())
 
 
-def unit(job: tuple[str, str, dict, dict, str, str, bool]) -> tuple[str, float, float]:
+def unit(job: tuple[str, str, dict, dict, str, str]) -> tuple[str, float, float]:
     """Train one ancestor and its individuals; write its tables. Returns name, seconds of the ancestor and of the rest."""
-    name, data, settings, machine_of, images_file, out, tf32 = job
+    name, data, settings, machine_of, images_file, out = job
     torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     images, machine = pickle.loads(Path(images_file).read_bytes()), Machine(**machine_of)  # noqa: S301 (our own file)
     preset, changes = PLAN[data]
     cfg = Config.preset(preset, **{**changes, **settings})
@@ -133,13 +132,12 @@ def main() -> None:
     images_file = out / f".{options.data}.images"
     images_file.write_bytes(pickle.dumps(images))
     machine = {"device": options.device, "stack": options.stack, "capture": options.capture}
+    machine["precision"] = "tf32" if options.tf32 else "fp32"
     todo = [u for u in units(options.data) if not (out / f"{u[0]}.ancestors.csv.gz").exists()]
     todo = [u for u in todo if not options.only or u[0] in options.only.split(",")]
     start = time.time()
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(unit, (n, options.data, s, machine, str(images_file), str(out), options.tf32)) for n, s in todo
-        ]
+        jobs = [pool.submit(unit, (n, options.data, s, machine, str(images_file), str(out))) for n, s in todo]
         for job in as_completed(jobs):
             try:
                 name, trained, rest = job.result()

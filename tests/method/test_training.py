@@ -237,7 +237,7 @@ def test_who_stops_early_has_the_network_as_it_is_then():
 
 def test_bfloat16_trains_alike_and_keeps_32_bits_where_it_counts():
     results = []
-    for machine in (Machine(), Machine(autocast=True)):
+    for machine in (Machine(), Machine(precision="bf16")):
         net = net_of()
         penalty, _ = penalty_of(net)
         results.append(run(net, *images_of(22), pull=penalty, machine=machine))

@@ -10,11 +10,11 @@ from toys import states_equal, toy_config
 from learngene_core.config import Config, Machine
 from learngene_core.data.division import divide, source_tasks
 from learngene_core.errors import StudyError, read_json, write_json
+from learngene_core.execution import use
 from learngene_core.runs import machine as machines
 from learngene_core.runs import stages
 from learngene_core.runs.machine import WORKSPACE, machine_of, prepare
 from learngene_core.runs.run import Run
-from learngene_core.training import use
 
 SMOKE = Config.preset("smoke")
 
