@@ -2,7 +2,7 @@
 
 Two families, never compared across: `light` (four fresh blocks, the learngene, a fresh head: the form of Wang et al. 2022) and
 `same_shape` (the collective's own shape, any blocks inherited, the rest fresh). A light individual's shape depends on where its
-block is in the network, so every light block has its own `scratch`: the pair is family and block.
+block is in the network, so every light block has its own `scratch`. Only arms of one family and block are compared.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def arms_of(
 ) -> list[Arm]:
     """Every family's arms among `methods`, in the order of `presets.METHODS`.
 
-    `random` inherits the learngene's blocks from an untrained collective, another one for each draw: in distribution it is
-    `scratch`, and it cannot tell content from scale. `first`: as many blocks from the first on; `longest_prefix`: the longest
-    prefix within `inherited_share` of the parameters of all blocks, which needs no search; `full`: all. blocks: layers by
+    `random` inherits the learngene's blocks from an untrained collective, another one for each draw. It should equal `scratch`
+    up to chance, and so checks the comparison. `first`: as many blocks from the first on; `longest_prefix`: the longest prefix
+    within `inherited_share` of the parameters of all blocks, which needs no search; `full`: all. blocks: layers by
     method, for `recommended` or any method of the light family that inherits another block. A light individual's shape
     depends on where its block is, so every light block has its own `scratch`; an arm's `block` column says which pair it
     belongs to.

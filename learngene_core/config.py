@@ -6,8 +6,8 @@ A parameter as text, both ways: what a person writes behind `--set NAME=`, and w
 
 One frozen, flat, typed configuration: every number of the study, its unit, its source, and the stage that reads it.
 
-`Config` holds what decides a result. What only decides how fast it is had (threads, memory format) is resolved once per
-run folder and stands in `machine.json` (see `machine.Machine`).
+`Config` holds what decides a result. What only decides how fast it is computed (threads, memory format) is resolved once per
+run folder and kept in `machine.json` (see `machine.Machine`).
 """
 
 from __future__ import annotations
@@ -374,9 +374,9 @@ class Config:
     new_columns: str = _field("imputed", "collective", "earlier tasks' Fisher of the input columns born by zero-out widening")
     fisher_images: int = _field(200, "collective", "images for the Fisher: per task in EWC, of all tasks in a learngene", 1, MANY)
     record_every: int = _field(1, "collective", "the gradient record looks at every k-th step", 1, MANY)
-    null_networks: int = _field(6, "collective", "untrained networks with random labels behind every null", 2, MANY)
+    null_networks: int = _field(6, "collective", "untrained networks with random labels that make up a null", 2, MANY)
     null_steps: int = _field(2, "collective", "mini-batches per untrained network and task", 1, MANY)
-    null_tasks: int = _field(8, "collective", "source tasks behind the null: the first ones", 1, MANY)
+    null_tasks: int = _field(8, "collective", "source tasks that the null is made on: the first ones", 1, MANY)
 
     defects: tuple[str, ...] = _field((), "collective", "defects of the released scripts (see `released`)", kind="switch")
 
@@ -410,12 +410,12 @@ class Config:
     reference_episodes: int = _field(600, "reference", "episodes of the check against published values (the usual 600)", 2, MANY)
 
     # the open world: defaults chosen on validation and stream images of a `lecture` run, never on test images
-    open_head: str = _field("refit", "openworld", "head behind the logit scores: refit on exemplars, or the network's own")
+    open_head: str = _field("refit", "openworld", "head that gives the logit scores: refit on exemplars, or the network's own")
     open_exemplars: int = _field(20, "openworld", "training images kept per seen class: head, means, tails, rehearsal", 1, MANY)
     open_strength: float = _field(0.1, "openworld", "inverse penalty of the refit head (logistic regression)", 1e-6, 1e6)
-    open_tail: int = _field(10, "openworld", "OpenMax: largest distances per class behind a Weibull tail (paper: 20)", 1, MANY)
+    open_tail: int = _field(10, "openworld", "OpenMax: largest distances per class in a Weibull tail (paper: 20)", 1, MANY)
     open_alpha: int = _field(10, "openworld", "OpenMax: largest logits that are revised (paper: 10)", 1, MANY)
-    open_resamples: int = _field(500, "openworld", "resamples of classes behind the intervals of the open world", 50, MANY)
+    open_resamples: int = _field(500, "openworld", "resamples of classes for the intervals of the open world", 50, MANY)
     open_depths: int = _field(3, "openworld", "pooled blocks, from the last one up, that the feature scores read", 1, MANY)
     open_score: str = _field("relative_mahalanobis", "openworld", "score that flags images of the stream as unknown")
     open_keep: float = _field(95.0, "openworld", "percent of the validation images that the threshold keeps", 1, 99.9)
@@ -479,8 +479,8 @@ class Config:
     def from_notebook(cls, namespace: dict[str, Any]) -> Config:
         """The configuration that a notebook's parameter cells describe: `Config.from_notebook(globals())`.
 
-        Plain papermill only warns of a misspelt parameter and turns `-p flip false` into a (true) string; here both are
-        refused, whoever started the notebook. A value of None means: as the preset has it.
+        Plain papermill only warns of a misspelt parameter and turns `-p flip false` into a (true) string; here both raise an
+        error, whoever started the notebook. A value of None means: as the preset has it.
 
         Raises ValueError for a name that is neither a field nor one of RUN_NAMES, and for a value of the wrong type.
         """

@@ -139,7 +139,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def sweep_unfinished(folder: Path) -> None:
-    """Delete what killed writers left behind below `folder`; only for the one process that may write there."""
+    """Delete the unfinished files of killed writers below `folder`; only for the one process that may write there."""
     for left in folder.rglob(f".*{UNFINISHED}"):
         if not left.name.startswith(".machine.json."):  # the one file that is written without the folder's lock
             left.unlink(missing_ok=True)

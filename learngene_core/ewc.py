@@ -1,4 +1,6 @@
-"""What holds weights. Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796) holds those that mattered before.
+"""Pulls towards earlier weights: elastic weight consolidation (EWC; Kirkpatrick et al. 2017, arXiv 1612.00796), and freezing.
+
+EWC keeps those weights near their values that mattered for what was learned before.
 
 While a network learns task t, half the sum of `lambda * F_i * (p_i - p0_i)^2` is added to its loss: p0 are the weights after
 task t - 1, and F_i, the diagonal Fisher information, says how much the network's own predictions depend on weight i. Costs:

@@ -34,8 +34,8 @@ class Learngene:
     """Blocks of a `ConvNet` with everything needed to use them elsewhere.
 
     layers: block names in order; tensors: "conv11.conv.weight" -> tensor, also batch-norm affine and running statistics;
-    fisher: the same names of parameters -> diagonal Fisher information, or None; pools: names of the blocks with a pool
-    behind them; image_size: of the images the blocks were trained on; mean, std: (3,) normalisation of those images;
+    fisher: the same names of parameters -> diagonal Fisher information, or None; pools: names of the blocks that a pool
+    follows; image_size: of the images the blocks were trained on; mean, std: (3,) normalisation of those images;
     notes: where it comes from (data, division hash, stage hash, criterion).
     """
 
@@ -196,7 +196,7 @@ def light_shape(gene: Learngene, n_way: int, cfg: Config) -> dict:
     """Shape of the light individual, as the released code builds it: four fresh blocks, their widths doubling up to the
     learngene's input width, with pools while the map stays at least 4 pixels wide; then the learngene; then a fresh head.
 
-    A learngene that reads images itself (it starts at the first block) comes first, the fresh blocks behind it.
+    A learngene that reads images itself (it starts at the first block) comes first, and the fresh blocks after it.
     """
     leads = gene.input_width == 3
     target = gene.widths[-1] if leads else gene.input_width

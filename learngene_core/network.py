@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, n_in, h, w) -> (n, n_out, h, w), or half of h and w behind a pool."""
+        """(n, n_in, h, w) -> (n, n_out, h, w), or half of h and w after a pool."""
         x = torch.relu_(self.norm(self.conv(x)))
         return nn.functional.max_pool2d(x, 2) if self.pool else x
 
@@ -41,8 +41,8 @@ class Block(nn.Module):
 class ConvNet(nn.Module):
     """A plain convolutional network (the paper's; VGG-16 when fully grown).
 
-    widths: output channels of the blocks `conv1`, `conv2`, ...; pools: 1-based numbers of the blocks with a pool behind
-    them; n_classes: outputs of the head; image_size: side of the input; hidden: widths of the classifier's hidden layers.
+    widths: output channels of the blocks `conv1`, `conv2`, ...; pools: 1-based numbers of the blocks that a pool
+    follows; n_classes: outputs of the head; image_size: side of the input; hidden: widths of the classifier's hidden layers.
 
     Raises ValueError for widths or pools that do not fit.
     """
@@ -95,7 +95,7 @@ class ConvNet(nn.Module):
 
     @property
     def pools(self) -> tuple[int, ...]:
-        """1-based positions of the blocks with a pool behind them."""
+        """1-based positions of the blocks that a pool follows."""
         return tuple(i for i, block in enumerate(self.blocks.values(), 1) if block.pool)
 
     @property

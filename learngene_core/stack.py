@@ -1,4 +1,4 @@
-"""Several networks of one shape trained as one: grouped convolutions, one batch for all, every result as one by one.
+"""Several networks of one shape trained as one, by grouped convolutions, with the results of training them one by one.
 
 The methods of a target task see the same support images in the same batches, so they share the input; several target tasks
 lie side by side as groups of input channels. Batch norm over m*C channels keeps each network's own statistics. One large
@@ -18,7 +18,7 @@ from .network import ConvNet
 class Stack(nn.Module):
     """m networks of equal shape as one module: (n, 3, h, w) -> logits (m, n, k). Copies their weights; no dropout.
 
-    inputs: groups of images, behind each other in a batch (g n, 3, h, w); the first m/g networks learn from the first group,
+    inputs: groups of images, one after the other in a batch (g n, 3, h, w); the first m/g networks learn from the first group,
     and so on.
 
     Raises ValueError when the shapes differ, there is dropout, or the groups have not equally many networks.

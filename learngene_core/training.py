@@ -67,7 +67,7 @@ class Recipe:
 
 
 class Pull(Protocol):
-    """What holds weights while a network trains; see `ewc`."""
+    """What pulls at weights while a network trains; see `ewc`."""
 
     def add_gradient(self) -> Tensor:
         """Add its gradient to `.grad`; its value, () or (m,)."""
