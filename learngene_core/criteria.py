@@ -5,8 +5,8 @@ share of all entries, and averages that share over mini-batches, epochs and task
 more, so they hold what all tasks have in common; the block of `n_blocks` neighbouring layers with the lowest mean is the
 learngene. Reading it costs nothing: the record is made during training, for a few percent of a step.
 
-Each criterion has its direction ("low": inherit where it is low) fixed here, before any result, and is compared with its null: the
-same statistic on untrained networks with random labels, which is what depth and width alone would give. For the two stability
+Each criterion has its direction ("low": inherit where it is low) fixed here, before any result, and is compared with its null:
+the same statistic on untrained networks with random labels, which is what depth and width alone would give. For the two stability
 criteria the null is only an upper bound: it sees few batches per task, so batch noise inflates its variation. No torch.
 """
 

@@ -41,7 +41,7 @@ def available(device: str) -> bool:
 
 
 def check_precision(precision: str, device: str) -> None:
-    """Refuse a precision for which this device has no instructions: emulated, it would be many times slower than fp32.
+    """Check that this device has instructions for a precision: emulated, it would be many times slower than fp32.
 
     Raises StudyError with the way out.
     """
