@@ -2,7 +2,7 @@
 
 What the fields of a configuration must agree on.
 
-A parameter as text, both ways: what a person writes behind `--set NAME=`, and what a command that can be pasted says.
+A parameter as text, both ways: what a person writes after `--set NAME=`, and what a command that can be pasted says.
 
 One frozen, flat, typed configuration: every number of the study, its unit, its source, and the stage that reads it.
 
