@@ -1,8 +1,10 @@
 """What the README and the committed notebooks show, made again: `make notebooks` for the lecture preset, and
 
     python notebooks/tools/refresh.py --cifar RUN --reference RUN
+    python notebooks/tools/refresh.py --released RUN
 
-for the tables and pictures of finished CIFAR-100 runs (`learngene reconstruct` and `openworld`; `learngene reference`).
+for the tables and pictures of finished CIFAR-100 runs (`learngene reconstruct` and `openworld`; `learngene reference`), and for
+the table of the released scripts' defects (`learngene released` of the lecture preset).
 """
 
 from __future__ import annotations
@@ -112,6 +114,13 @@ def keep_cifar(run: Run, reference: Run | None, target: Path) -> None:
     axes.flat[0].figure.savefig(target / "cifar-criterion.png", dpi=80, bbox_inches="tight")
 
 
+def keep_released(run: Run, target: Path) -> None:
+    """Write the table of the released scripts' defects into the folder `target`. Raises StudyError for a run that has none."""
+    if not run.done("released"):
+        raise StudyError(f"{run.path} has no finished released; run `learngene released` with the same --out")
+    run.read_table("released.csv").to_csv(target / "released-lecture.csv", index=False, lineterminator="\n")
+
+
 def _released_count(record: Record, n_blocks: int) -> pd.DataFrame:
     """The count above 5e-4 as notebook 03 draws it: a row per task and layer (task, layer, share), the layer's null and its sd,
     and how many untrained networks choose what the collective chooses."""
@@ -183,12 +192,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--reference", metavar="RUN", type=Path, help="finished `learngene reference` to show beside it"
     )
-    given = parser.parse_args(arguments)
-    if given.cifar is None:
+    parser.add_argument("--released", metavar="RUN", type=Path, help="finished `learngene released` to show instead")
+    given, target = parser.parse_args(arguments), notebooks.folder() / "images"
+    if given.cifar is None and given.released is None:
         refresh()
         return 0
-    reference = None if given.reference is None else _run(given.reference)
-    keep_cifar(_run(given.cifar), reference, notebooks.folder() / "images")
+    if given.released is not None:
+        keep_released(_run(given.released), target)
+    if given.cifar is not None:
+        keep_cifar(_run(given.cifar), None if given.reference is None else _run(given.reference), target)
     _front_page()
     return 0
 

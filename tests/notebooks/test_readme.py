@@ -458,3 +458,23 @@ def test_what_the_front_page_shows_of_a_run_is_kept(judged_run, smoke_run, tmp_p
     assert all((tmp_path / f"cifar-{name}.png").stat().st_size > 5_000 for name in ("comparison", "criterion"))
     with pytest.raises(StudyError, match="no finished openworld; run `learngene openworld`"):
         refresh.keep_cifar(Run.open(Config.preset("smoke"), smoke_run), None, tmp_path)
+
+
+def test_the_table_of_defects_is_kept_as_its_run_has_it(smoke_copy, tmp_path):
+    run = Run.open(Config.preset("smoke"), smoke_copy)
+    with pytest.raises(StudyError, match="no finished released; run `learngene released`"):
+        refresh.keep_released(run, tmp_path)
+    columns = {
+        "scratch": 50.0,
+        "learngene": 52.0,
+        "learngene_ewc": 51.0,
+        "gain": 2.0,
+        "gain_low": -1.0,
+        "gain_high": 5.0,
+    }
+    row = {"defects": "none", **columns, "chosen": "conv1-conv3", "closed": 30.0, "n_tasks": 4, "note": ""}
+    with run.computing("released", ["released.csv"]):
+        run.write_table("released.csv", pd.DataFrame([row]))
+    refresh.keep_released(run, tmp_path)
+    page = "<!-- from released-lecture.csv as released -->\n<!-- end -->"
+    assert "| none | 50.0 | 52.0 | 51.0 | +2.0 (-1.0 to +5.0) | conv1 to conv3 |" in frontpage.filled(page, tmp_path)
