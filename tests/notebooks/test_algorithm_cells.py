@@ -24,7 +24,7 @@ from learngene_core import (
 )
 from learngene_core.config import Config
 from learngene_core.data.division import parts
-from learngene_core.learngene import light_shape
+from learngene_core.learngene import Learngene, light_shape
 from learngene_core.network import ConvNet
 from learngene_core.presets import PAPER_POOLS
 from learngene_core.record import edge_index, share_above
@@ -255,3 +255,52 @@ def test_the_penalty_has_the_packages_value_and_gradient(individual_cells, chain
 def test_nearest_class_mean_hits_as_often_as_the_packages(individual_cells, chain):
     theirs = fewshot.nearest_class_mean(chain.collective, chain.images, [chain.target[0]], chain.cfg)
     assert individual_cells["ncm"] == pytest.approx(theirs["accuracy"].iloc[0], abs=1e-6)
+
+
+# all of it ----------------------------------------------------------------------------------------------------------
+def test_the_lines_that_put_the_functions_together_run(chain, lesson):
+    (text,) = [
+        c.source for c in notebooks.read(notebooks.numbered("04*.ipynb")[0]).cells if "## The whole method" in c.source
+    ]
+    lines = text.partition("```python\n")[2].partition("```")[0]
+    start, pixels, labels, recipe = lesson
+    cfg, tasks = chain.cfg, [list(batches_of(pixels, labels, recipe, [generator(0, "task", t)])) for t in range(3)]
+    net, made, n_blocks = copy.deepcopy(start), [], 3
+
+    def fresh(block):
+        gene = Learngene.from_model(net, block, mean=recipe.mean, std=recipe.std)
+        made.append(
+            (list(block), ConvNet.from_shape(light_shape(gene, cfg.source_way, cfg), generator=generator(0, "new")))
+        )
+        return made[-1][1]
+
+    functions = {"torch": torch, "nn": nn, "np": np, "copy": copy}
+    for number, name in (("02", "widen_zero_out"), ("02", "train_epoch"), ("04", "inherit"), ("04", "learn")):
+        (cell,) = [c.source for c in CELLS[number] if f"def {name}(" in c.source]
+        body = next(node for node in ast.parse(cell).body if isinstance(node, ast.FunctionDef) and node.name == name)
+        decorated = "@torch.no_grad()\n" * len(body.decorator_list) + ast.get_source_segment(cell, body)
+        exec(decorated, functions)
+    inherited = []
+    own = functions["inherit"]
+    functions["inherit"] = lambda *given: inherited.append(copy.deepcopy(own(*given).state_dict())) or given[0]
+    support = tasks[0][:2]
+    space = {
+        **functions, "net": net, "generator": generator(0, "growth"), "n_blocks": n_blocks, "fresh": fresh,
+        "source": [([], tasks[0]), ([("conv3", 2)], tasks[1]), ([("conv3", 1), ("conv5", 2)], tasks[2])],
+        "rate": 0.02, "momentum": 0.9, "weight_decay": 5e-4, "threshold": 5e-4, "support": support,
+        "rates": [0.02] * len(support),
+    }  # fmt: skip
+    exec(lines, space)
+    width = start.blocks["conv3"].conv.out_channels
+    assert space["net"].blocks["conv3"].conv.out_channels == width + 3, "it grew twice"
+    shares = np.array(space["record"])
+    assert shares.shape == (3, len(start.blocks)) and ((shares > 0) & (shares < 1)).all()
+    sums = [shares[:, i : i + n_blocks].sum() for i in range(len(start.blocks) - n_blocks + 1)]
+    assert made[0][0] == list(start.blocks)[np.argmin(sums) :][:n_blocks], "the lowest neighbours"
+    for name in made[0][0]:
+        for key, tensor in net.blocks[name].state_dict().items():
+            assert torch.equal(tensor, inherited[0][f"blocks.{name}.{key}"])
+    assert len(space["losses"]) == len(support) and np.isfinite(space["losses"]).all()
+    assert space["individual"] is made[0][1] and not same(space["individual"].state_dict(), inherited[0]), (
+        "it has learned"
+    )

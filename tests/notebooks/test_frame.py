@@ -1,7 +1,4 @@
-"""The frame of every numbered notebook: goals, prerequisites, time and links; key points, terms, references and what comes next.
-
-Prose is measured here as well: sentences are short, and turns that have to be read twice are gone.
-"""
+"""The frame of every numbered notebook: goals, prerequisites, time and links; key points, terms, references, what comes next."""
 
 from __future__ import annotations
 
@@ -15,13 +12,7 @@ from learngene_core.study import notebooks
 
 PATHS = notebooks.numbered()
 every = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
-LONG = 30  # words; one sentence in twenty may have more
 PAPER = "arxiv.org/abs/2106.06788"
-TURNS = (
-    r"\bh[eo]ld(s|ing)?( \w+){0,2} against\b", r"\bst(and|ands|ood|anding) in\b", r"\bkept? back\b", r"\bbehind\b", r"\bby law\b",
-    r"\bdearest\b|\bdearly\b", r"\bhanded on\b", r"\bbrothers?\b", r"\brefuse[sd]?\b", r"\bcannot wait an hour\b",
-    r"\bmiddle of its life\b", r"\bchose nothing\b", r"`(smoke|lecture)`: (a|one)\b",
-)  # fmt: skip
 
 
 def markdown(path):
@@ -32,15 +23,6 @@ def listed(text, heading):
     """The items of the list below a bold heading."""
     block = re.search(rf"\*\*{heading}\*\*\n\n(.+?)(?:\n\n|$)", text, re.DOTALL)
     return re.findall(r"^(?:\d\.|-) (.+)$", block[1], re.MULTILINE) if block else []
-
-
-def sentences(text):
-    """The sentences of a markdown cell, without code, tables, formulas and addresses."""
-    text = re.sub(r"```.*?```|\$\$.*?\$\$", "", text, flags=re.DOTALL)
-    text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("|"))
-    text = re.sub(r"\]\([^)]*\)|<[^>]+>", " ", text)
-    found = re.split(r"(?<=[.!?:])\s+(?=[A-Z*`\[(\d])|\n\s*\n|\n\s*(?:[-*]|\d+\.)\s|^#+ .*$", text, flags=re.MULTILINE)
-    return [part.strip() for part in found if part and part.strip()]
 
 
 @every
@@ -80,20 +62,6 @@ def test_links_to_files_of_the_course_lead_somewhere(path):
         assert (path.parent / target.split("#")[0]).exists(), target
 
 
-@every
-def test_one_sentence_in_twenty_is_long_at_most(path):
-    found = [s for text in markdown(path) for s in sentences(text)]
-    long = [s for s in found if len(s.split()) > LONG]
-    assert len(long) <= len(found) / 20, "\n".join(long)
-
-
-@every
-@pytest.mark.parametrize("turn", TURNS)
-def test_no_turn_that_is_read_twice(turn, path):
-    text = "\n".join(markdown(path))
-    assert not (found := re.search(turn, text, re.IGNORECASE)), text[max(0, found.start() - 60) : found.end() + 30]
-
-
 def test_the_first_notebook_runs_without_torch():
     code = [c.source for c in notebooks.read(PATHS[0]).cells if c.cell_type == "code"]
     script = "\n".join(
@@ -110,9 +78,10 @@ def test_the_notebooks_of_the_method_leave_defects_to_the_audit(path):
 
 
 def test_exercises_say_how_hard_and_how_long():
-    for path in PATHS[1:5]:
-        headings = re.findall(r"^### \d\. (.+)$", "\n".join(markdown(path)), re.MULTILINE)
-        assert len(headings) >= 5
-        for heading in headings:
-            assert re.search(r"\(★{1,3}, \d+ minutes\)$", heading), heading
-        assert sum("Implement" in heading for heading in headings) == 1
+    for path in PATHS[1:]:
+        (text,) = [part for part in markdown(path) if part.startswith("## Exercises")]
+        items = re.findall(r"^\d\. (.+)$", text, re.MULTILINE)
+        assert len(items) >= 4, path.name
+        for item in items:
+            assert re.match(r"\*\*\S.+?\*\* \(★{1,3}, \d+ minutes\)\. \S", item), item
+        assert any(item.startswith("**Implement") for item in items), f"{path.name} has nothing to implement"
