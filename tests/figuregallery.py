@@ -35,7 +35,7 @@ from learngene_core.figures import atlas as atlasfigures
 from learngene_core.figures import claims as claimfigures
 from learngene_core.figures import openworld, theory
 from learngene_core.figures import selection as selectionfigures
-from learngene_core.figures.ancestors import gain_against_quality
+from learngene_core.figures.ancestors import choice_costs, gain_against_quality, light_atlas
 from learngene_core.figures.comparison import comparison, gain_bars, paired_dots, training_curves
 from learngene_core.figures.data import division_overview, episode, image_rows, task_pictures, task_table
 from learngene_core.figures.networks import growth, marked_network, networks_side_by_side
@@ -133,6 +133,16 @@ OPEN = {
 }
 
 GROWTH = ("growth on", "growth off")
+LIGHT = pd.DataFrame(
+    [(kind, first, last, 5.0 * k + last, last - 1.0, last + 9.0, 20)
+     for k, kind in enumerate(("sequential", "joint")) for first, last in ((1, 1), (1, 2), (1, 9), (2, 4), (11, 13))],
+    columns=["ancestor", "first", "last", "gain", "gain_low", "gain_high", "n"],
+)  # fmt: skip
+COSTS = pd.DataFrame(
+    [("released", "sequential", -14.0, -16.0, -12.0, 5), ("released", "joint", -20.0, -22.0, -18.0, 5),
+     ("h_score", "joint", 0.0, 0.0, 0.0, 5)],
+    columns=["criterion", "ancestor", "cost", "cost_low", "cost_high", "n"],
+)  # fmt: skip
 MANY = {
     "sweep": lambda: over_axis(*make_across(), "shots"),
     "sweep of one place": lambda: over_axis(*make_across((10,)), "shots"),
@@ -141,4 +151,6 @@ MANY = {
     ),
     "sweep over blocks": lambda: over_axis(*make_across(("conv1-conv3", "conv11-conv13"), "inherited"), "inherited"),
     "ancestors": lambda: gain_against_quality(make_ancestors()),
+    "light atlas": lambda: light_atlas(LIGHT),
+    "choice costs": lambda: [choice_costs(COSTS)],
 }

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts are loaded when they are used; stats takes half a second
 import yaml
-from scipy import stats
 
 from .statistics import Interval, mean_interval
 
@@ -85,6 +85,21 @@ def atlas_gains(atlas: pd.DataFrame) -> pd.DataFrame:
     unit = atlas.pivot_table(index=[*keys, "target_task"], columns="method", values="accuracy", aggfunc="mean")
     gain = (unit["inherit"] - unit["scratch"]).groupby(level=keys, sort=False)
     rows = [{**dict(zip(keys, where, strict=True)), **_interval(mean_interval(part))} for where, part in gain]
+    return pd.DataFrame(rows)
+
+
+def choice_costs(regret: pd.DataFrame, *, tasks: str = "pseudo", scope: str = "within budget") -> pd.DataFrame:
+    """Gain of what a criterion chooses minus that of the longest prefix, per criterion and kind of ancestor, over ancestors.
+
+    regret: a row per ancestor, criterion, scope and kind of tasks (`*-regret.csv`). Columns: criterion, ancestor; cost, cost_low,
+    cost_high (points, 95 % t over ancestors), n. What is not defined for a kind has no row.
+    """
+    part = regret[(regret["scope"] == scope) & (regret["tasks"] == tasks) & (regret["criterion"] != "longest_prefix")]
+    rows = []
+    for (name, kind), own in part.dropna(subset="over_prefix").groupby(["criterion", "ancestor"], sort=False):
+        found = mean_interval(own["over_prefix"])
+        limits = {"cost": found.estimate, "cost_low": found.low, "cost_high": found.high, "n": found.n}
+        rows.append({"criterion": name, "ancestor": kind, **limits})
     return pd.DataFrame(rows)
 
 
@@ -171,7 +186,7 @@ def _two_kinds(a: pd.Series, b: pd.Series) -> _Found:
 
 
 def _around(mean: float, error: float, freedom: float, n: int) -> _Found:
-    half = stats.t.ppf(0.975, freedom) * error if n > 1 else np.nan
+    half = scipy.stats.t.ppf(0.975, freedom) * error if n > 1 else np.nan
     return _Found(mean, mean - half, mean + half, n, error=error, freedom=freedom)
 
 
@@ -181,7 +196,7 @@ def verdict(claim: AncestorClaim, found: Any) -> str:
         return "not run"
     line = claim.minimum
     if claim.test == "equivalence":
-        inner = stats.t.ppf(0.95, found.freedom) * found.error  # two one-sided tests at 5 %
+        inner = scipy.stats.t.ppf(0.95, found.freedom) * found.error  # two one-sided tests at 5 %
         if abs(found.estimate) + inner < line:
             return "equivalent"
         return "refuted" if found.low > line or found.high < -line else "undecided"

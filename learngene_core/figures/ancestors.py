@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from .style import BLOCK_COLOURS, INK, MUTED, in_order, legend_below, tidy
+from .style import BLOCK_COLOURS, INK, MUTED, dot, in_order, legend_below, stripe, tidy
 from .tables import checked
-from .words import ANCESTOR_LABELS, DATA_LABELS
+from .words import ANCESTOR_LABELS, DATA_LABELS, criterion_label
 
 NEEDED = ("data", "ancestor", "ancestor_seed", "division_seed", "ncm", "block", "gain", "gain_low", "gain_high")
 KIND_MARKERS: dict[str, str] = {"sequential": "o", "joint": "s", "replay": "D", "ewc": "^"}
+KIND_COLOURS: dict[str, str] = {"sequential": "#3F5873", "joint": "#DE8F05", "replay": "#029E73", "ewc": "#CC78BC"}
 
 
 def gain_against_quality(
@@ -84,3 +85,54 @@ def _legend(axes: Sequence[Axes], blocks: Sequence[str], kinds: Sequence[str]) -
     legend_below(
         axes[0], 3, points=56, handles=both, title="inherited block (colour), ancestor learned (marker)", **heads
     )
+
+
+def light_atlas(table: pd.DataFrame) -> np.ndarray:
+    """What a light individual gains from every prefix (left) and every window of three blocks (right); returns the axes (2,).
+
+    table: `ancestor_tables.atlas_gains`, one ancestor per kind: columns ancestor, first, last, gain, gain_low, gain_high (points
+    over own scratch, 95 % over target tasks), n. A colour and a marker per kind of ancestor. Raises StudyError without rows.
+    """
+    table = checked(table, ("ancestor", "first", "last", "gain", "gain_low", "gain_high", "n"), "the light atlas")
+    axes = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True, width_ratios=(13, 11), layout="constrained")[1]
+    prefix = table["first"] == 1
+    titles = ("prefixes: conv1 to ...", "three neighbouring blocks")
+    for ax, part, title in zip(axes, (table[prefix], table[~prefix]), titles, strict=True):
+        places = sorted(set(zip(part["first"], part["last"], strict=True)))
+        names = [str(last) if first == 1 else f"{first}\N{EN DASH}{last}" for first, last in places]
+        for k, kind in enumerate(in_order(list(table["ancestor"]), ANCESTOR_LABELS)):
+            own = part[part["ancestor"] == kind]
+            x = [places.index(b) + 0.16 * (k - 0.5) for b in zip(own["first"], own["last"], strict=True)]
+            look = {"color": KIND_COLOURS.get(kind, MUTED), "zorder": 3}
+            ax.vlines(x, own["gain_low"], own["gain_high"], linewidth=2.2, **look)
+            ax.scatter(x, own["gain"], s=48, marker=_marker(kind), label=ANCESTOR_LABELS.get(kind, kind), **look)
+        ax.axhline(0, color=INK, linewidth=1.2, zorder=1)
+        ax.set_xticks(range(len(places)), names, fontsize=10 if ax is axes[1] else 12)
+        ax.set(title=f"{title} (n = {int(table['n'].min())} tasks)", xlabel="inherited blocks (conv number)")
+        tidy(ax, grid="y")
+    axes[0].set(ylabel="gain over own scratch (points)", xlabel="last inherited block (conv number)")
+    legend_below(axes[0], 2, title="the ancestor learned", alignment="left")
+    return axes
+
+
+def choice_costs(table: pd.DataFrame) -> Axes:
+    """What trusting a criterion costs against the longest prefix, a row per criterion; returns the axes.
+
+    table: columns criterion, ancestor (kind), cost, cost_low, cost_high (gain of its choice minus gain of the longest prefix,
+    points, 95 % over n ancestors), n. Below zero the criterion is worse than none. Raises StudyError without rows.
+    """
+    table = checked(table, ("criterion", "ancestor", "cost", "cost_low", "cost_high", "n"), "the table of choices")
+    names, kinds = list(dict.fromkeys(table["criterion"])), in_order(list(table["ancestor"]), ANCESTOR_LABELS)
+    ax = plt.subplots(figsize=(10.5, 0.5 * len(names) + 1.9), layout="constrained")[1]
+    for kind, shift in zip(kinds, np.linspace(-0.15, 0.15, len(kinds)) if len(kinds) > 1 else (0.0,), strict=True):
+        colour = KIND_COLOURS.get(kind, MUTED)
+        for row in table[table["ancestor"] == kind].to_dict("records"):
+            dot(ax, names.index(row["criterion"]) + shift, pd.Series(row), "cost", colour, marker=_marker(kind))
+        ax.plot([], [], _marker(kind), color=colour, markersize=7, label=ANCESTOR_LABELS.get(kind, kind))
+    ax.axvline(0, color=INK, linewidth=1.2, zorder=1)
+    ax.set_yticks(range(len(names)), [criterion_label(name) for name in names])
+    ax.set_xlabel("its choice minus the longest prefix (points of gain)")
+    ax.set_title(f"what trusting a criterion costs, 95 % over {int(table['n'].max())} ancestors")
+    stripe(ax, len(names))
+    legend_below(ax, 2, title="the ancestor learned", alignment="left", handletextpad=0.3)
+    return ax

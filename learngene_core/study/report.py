@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import atomic
 from .kernels import KERNEL
 from .notebooks import read, source_hash
+from .pictures import shrink_pictures
 
 DRAWN = {"Axes", "np.ndarray", "Figure"}  # what a drawing function of the package returns
 
@@ -127,7 +128,7 @@ def _mathml(tex: str, display: str) -> str | None:
 
 def clean(executed: Any) -> Any:
     """An executed notebook as it is committed: outputs stay; injected cell, papermill's and editors' metadata go; pictures
-    get their words.
+    become smaller and get their words.
 
     The hash of the code that made the outputs is noted, so that a test can tell when code changed afterwards.
     """
@@ -138,6 +139,7 @@ def clean(executed: Any) -> Any:
             output.get("metadata", {}).clear()
             # widget views need the kernel that made them; the static figure before each stands for them
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    shrink_pictures(executed.cells)
     describe_pictures(executed.cells)
     for number, cell in enumerate((c for c in executed.cells if c.cell_type == "code"), 1):
         cell.execution_count = number

@@ -19,11 +19,6 @@ from learngene_core.figures.words import ANCESTOR_LABELS, CRITERION_LABELS, DATA
 
 Tables = Mapping[str, pd.DataFrame]
 ENOUGH = 5  # ancestors of a kind, for an interval over them
-RIVALS = {
-    "logme": "LogME", "h_score": "H-score", "transrate": "TransRate", "leep": "LEEP", "covariance_cka": "CKA of covariances",
-    "pseudo_separability": "separability on pseudo-tasks", "target_rgn": "relative gradient norm on the target",
-    "target_snr": "signal to noise on the target", "transplant": "transplant separability",
-}  # fmt: skip
 ORDER = ("last three", "first three", "conv1-7", "longest prefix", "recommended")
 
 
@@ -179,7 +174,7 @@ def regret(found: Tables) -> str:
         for kind in kinds:
             values = own.loc[own["ancestor"] == kind, "over_prefix"].dropna()
             cells.append(_mean(values) if len(values) else "not defined")
-        rows.append((RIVALS.get(criterion) or CRITERION_LABELS.get(criterion, criterion), own["group"].iloc[0], *cells))
+        rows.append((CRITERION_LABELS.get(criterion, criterion), own["group"].iloc[0], *cells))
     return markdown(("criterion", "reads", *(ANCESTOR_LABELS.get(k, k) for k in kinds)), rows)
 
 

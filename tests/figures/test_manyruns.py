@@ -8,12 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figuregallery import MANY
+from figuregallery import COSTS, LIGHT, MANY
 from figuretables import make_across, make_ancestors
 from matplotlib.collections import LineCollection, PathCollection
 
+from learngene_core.analysis.ancestor_tables import choice_costs as choice_table
 from learngene_core.errors import StudyError
-from learngene_core.figures.ancestors import gain_against_quality
+from learngene_core.figures.ancestors import choice_costs, gain_against_quality, light_atlas
 from learngene_core.figures.style import BLOCK_COLOURS, use_style
 from learngene_core.figures.sweep import over_axis
 from learngene_core.figures.words import METHOD_LABELS
@@ -102,3 +103,35 @@ def test_blocks_can_be_picked_and_what_is_not_there_is_named():
         gain_against_quality(table, block="conv4")
     with pytest.raises(StudyError, match="table of ancestors"):
         gain_against_quality(table[:0])
+
+
+def heights(ax, axis):
+    return sorted(float(p[axis]) for c in ax.collections if isinstance(c, PathCollection) for p in c.get_offsets())
+
+
+def test_the_light_atlas_parts_prefixes_from_windows():
+    left, right = light_atlas(LIGHT)
+    prefix = LIGHT["first"] == 1
+    assert heights(left, 1) == sorted(LIGHT.loc[prefix, "gain"]) and heights(right, 1) == sorted(
+        LIGHT.loc[~prefix, "gain"]
+    )
+    assert [t.get_text() for t in left.get_xticklabels()] == ["1", "2", "9"]
+    assert [t.get_text() for t in right.get_xticklabels()] == ["2\N{EN DASH}4", "11\N{EN DASH}13"]
+    with pytest.raises(StudyError, match="light atlas"):
+        light_atlas(LIGHT[:0])
+
+
+def test_the_cost_of_a_choice_has_a_row_per_criterion_and_nothing_where_it_is_not_defined():
+    ax = choice_costs(COSTS)
+    assert heights(ax, 0) == sorted(COSTS["cost"])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["entries above the threshold", "H-score"]
+
+
+def test_costs_are_means_over_ancestors_of_one_kind():
+    regret = pd.DataFrame({
+        "criterion": ["a", "a", "a", "b", "longest_prefix"], "ancestor": ["joint", "joint", "ewc", "joint", "joint"],
+        "scope": "within budget", "tasks": "pseudo", "over_prefix": [-3.0, -5.0, 1.0, np.nan, 0.0],
+    })  # fmt: skip
+    other = regret.assign(tasks="novel", over_prefix=99.0)
+    table = choice_table(pd.concat([regret, other])).set_index(["criterion", "ancestor"])
+    assert table["cost"].to_dict() == {("a", "joint"): -4.0, ("a", "ewc"): 1.0} and table["n"].tolist() == [2, 1]
