@@ -186,7 +186,7 @@ def train_other(name: str, cfg: Config, home: Path) -> Collective:
     own = other_config(name, source_tasks(imgs, div, cfg), imgs, div, cfg)
     imgs = permuted_labels(imgs, div, cfg.seed) if name == "permuted" else imgs
     run = Run.open(own, home / "ancestors" / name)
-    return stages.collective(run, imgs, source_tasks(imgs, div, own), train=walk_of(own))
+    return stages.trained_collective(run, imgs, source_tasks(imgs, div, own), train=walk_of(own))
 
 
 def _other_apart(job: tuple[str, dict, str]) -> None:

@@ -31,7 +31,7 @@ from .defects import LEAK_LENGTH, choice
 
 
 def walk_of(cfg: Config) -> Callable[..., Collective]:
-    """The walk that a configuration asks for, for `runs.stages.collective`."""
+    """The walk that a configuration asks for, for `runs.stages.trained_collective`."""
     return train_released if cfg.defects else train_collective
 
 

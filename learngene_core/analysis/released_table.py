@@ -208,7 +208,7 @@ def _train(images: ImageSet, source: Sequence[SourceTask], cfg: Config, folder: 
     run = Run.open(cfg, folder)
     if not run.done("collective"):
         say(f"released: training a collective with {', '.join(cfg.defects) or 'no defect'}")
-    return _attempt(lambda: stages.collective(run, images, source, train=walk_of(cfg)))
+    return _attempt(lambda: stages.trained_collective(run, images, source, train=walk_of(cfg)))
 
 
 def _attempt(train: Callable[[], Collective]) -> tuple[Collective | None, str]:

@@ -57,7 +57,7 @@ def divided(run: Run, images: ImageSet) -> Division:
     return div
 
 
-def collective(
+def trained_collective(
     run: Run, images: ImageSet, tasks: Sequence[SourceTask], *, train: Callable[..., Collective] = train_collective
 ) -> Collective:
     """The collective (history.csv, gradients.csv, histograms.npz, collective/): loaded, or trained from the last whole task on.
@@ -109,7 +109,7 @@ def train_and_save(
     return col
 
 
-def learngene(
+def chosen_learngene(
     run: Run, col: Collective, *, layers: tuple[str, ...] | None = None, cut: Callable[..., Learngene] = cut_learngene
 ) -> Learngene:
     """The learngene (scores.csv, learngene.safetensors); layers: chosen elsewhere, by default as the configuration says.

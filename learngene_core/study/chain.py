@@ -65,11 +65,11 @@ class Chain:
     def collective(self) -> Collective:
         """The collective model (history.csv, gradients.csv, histograms.npz, collective/)."""
         from ..analysis.released import walk_of
-        from ..runs.stages import collective
+        from ..runs.stages import trained_collective
 
         source = self.source  # too few classes are said before anything is announced
         self.announce()  # whatever trains asks for the collective first, when it has checked what it can
-        return collective(self.run, self.images, source, train=walk_of(self.cfg))
+        return trained_collective(self.run, self.images, source, train=walk_of(self.cfg))
 
     @functools.cached_property
     def record(self) -> Record:
@@ -83,7 +83,7 @@ class Chain:
         """The learngene (scores.csv, learngene.safetensors)."""
         from ..analysis.released import cut_released
         from ..criteria import RECOMMENDED
-        from ..runs.stages import learngene
+        from ..runs.stages import chosen_learngene
 
         self._can_choose()
         layers = None
@@ -91,7 +91,7 @@ class Chain:
             from ..analysis.verdicts import recommended_layers
 
             layers = recommended_layers(self.atlas_cells, self.cfg, self.run)
-        return learngene(self.run, self.collective, layers=layers, cut=cut_released)
+        return chosen_learngene(self.run, self.collective, layers=layers, cut=cut_released)
 
     @functools.cached_property
     def chosen(self) -> tuple[str, ...]:

@@ -543,7 +543,7 @@ def run(tmp_path_factory):
     div = divide(images, cfg)
     src = source_tasks(images, div, cfg)
     folder = Run.open(cfg, tmp_path_factory.mktemp("measures") / "run")
-    stages.collective(folder, images, src)
+    stages.trained_collective(folder, images, src)
     return images, div, src, cfg, folder
 
 
@@ -595,7 +595,7 @@ def test_the_class_incremental_loss_runs_over_the_whole_head(run, tmp_path):
     images, div, src, _, _ = run
     cfg = toy_config(loss="class-incremental")
     folder = Run.open(cfg, tmp_path / "run")
-    stages.collective(folder, images, src)
+    stages.trained_collective(folder, images, src)
     found, _ = evidence_of(folder, images, src, cfg)
     assert found.classes is None and found.probe_classes is None
     assert np.isfinite(values("snr", found)).all()

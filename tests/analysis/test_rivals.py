@@ -24,7 +24,7 @@ def made(tmp_path_factory):
     cfg, images = toy_config(individual_epochs=1), toy_images()
     div = divide(images, cfg)
     sources, run = source_tasks(images, div, cfg), Run.open(cfg, tmp_path_factory.mktemp("rivals") / "run")
-    stages.collective(run, images, sources)
+    stages.trained_collective(run, images, sources)
     pseudo = target_tasks(images, div, cfg, group="open_world", n_tasks=2)
     return run, images, pseudo, sources, div, criteria_of(run, images, pseudo, sources, div)
 

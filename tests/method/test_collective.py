@@ -57,7 +57,7 @@ def tasks_of(images, cfg):
 
 def train(images, cfg, run=None):
     if run is not None:
-        return stages.collective(run, images, tasks_of(images, cfg))
+        return stages.trained_collective(run, images, tasks_of(images, cfg))
     return train_collective(images, tasks_of(images, cfg), cfg)
 
 
@@ -563,10 +563,10 @@ def test_a_run_refuses_other_tasks_and_images_than_it_was_trained_on(images, tra
     moved = dataclasses.replace(tasks[1], train=tasks[1].train[::-1].copy())
     for others in (tasks[::-1], tasks[:2], [tasks[0], moved, tasks[2]]):
         with pytest.raises(StudyError, match="another list of source tasks.*--redo collective"):
-            stages.collective(run, images, others)
+            stages.trained_collective(run, images, others)
     with pytest.raises(StudyError, match="another set of images"):
-        stages.collective(run, toy_images(seed=1), tasks)
-    stages.collective(run, images, tasks_of(images, run.cfg))
+        stages.trained_collective(run, toy_images(seed=1), tasks)
+    stages.trained_collective(run, images, tasks_of(images, run.cfg))
 
 
 def test_a_run_that_was_stopped_refuses_them_too(images, tmp_path, monkeypatch):
@@ -578,20 +578,20 @@ def test_a_run_that_was_stopped_refuses_them_too(images, tmp_path, monkeypatch):
             train(images, run.cfg, run)
     tasks = tasks_of(images, run.cfg)
     with pytest.raises(StudyError, match="another list of source tasks"):
-        stages.collective(run, images, [*tasks[:2], dataclasses.replace(tasks[2], train=tasks[2].train[:-1])])
-    assert_equal(stages.collective(run, images, tasks), train(images, run.cfg))
+        stages.trained_collective(run, images, [*tasks[:2], dataclasses.replace(tasks[2], train=tasks[2].train[:-1])])
+    assert_equal(stages.trained_collective(run, images, tasks), train(images, run.cfg))
 
 
 def test_a_run_refuses_to_cut_another_collective(images, trained, tmp_path):
     col, run = trained
     copied = Run.open(run.cfg, shutil.copytree(run.path, tmp_path / "copy"))
-    gene = stages.learngene(copied, col)
+    gene = stages.chosen_learngene(copied, col)
     other = dataclasses.replace(col, model=copy.deepcopy(col.model))
     with torch.no_grad():
         other.model.head.weight[0, 0] += 1
     with pytest.raises(StudyError, match="another collective.*--redo criteria"):
-        stages.learngene(copied, other)
-    assert stages.learngene(copied, load_collective(run)).layers == gene.layers
+        stages.chosen_learngene(copied, other)
+    assert stages.chosen_learngene(copied, load_collective(run)).layers == gene.layers
 
 
 # the learngene is cut ---------------------------------------------------------------------------------------------------
@@ -599,7 +599,7 @@ def test_cutting_writes_the_scores_and_the_file_once(trained, tmp_path):
     col, run = trained
     path = shutil.copytree(run.path, tmp_path / "copy")
     cfg = run.cfg.replace(threshold=5e-4, n_blocks=2)
-    gene = stages.learngene(Run.open(cfg, path), col)
+    gene = stages.chosen_learngene(Run.open(cfg, path), col)
     table = pd.read_csv(path / "scores.csv")
     chosen = table[table["criterion"] == "released"].reset_index(drop=True)
     start = min(range(12), key=lambda i: (round(chosen["score"][i : i + 2].mean(), 12), -i))
@@ -610,7 +610,7 @@ def test_cutting_writes_the_scores_and_the_file_once(trained, tmp_path):
     assert torch.equal(tensors[f"fisher/{name}.conv.weight"], col.fisher[f"blocks.{name}.conv.weight"])
     assert Learngene.load(path / "learngene.safetensors").mean == pytest.approx(col.mean.tolist())
     before = (path / "learngene.safetensors").read_bytes()
-    again = stages.learngene(Run.open(cfg, path), load_collective(run))
+    again = stages.chosen_learngene(Run.open(cfg, path), load_collective(run))
     assert again.layers == gene.layers and (path / "learngene.safetensors").read_bytes() == before
 
 

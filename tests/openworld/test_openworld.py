@@ -36,7 +36,7 @@ def images():
 def trained(tmp_path_factory, images):
     """A run folder with a finished collective of three tasks, and nothing after it."""
     run = Run.open(CFG, tmp_path_factory.mktemp("open") / "run")
-    stages.collective(run, images, source_tasks(images, DIVISION, CFG))
+    stages.trained_collective(run, images, source_tasks(images, DIVISION, CFG))
     return run.path
 
 
@@ -140,7 +140,7 @@ def test_dropout_which_draws_from_a_global_state_repeats_with_two_workers(tmp_pa
     src = source_tasks(images, DIVISION, cfg)
     for name in ("one", "two"):
         run = Run.open(cfg, tmp_path / name)
-        stages.collective(run, images, src)
+        stages.trained_collective(run, images, src)
         noticing.open_world(images, DIVISION, src, cfg, run)
     for name in noticing.FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
@@ -244,7 +244,7 @@ def test_the_learngene_can_be_cut_after(done, trained):
 @pytest.fixture(scope="module")
 def cuts(done, images):
     """The learngene cut before and after the open world, the collective, and the target tasks."""
-    col = stages.collective(Run(CFG, done[0]), images, source_tasks(images, DIVISION, CFG))
+    col = stages.trained_collective(Run(CFG, done[0]), images, source_tasks(images, DIVISION, CFG))
     layers = ("conv2", "conv3")
     before = Learngene.from_model(col.model, layers, mean=col.mean, std=col.std)
     return before, learning.cut_after(Run(CFG, done[0]), layers), col, target_tasks(images, DIVISION, CFG)
@@ -296,7 +296,7 @@ def test_a_single_image_per_class_and_the_own_head_work(tmp_path, images, change
     cfg = CFG.replace(n_source_tasks=1, growth="none", **changes)
     run = Run.open(cfg, tmp_path / "run")
     src = source_tasks(images, DIVISION, cfg)
-    stages.collective(run, images, src)
+    stages.trained_collective(run, images, src)
     world = noticing.open_world(images, DIVISION, src, cfg, run)
     assert np.isfinite(world.table[["auroc", "aupr", "fpr95", "oscr"]]).all(axis=None)
     expected = {"refit", "none"} if "open_head" not in changes else {"own", "none"}

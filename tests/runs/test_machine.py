@@ -69,6 +69,6 @@ def test_a_run_resumed_at_any_stage_is_deterministic_again(tmp_path, monkeypatch
 def test_a_deterministic_gpu_run_is_equal_to_the_bit(tmp_path, glyph_images):
     cfg = toy_config(device="cuda", deterministic=True, hidden=(16,), dropout=0.5)
     src = source_tasks(glyph_images, divide(glyph_images, cfg), cfg)
-    one, two = (stages.collective(Run.open(cfg, tmp_path / n), glyph_images, src) for n in "ab")
+    one, two = (stages.trained_collective(Run.open(cfg, tmp_path / n), glyph_images, src) for n in "ab")
     assert states_equal(dict(one.model.state_dict()), dict(two.model.state_dict()))
     assert (tmp_path / "a" / "gradients.csv").read_bytes() == (tmp_path / "b" / "gradients.csv").read_bytes()
