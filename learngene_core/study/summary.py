@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ..analysis.statistics import paired_table
 from ..runs.run import Run
+
+if TYPE_CHECKING:  # the name of an annotation only; at run time it would bring torch
+    from ..learngene import Learngene
 
 
 def summary_table(run: Run) -> pd.DataFrame:
     """Accuracy and paired gain with 95 % intervals of every family and method, from `results.csv`."""
-    from ..analysis.statistics import paired_table
-
     return paired_table(run.read_table("results.csv"))
 
 
@@ -68,11 +71,9 @@ def summary_text(run: Run) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def summary_markdown(run: Run) -> str:
+def summary_markdown(run: Run, gene: Learngene) -> str:
     """The summary for the report: settings, chosen layers, table."""
-    from ..learngene import Learngene
-
-    cfg, gene = run.cfg, Learngene.load(run.path / "learngene.safetensors")
+    cfg = run.cfg
     rows = summary_rows(summary_table(run))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))

@@ -11,6 +11,7 @@ from ..config import STAGES, Config
 from ..data.division import divide, source_tasks, target_tasks
 from ..data.preflight import outline
 from ..errors import StudyError, duration, read_json, say, write_json
+from ..learngene import Learngene
 from ..openworld.views import open_sets
 from ..runs.info import STUDY
 from ..runs.run import Run, parameters_of
@@ -29,7 +30,7 @@ def run_study(cfg: Config, out: str | Path = "", *, redo: Sequence[str] = ()) ->
     Raises StudyError for whatever a notebook could not do.
     """
     run = Run.open(cfg, out, redo=redo)
-    start = time.time()
+    start = time.monotonic()
     if not _to_run(run):  # nothing is written: the folder may belong to somebody else
         say(f"study: {run.path} is finished; reused as it is (--redo STAGE computes a stage again)")
     else:
@@ -37,8 +38,9 @@ def run_study(cfg: Config, out: str | Path = "", *, redo: Sequence[str] = ()) ->
             run_notebooks(run, _to_run(run))
             copies = [_copy(run, path) for path in notebooks.numbered()]
             title = f"Learngene study: {run.path.name}"
-            write_report(copies, title, summary_markdown(run), run.path / "report.html")
-            run.note_time("study", "all", time.time() - start)
+            gene = Learngene.load(run.path / "learngene.safetensors")
+            write_report(copies, title, summary_markdown(run, gene), run.path / "report.html")
+            run.note_time("study", "all", time.monotonic() - start)
     say(summary_text(run))
     say(f"report: {run.path / 'report.html'}")
     return run
@@ -77,12 +79,12 @@ def run_notebooks(run: Run, paths: Sequence[Path], *stages: str) -> None:
     parameters = parameters_of(run.cfg, run.path)
     with Kernels() as ready, stage_bar(run, expected, more=KERNEL_SECONDS * len(paths)) as notebook_done:
         for path in paths:
-            start, kernel = time.time(), ready.take()
+            start, kernel = time.monotonic(), ready.take()
             if path != paths[-1]:
                 ready.prepare()  # the next notebook's, while this one works
             notebooks.execute(path, _copy(run, path), parameters, kernel)
             write_json(run.path / "notebooks" / "index.json", {**_finished(run), path.name: _mark(run.cfg, path)})
-            run.note_time("notebook", path.stem, time.time() - start)
+            run.note_time("notebook", path.stem, time.monotonic() - start)
             notebook_done(KERNEL_SECONDS)
 
 

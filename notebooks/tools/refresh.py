@@ -76,7 +76,7 @@ def _pictures(run: Run) -> None:
     axes.flat[0].figure.savefig(target / "comparison.png", dpi=80, bbox_inches="tight")
     _atlas_pictures(run, target)
     run.read_table("results.csv").to_csv(target / "lecture-results.csv", index=False, lineterminator="\n")
-    (target / "lecture.md").write_text(summary_markdown(run) + "\n", encoding="utf-8")
+    (target / "lecture.md").write_text(summary_markdown(run, gene) + "\n", encoding="utf-8")
     (target / "tour.txt").write_text(tour(run), encoding="utf-8")
     _front_page()
 

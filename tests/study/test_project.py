@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -78,6 +79,26 @@ def test_importing_the_package_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+LAZY = {
+    "study/cli.py",
+    "study/verbs.py",
+    "study/chain.py",
+    "study/kernels.py",
+}  # what a person calls first (see the package's README)
+
+
+def test_the_project_is_imported_at_the_top_of_its_files():
+    """An import inside a function may hide a circle. (The package's `__init__` imports through importlib.)"""
+    package, found = ROOT / "learngene_core", set()
+    for path in package.rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                inner = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
+                if any(node.level or (node.module or "").startswith("learngene_core") for node in inner):
+                    found.add(path.relative_to(package).as_posix())
+    assert found <= LAZY
 
 
 def test_every_exported_name_exists():
