@@ -81,6 +81,19 @@ def judged_run(smoke_run, shared) -> Path:
 
 
 @pytest.fixture
+def style():
+    """The project's figure style for one test; no figure stays open behind it."""
+    import matplotlib.pyplot as plt  # tests without figures do not wait for it
+
+    from learngene_core.figures.style import use_style
+
+    with plt.rc_context():
+        use_style()
+        yield
+        plt.close("all")
+
+
+@pytest.fixture
 def smoke_copy(smoke_run, tmp_path) -> Path:
     """A copy of the finished run that a test may break."""
     return Path(shutil.copytree(smoke_run, tmp_path / "copy"))

@@ -1,9 +1,14 @@
 """A tiny image set and configuration, shared by the tests of the chain: seconds instead of minutes."""
 
+import dataclasses
+
 import numpy as np
 import torch
 
-from learngene_core.config import Config
+from learngene_core.collective import Collective, train_collective
+from learngene_core.config import Config, Machine
+from learngene_core.data.division import Division, divide, source_tasks
+from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.tasks import ImageSet
 
 N_CLASSES, PER_CLASS, SIZE = 20, 24, 32
@@ -49,6 +54,25 @@ def toy_config(**changes):
         "workers": 1,
     }
     return Config.preset("smoke", **{**small, **changes})
+
+
+@dataclasses.dataclass
+class World:
+    """A collective on toy images, and what it came from."""
+
+    cfg: Config
+    images: ImageSet
+    div: Division
+    col: Collective
+    gene: Learngene
+
+
+def toy_world(**changes):
+    """A `World`, trained and cut on one thread; changes to `toy_config`."""
+    cfg, images = toy_config(**changes), toy_images()
+    div = divide(images, cfg)
+    col = train_collective(images, source_tasks(images, div, cfg), cfg, machine=Machine())
+    return World(cfg, images, div, col, cut_learngene(col, cfg))
 
 
 def states_equal(one, two):

@@ -1,12 +1,11 @@
 """The atlas: which blocks there are, paired cells, a stop that costs one piece, and growing from what is there."""
 
-import dataclasses
 import itertools
 
 import pandas as pd
 import pytest
 import torch
-from toys import toy_config, toy_images
+from toys import toy_world
 
 from learngene_core import fewshot
 from learngene_core.analysis.atlas import (
@@ -18,37 +17,18 @@ from learngene_core.analysis.atlas import (
     every_block,
     finished_cells,
 )
-from learngene_core.collective import Collective, train_collective
-from learngene_core.config import Config, Machine
-from learngene_core.data.division import Division, divide, source_tasks
 from learngene_core.errors import OutOfTime, StudyError
 from learngene_core.fewshot import Individuals
-from learngene_core.learngene import Learngene, cut_learngene
 from learngene_core.runs.pieces import Pieces
 from learngene_core.runs.run import Run
-from learngene_core.tasks import ImageSet
 
 LAYERS = ("conv11", "conv12", "conv13")
 SMALL = {"atlas_tasks": 2, "atlas_pseudo_tasks": 1, "atlas_inits": 1, "atlas_epochs": 1, "atlas_shots": 4}
 
 
-@dataclasses.dataclass
-class World:
-    """A collective on toy images, and what it came from."""
-
-    cfg: Config
-    images: ImageSet
-    div: Division
-    col: Collective
-    gene: Learngene
-
-
 @pytest.fixture(scope="module")
 def world():
-    cfg, images = toy_config(layers=LAYERS, n_inits=1, **SMALL), toy_images()
-    div = divide(images, cfg)
-    col = train_collective(images, source_tasks(images, div, cfg), cfg, machine=Machine())
-    return World(cfg, images, div, col, cut_learngene(col, cfg))
+    return toy_world(layers=LAYERS, n_inits=1, **SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pickle
 import signal
 import stat
 import struct
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import snapshot
+from damage import filed, truncated, turned
 from PIL import Image
 
 from learngene_core.data.division import read_division
@@ -69,28 +69,6 @@ def call(capsys):
         return line
 
     return run
-
-
-def truncated(data, n=8):
-    """The file cut at `n` places, the first of them nothing at all."""
-    return {f"cut at {k} of {n}": data[: len(data) * k // n] for k in range(n)}
-
-
-def turned(data, n=12, start=0, end=None):
-    """The file with one bit turned at `n` places between start and end."""
-    rng = np.random.default_rng(0)
-    places = sorted(rng.integers(start, end or len(data), n).tolist())
-    return {
-        f"bit turned in byte {at}": data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :]
-        for at in places
-    }
-
-
-def filed(save, name):
-    """Bytes that save(path) writes, for building cases before any test runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder, name))
-        return Path(folder, name).read_bytes()
 
 
 JSON = {

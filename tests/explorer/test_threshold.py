@@ -15,16 +15,9 @@ from figuretables import LAYERS, make_record
 from learngene_core.criteria import best_block, score
 from learngene_core.explorer import sliders
 from learngene_core.explorer import threshold as explore
-from learngene_core.figures.style import use_style
 from learngene_core.record import EDGES, edge_index
 
-
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        use_style()
-        yield
-        plt.close("all")
+pytestmark = pytest.mark.usefixtures("style")
 
 
 def drawn_values(axes):

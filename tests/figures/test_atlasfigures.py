@@ -29,19 +29,13 @@ from learngene_core.explorer import blocks as atlasexplore
 from learngene_core.figures import atlas as atlasfigures
 from learngene_core.figures import claims as claimfigures
 from learngene_core.figures import selection as selectionfigures
-from learngene_core.figures.style import use_style
 from learngene_core.figures.tables import block_name, signed
 from learngene_core.figures.words import DEFECT_LABELS, control_label, criterion_label
 
 MINUS = "\N{MINUS SIGN}"
 
 
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        use_style()
-        yield
-        plt.close("all")
+pytestmark = pytest.mark.usefixtures("style")
 
 
 # --- all figures ----------------------------------------------------------------------------------------------------

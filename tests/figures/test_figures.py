@@ -29,7 +29,7 @@ from learngene_core.criteria import CRITERIA, best_block, score, score_all
 from learngene_core.figures.comparison import comparison, gain_bars, paired_dots, training_curves, with_shares
 from learngene_core.figures.data import division_overview, episode, image_rows, task_pictures, task_table
 from learngene_core.figures.networks import growth, networks_side_by_side, shape_parameters
-from learngene_core.figures.style import DIVERGING, PART_COLOURS, use_style
+from learngene_core.figures.style import PART_COLOURS, diverging
 from learngene_core.figures.training import (
     accuracy_matrix,
     criteria_panel,
@@ -43,13 +43,7 @@ from learngene_core.figures.training import (
 from learngene_core.figures.words import METHOD_LABELS, criterion_label
 from learngene_core.presets import METHODS
 
-
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        use_style()
-        yield
-        plt.close("all")
+pytestmark = pytest.mark.usefixtures("style")
 
 
 DRAWN = {
@@ -255,7 +249,7 @@ def test_heat_map_has_layers_down_and_tasks_across():
     assert ax.patch.get_hatch(), "a missing value looks like none of the colours"
     frame = ax.patches[-1]
     assert (frame.get_y(), frame.get_height(), frame.get_width()) == (4, 2, 2)
-    assert ax.collections[0].get_cmap().name == plt.get_cmap(DIVERGING).name
+    assert ax.collections[0].get_cmap().name == diverging().name
 
 
 def test_profile_shows_score_null_and_block():

@@ -4,7 +4,6 @@ import matplotlib
 
 matplotlib.use("agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,18 +14,12 @@ from matplotlib.collections import LineCollection, PathCollection
 from learngene_core.analysis.ancestor_tables import choice_costs as choice_table
 from learngene_core.errors import StudyError
 from learngene_core.figures.ancestors import choice_costs, gain_against_quality, light_atlas
-from learngene_core.figures.style import BLOCK_COLOURS, use_style
+from learngene_core.figures.style import BLOCK_COLOURS
 from learngene_core.figures.sweep import over_axis
 from learngene_core.figures.words import METHOD_LABELS
 from learngene_core.presets import METHODS
 
-
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        use_style()
-        yield
-        plt.close("all")
+pytestmark = pytest.mark.usefixtures("style")
 
 
 @pytest.mark.parametrize("name", MANY)

@@ -13,16 +13,9 @@ from figuretables import make_images, make_learning, make_openworld
 
 from learngene_core.explorer import openworld as openexplore
 from learngene_core.figures import openworld
-from learngene_core.figures.style import use_style
 from learngene_core.figures.words import OPEN_SCORE_LABELS, WAY_GROUPS, WAY_LABELS
 
-
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        use_style()
-        yield
-        plt.close("all")
+pytestmark = pytest.mark.usefixtures("style")
 
 
 def test_histograms_hold_every_image_and_their_axis_has_a_unit():

@@ -6,7 +6,6 @@ import matplotlib
 
 matplotlib.use("agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from figuretables import COLLECTIVE, INDIVIDUAL, LAYERS, make_record
@@ -14,15 +13,9 @@ from matplotlib.colors import to_rgba
 
 from learngene_core.criteria import best_block, score
 from learngene_core.figures.paradigm import paradigm
-from learngene_core.figures.style import METHOD_COLOURS, use_style
+from learngene_core.figures.style import METHOD_COLOURS
 
-
-@pytest.fixture(autouse=True)
-def style():
-    with plt.rc_context():
-        use_style()
-        yield
-        plt.close("all")
+pytestmark = pytest.mark.usefixtures("style")
 
 
 def drawn():

@@ -13,12 +13,12 @@ import signal
 import struct
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import snapshot
+from damage import filed, truncated, turned
 
 from learngene_core.config import Config
 from learngene_core.errors import read_json, write_json
@@ -91,30 +91,6 @@ def call(monkeypatch, capsys):
         return line
 
     return run
-
-
-def truncated(data, n=8):
-    """The file cut at `n` places, the first of them nothing at all."""
-    return {f"cut at {k} of {n}": data[: len(data) * k // n] for k in range(n)}
-
-
-def turned(data, n=12, start=0, end=None):
-    """The file with one bit turned at `n` places between start and end."""
-    rng = np.random.default_rng(0)
-    places = sorted(rng.integers(start, end or len(data), n).tolist())
-    return {
-        f"bit turned in byte {at}": data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :]
-        for at in places
-    }
-
-
-def filed(save, name):
-    """Bytes that save(path) writes, for building cases before any test runs."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder, name))
-        return Path(folder, name).read_bytes()
 
 
 # safetensors ----------------------------------------------------------------------------------------------------------
