@@ -77,7 +77,19 @@ def arms_of(
     `recommended` without a block.
     """
     blocks, names = dict(blocks or {}), col.model.block_names
-    known = list(dict.fromkeys(m for m in (*METHODS["light"], *METHODS["same_shape"], *METHODS["none"], *blocks)))
+    _check_methods(gene, methods, blocks)
+    layers = {"first": names[: len(gene.layers)], "longest_prefix": longest_prefix(col, cfg.inherited_share), **blocks}
+    # what each method inherits; None: nothing, or no prefix fits a tiny share
+    parts = {m: cut(col, layers[m], gene) if m in layers else gene for m in methods}
+    parts |= {"scratch": None, "full": cut(col, names, gene)}
+    light = [m for m in dict.fromkeys((*METHODS["light"], *blocks)) if m in methods]
+    same = [m for m in METHODS["same_shape"] if m in methods]
+    return [*_light(gene, col, cfg, light, parts), *_same_shape(col, cfg, same, parts)]
+
+
+def _check_methods(gene: Learngene, methods: Sequence[str], blocks: Mapping[str, tuple[str, ...]]) -> None:
+    """Whether every method is known and has what it needs; raises as `arms_of` does."""
+    known = list(dict.fromkeys((*METHODS["light"], *METHODS["same_shape"], *METHODS["none"], *blocks)))
     if unknown := set(methods) - set(known):
         raise ValueError(f"unknown method {sorted(unknown)[0]!r}; there are {', '.join(known)}")
     if "learngene_ewc" in methods and gene.fisher is None:
@@ -89,40 +101,36 @@ def arms_of(
         raise StudyError(
             "the method recommended needs a block: find one in the atlas and give blocks={'recommended': ...}"
         )
-    scale = {"mean": gene.mean, "std": gene.std}
 
-    def untrained(draw: Draw) -> Learngene:
-        g = generator(cfg.seed, "untrained collective", cfg.target_seed, *stream_of(draw))
-        return Learngene.from_model(ConvNet.from_shape(col.model.shape, generator=g), gene.layers, **scale)
 
-    layers = {"first": names[: len(gene.layers)], "longest_prefix": longest_prefix(col, cfg.inherited_share), **blocks}
+def _light(
+    gene: Learngene, col: Collective, cfg: Config, methods: Sequence[str], parts: Mapping[str, Learngene | None]
+) -> list[Arm]:
+    """The light family block by block, each block with its own scratch; parts: what every method inherits."""
+    by_block: dict[str, list[str]] = {}
+    for method in methods:
+        if parts[method] is not None:
+            by_block.setdefault(block_of(parts[method]), []).append(method)
     arms = []
-
-    def add(family: str, method: str, shape: dict, block: str, donor: Donor) -> None:
-        strength = cfg.individual_ewc if method == "learngene_ewc" else 0.0
-        rate, columns = cfg.rate(family, method), (("block", block),)
-        arms.append(Arm(family, method, rate, shape, donor, ewc=strength, columns=columns))
-
-    own = {
-        m: cut(col, layers[m], gene) if m in layers else gene for m in (*METHODS["light"][1:], *blocks) if m in methods
-    }
-    by_block: dict[str, dict[str, Learngene]] = {}
-    for method, part in own.items():
-        if part is not None:  # no prefix fits a tiny share
-            by_block.setdefault(block_of(part), {})[method] = part
-    for block, parts in (by_block or {block_of(gene): {}}).items():
-        shape = light_shape(next(iter(parts.values()), gene), cfg.n_way, cfg)
-        if "scratch" in methods:  # one for every block: the shape depends on where the block is
-            add("light", "scratch", shape, block, constant(None))
-        for method, part in parts.items():
-            add("light", method, shape, block, untrained if method == "random" else constant(part))
-    inherit = {"scratch": None, "learngene": gene, "full": cut(col, names, gene)}
-    inherit |= {method: cut(col, layers[method], gene) for method in ("first", "longest_prefix")}
-    for method in METHODS["same_shape"]:
-        if method in methods:
-            whole = f"{names[0]}-{names[-1]}"
-            add("same_shape", method, same_shape(col, cfg), whole, constant(inherit[method]))
+    for block, inheriting in (by_block or {block_of(gene): []}).items():
+        shape = light_shape(parts[inheriting[0]] if inheriting else gene, cfg.n_way, cfg)
+        for method in (*(m for m in methods if m == "scratch"), *inheriting):
+            donor = untrained(gene, col, cfg) if method == "random" else constant(parts[method])
+            arms.append(_arm("light", method, shape, block, donor, cfg))
     return arms
+
+
+def _same_shape(
+    col: Collective, cfg: Config, methods: Sequence[str], parts: Mapping[str, Learngene | None]
+) -> list[Arm]:
+    """The family of the collective's own shape; parts: what every method inherits, in its old place."""
+    shape, whole = same_shape(col, cfg), f"{col.model.block_names[0]}-{col.model.block_names[-1]}"
+    return [_arm("same_shape", m, shape, whole, constant(parts[m]), cfg) for m in methods]
+
+
+def _arm(family: str, method: str, shape: dict, block: str, donor: Donor, cfg: Config) -> Arm:
+    strength = cfg.individual_ewc if method == "learngene_ewc" else 0.0
+    return Arm(family, method, cfg.rate(family, method), shape, donor, ewc=strength, columns=(("block", block),))
 
 
 def block_of(gene: Learngene) -> str:
@@ -145,6 +153,17 @@ def longest_prefix(col: Collective, share: float) -> tuple[str, ...]:
 def constant(gene: Learngene | None) -> Donor:
     """A donor that gives every draw the same."""
     return lambda draw: gene
+
+
+def untrained(gene: Learngene, col: Collective, cfg: Config) -> Donor:
+    """A donor of the learngene's blocks out of an untrained collective, another one for each draw."""
+
+    def donor(draw: Draw) -> Learngene:
+        g = generator(cfg.seed, "untrained collective", cfg.target_seed, *stream_of(draw))
+        fresh = ConvNet.from_shape(col.model.shape, generator=g)
+        return Learngene.from_model(fresh, gene.layers, mean=gene.mean, std=gene.std)
+
+    return donor
 
 
 def stream_of(draw: Draw) -> tuple[str, int, int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..config import Config
 from ..errors import expanded, say
+from ..runs.run import Run, folder_of
 from .options import changes_of, check_address, configuration
 
 if TYPE_CHECKING:  # names of annotations only; at run time they would make every refusal slow
@@ -35,11 +36,13 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.scheduler:
         check_address(options.scheduler)
     from .grid import load_grid
+    from .kernels import forking
 
     grid = load_grid(options.grid, options.preset, changes_of(options))
     from .sweep import report  # torch and dask, which a refusal does not wait for
 
-    return report(grid, options.out, workers=options.workers, scheduler=options.scheduler, dry_run=options.dry_run)
+    with forking(not options.no_fork):
+        return report(grid, options.out, workers=options.workers, scheduler=options.scheduler, dry_run=options.dry_run)
 
 
 def _explore(options: argparse.Namespace) -> int:
@@ -60,15 +63,16 @@ def _bench(options: argparse.Namespace) -> int:
 def _study(options: argparse.Namespace) -> int:
     cfg = configuration(options)
     from ..data.preflight import check_data
-    from ..runs.run import folder_of
 
     if not (folder_of(cfg, options.out) / "report.html").exists():  # a finished study needs no images
         check_data(cfg)
+    from .kernels import forking
     from .whole import check_possible, run_study
 
     if not (folder_of(cfg, options.out) / "report.html").exists():
         check_possible(cfg)
-    run_study(cfg, options.out, redo=options.redo)
+    with forking(not options.no_fork):
+        run_study(cfg, options.out, redo=options.redo)
     return 0
 
 
@@ -76,7 +80,6 @@ def _stage(options: argparse.Namespace) -> int:
     """A verb that asks the chain for one stage, and says what it found."""
     cfg = configuration(options)
     from ..data.preflight import check_data
-    from ..runs.run import Run, folder_of
 
     if not (folder_of(cfg, options.out) / "config.json").exists():  # a call that finds no images leaves no folder
         check_data(cfg)
@@ -90,6 +93,8 @@ def _stage(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
 
         def announce() -> None:
+            if run.done(stage):  # loading needs nothing of the machine: the run may come from another one
+                return
             say_determinism(run)
             stack.enter_context(shown(run, stage))
 
