@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts are loaded when they are used; stats takes half a second
 import yaml
-from scipy import stats
 
 from ..config import CHOICES, Config, nearest
 from ..errors import StudyError
@@ -261,7 +261,7 @@ def _p_value(claim: Claim, finding: Finding) -> float:
     values = finding.values
     if values is None or len(values) < 2 or np.ptp(values) == 0:
         return np.nan
-    return float(stats.ttest_1samp(values, claim.minimum).pvalue)
+    return float(scipy.stats.ttest_1samp(values, claim.minimum).pvalue)
 
 
 def verdicts_text(found: pd.DataFrame) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy  # its parts are loaded when they are used; stats takes half a second
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from .statistics import Interval, expanded_limits, finite, t_quantile
 
@@ -18,7 +18,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, kind: str = "spearman") -> floa
         raise ValueError(f"ranks need as many x as y: {len(x)} and {len(y)}")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float((stats.spearmanr if kind == "spearman" else stats.kendalltau)(x, y).statistic)
+    return float((scipy.stats.spearmanr if kind == "spearman" else scipy.stats.kendalltau)(x, y).statistic)
 
 
 def rank_correlations(x: ArrayLike, rows: ArrayLike, kind: str = "spearman") -> np.ndarray:
@@ -29,7 +29,7 @@ def rank_correlations(x: ArrayLike, rows: ArrayLike, kind: str = "spearman") -> 
     if len(x) != rows.shape[1]:
         raise ValueError(f"ranks need as many x as y: {len(x)} and {rows.shape[1]}")
     if kind == "spearman":
-        mine, others = stats.rankdata(x), stats.rankdata(rows, axis=1)
+        mine, others = scipy.stats.rankdata(x), scipy.stats.rankdata(rows, axis=1)
         return _cosines(mine - mine.mean(), others - others.mean(axis=1, keepdims=True))
     first, second = np.triu_indices(len(x), 1)
     signs = np.sign(x[first] - x[second])  # tau-b is the cosine of the signs of all pairs
@@ -53,7 +53,7 @@ def pair_correlation_interval(x: ArrayLike, y: ArrayLike) -> Interval:
     if n < 4 or np.isnan(rho):
         return Interval(rho, np.nan, np.nan, n)
     most = 1 - 6 / (n * (n**2 - 1))
-    half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    half = scipy.stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = np.tanh(np.arctanh(np.clip(rho, -most, most)) + np.array([-half, half]))
     return Interval(rho, float(min(low, rho)), float(max(high, rho)), n)
 
@@ -126,8 +126,8 @@ def partial_rank_correlation(x: ArrayLike, y: ArrayLike, control: ArrayLike) -> 
     NaN when the control explains x or y wholly. Lengths that differ, NaN or empty input: ValueError.
     """
     control = np.asarray(control, dtype=float)
-    control = stats.rankdata(finite(control[:, None] if control.ndim == 1 else control, 2), axis=0)
-    ranks = np.column_stack([stats.rankdata(finite(values, 1)) for values in (x, y)])
+    control = scipy.stats.rankdata(finite(control[:, None] if control.ndim == 1 else control, 2), axis=0)
+    ranks = np.column_stack([scipy.stats.rankdata(finite(values, 1)) for values in (x, y)])
     if len(ranks) != len(control):
         raise ValueError(f"needs as many control values as x and y: {len(control)} and {len(ranks)}")
     design = np.column_stack([np.ones(len(control)), control])

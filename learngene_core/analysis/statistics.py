@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts are loaded when they are used; stats takes half a second
 from numpy.typing import ArrayLike
-from scipy import stats
 
 Columns = Sequence[str]  # names of columns
 POSITIVE = "positive, below the line"  # a verdict: a gain, and less of it than was claimed
@@ -65,7 +65,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """t interval for the mean of `values` (n,). One value: NaN limits. Empty, NaN or infinite: ValueError."""
     values = finite(values, 1)
     n, mean = len(values), float(values.mean())
-    half = float(t_quantile(n, confidence) * stats.sem(values)) if n > 1 else np.nan
+    half = float(t_quantile(n, confidence) * scipy.stats.sem(values)) if n > 1 else np.nan
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -167,7 +167,7 @@ def simultaneous_bands(
     n, estimate, error = len(differences), differences.mean(axis=0), np.full(differences.shape[1], np.nan)
     if n > 1:
         live = np.ptp(differences, axis=0) > 0
-        error = np.where(live, stats.sem(differences), 0.0)
+        error = np.where(live, scipy.stats.sem(differences), 0.0)
         if live.any():
             centred = differences[:, live] - estimate[live]
             error *= _max_t_quantile(centred / centred.std(axis=0), confidence, n_resamples, seed)
@@ -182,8 +182,8 @@ def equivalence(values: ArrayLike, margin: float, alpha: float = 0.05) -> Equiva
     if interval.n == 1:
         return Equivalence(float("nan"), interval, False)
     with np.errstate(divide="ignore", invalid="ignore"):  # equal values: t is infinite, p 0 or 1
-        t = (margin - np.abs(interval.estimate)) / stats.sem(values)
-    p_value = float(np.nan_to_num(stats.t.sf(t, interval.n - 1), nan=1.0))
+        t = (margin - np.abs(interval.estimate)) / scipy.stats.sem(values)
+    p_value = float(np.nan_to_num(scipy.stats.t.sf(t, interval.n - 1), nan=1.0))
     return Equivalence(p_value, interval, interval.low > -margin and interval.high < margin)
 
 
@@ -247,12 +247,12 @@ def t_quantile(n: int, confidence: float) -> float:
     """Half-width in standard errors of a t interval over `n` units."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence lies between 0 and 1, not {confidence}")
-    return float(stats.t.ppf((1 + confidence) / 2, n - 1))
+    return float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1))
 
 
 def expanded_limits(draws: np.ndarray, n: int, confidence: float) -> tuple[float, float]:
     """Percentile limits of `draws`, widened as t is wider than normal: n resampled units look too alike."""
-    tail = stats.norm.sf(np.sqrt(n / (n - 1)) * t_quantile(n, confidence))
+    tail = scipy.stats.norm.sf(np.sqrt(n / (n - 1)) * t_quantile(n, confidence))
     return tuple(np.quantile(draws, [tail, 1 - tail]).tolist())
 
 
@@ -282,4 +282,4 @@ def _power(sd: float, difference: float, n: int, alpha: float) -> float:
     """Power of a two-sided paired t test with n pairs, exact non-central t."""
     critical, shift = t_quantile(n, 1 - alpha), np.sqrt(n) * abs(difference) / sd
     # the lower tail as the upper one of the mirrored t: scipy's nct.cdf is NaN there for two tasks
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.sf(critical, n - 1, -shift))
+    return float(scipy.stats.nct.sf(critical, n - 1, shift) + scipy.stats.nct.sf(critical, n - 1, -shift))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -21,7 +22,7 @@ from PIL import Image
 from ..criteria import quiet, score
 from ..figures.atlas import GAINS, atlas_map, frame_blocks, square
 from ..figures.networks import mark_blocks, marked_network
-from ..figures.style import DIVERGING, SEQUENTIAL
+from ..figures.style import SEQUENTIAL, diverging
 from ..figures.training import (
     accuracy_matrix,
     frame_layers,
@@ -100,8 +101,8 @@ class HeatPicture:
         middle = {"share": None, "relative": 1.0, "z": 0.0}[options.normalisation]
         ends = (0.0, 0.5 if options.sign == "positive" else 1.0) if middle is None else (None, None)
         norm, low, high = heat_norm(values, middle, *ends)
-        colours = SEQUENTIAL if middle is None else DIVERGING
-        if self.mesh.get_cmap().name != colours:  # each change redraws the bar
+        colours = SEQUENTIAL if middle is None else diverging()
+        if self.mesh.get_cmap() != plt.get_cmap(colours):  # each change redraws the bar
             self.mesh.set_cmap(colours)
         self.mesh.set_array(np.ma.masked_invalid(values.T))
         self.mesh.set_norm(norm)

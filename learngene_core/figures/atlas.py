@@ -24,12 +24,12 @@ from ..analysis.ranks import rank_correlation
 from ..errors import StudyError
 from .style import (
     COLLECTIVE,
-    DIVERGING,
     GREY,
     INK,
     MARKS,
     MUTED,
     PALE,
+    diverging,
     layer_colours,
     legend_below,
     log_where_wide,
@@ -98,7 +98,7 @@ def atlas_map(
     if np.nanmax(np.abs(value)) > reach:
         raise ValueError(f"scale = {scale} hides gains; the largest is {np.nanmax(np.abs(value)):.1f} points")
     mesh = ax.pcolormesh(
-        np.ma.masked_invalid(value), cmap=DIVERGING, norm=Normalize(-reach, reach), edgecolors="white", linewidth=1
+        np.ma.masked_invalid(value), cmap=diverging(), norm=Normalize(-reach, reach), edgecolors="white", linewidth=1
     )
     unsure = ~np.isnan(value) & ~((bottom > 0) | (top < 0))
     keys = _hatch(ax, mesh, value, unsure, half_widths, GAINS[gains][5]) + _blanks(ax, value)

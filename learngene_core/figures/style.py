@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import Colormap
 from matplotlib.legend import Legend
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
@@ -62,7 +62,40 @@ ACCENT, CHOSEN = "#DE8F05", "#F3C87A"  # what is chosen, new or a baseline; the 
 SUPPORTED, POSITIVE, REFUTED = "#0173B2", "#029E73", "#C44E00"
 MARKS = ((ACCENT, "-"), (INK, "-"), ("#029E73", (0, (2.2, 1.1))), ("#7A3E9D", (0, (1, 0.8))), ("#56B4E9", "-"))
 SEQUENTIAL = "viridis"  # for layers, tasks and shares
-DIVERGING = "vlag"  # where a middle means something
+
+
+# Lines, ticks and edges as in seaborn's theme "ticks", without importing it.
+TICKS = {"color": ".15", "major.size": 6, "major.width": 1.25, "minor.size": 4, "minor.width": 1}
+THEME = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": ".15",
+    "axes.grid": False,
+    "axes.labelcolor": ".15",
+    "axes.linewidth": 1.25,
+    "axes.prop_cycle": plt.cycler(
+        color=[
+            "#0173B2",
+            "#DE8F05",
+            "#029E73",
+            "#D55E00",
+            "#CC78BC",
+            "#CA9161",
+            "#FBAFE4",
+            "#949494",
+            "#ECE133",
+            "#56B4E9",
+        ]
+    ),
+    "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "Bitstream Vera Sans", "sans-serif"],
+    "grid.color": ".8",
+    "grid.linewidth": 1,
+    "legend.title_fontsize": 12,
+    "lines.solid_capstyle": "round",
+    "patch.edgecolor": "w",
+    "patch.force_edgecolor": True,
+    "text.color": ".15",
+    **{f"{axis}tick.{name}": value for axis in "xy" for name, value in TICKS.items()},
+}
 
 
 def use_style() -> None:
@@ -71,12 +104,20 @@ def use_style() -> None:
     ticks = {"xtick.labelsize": 12, "ytick.labelsize": 12, "axes.titlepad": 9.0}
     paper = {"figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white"}
     frame = {"figure.dpi": 100, "figure.constrained_layout.use": True, "legend.frameon": False, "lines.linewidth": 2.2}
-    sns.set_theme(style="ticks", palette="colorblind", rc=text | ticks | paper | frame | {"axes.grid": False})
+    plt.rcParams.update(THEME | text | ticks | paper | frame)
 
 
 def layer_colours(layers: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     """A colour per layer, from dark (input) to light (head); also serves for tasks along the sequence."""
-    return dict(zip(layers, sns.color_palette("viridis_r", len(layers))[::-1], strict=True))
+    colours = plt.get_cmap("viridis_r")(np.linspace(0, 1, len(layers) + 2)[-2:0:-1])  # without the two ends
+    return dict(zip(layers, [tuple(map(float, colour[:3])) for colour in colours], strict=True))
+
+
+def diverging() -> Colormap:
+    """The colours of what has a middle that means something: seaborn's "vlag", blue to red."""
+    import seaborn  # takes half a second, and many notebooks draw nothing of this kind
+
+    return seaborn.color_palette("vlag", as_cmap=True)
 
 
 def short(layers: Sequence[str]) -> list[str]:

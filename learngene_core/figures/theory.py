@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from .style import DIVERGING, GREY, INK, METHOD_COLOURS, PALE, legend_below, new_axes, tidy
+from .style import GREY, INK, METHOD_COLOURS, PALE, diverging, legend_below, new_axes, tidy
 
 SPACE_COLOURS: dict[str, str] = {
     "full": METHOD_COLOURS["scratch"],
@@ -78,7 +77,9 @@ def gain_map(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax, 7.2, 4.6)
     most = float(np.abs(gain.to_numpy()).max())
     bar = {"label": "gain in risk (positive: sharing helps)"}
-    look = {"cmap": f"{DIVERGING}_r", "center": 0, "vmin": -most, "vmax": most, "linewidths": 1, "cbar_kws": bar}
+    look = {"cmap": diverging().reversed(), "center": 0, "vmin": -most, "vmax": most, "linewidths": 1, "cbar_kws": bar}
+    import seaborn as sns  # seconds to import, needed here alone
+
     sns.heatmap(gain, ax=ax, annot=words, fmt="", **look)
     ax.set(xlabel="examples per task m", ylabel="source tasks t")
     ax.tick_params(length=0, rotation=0)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -18,7 +17,6 @@ from .style import (
     ACCENT,
     CHOSEN,
     COLLECTIVE,
-    DIVERGING,
     FAINT,
     GREY,
     INK,
@@ -26,6 +24,7 @@ from .style import (
     PALE,
     SEQUENTIAL,
     block_text,
+    diverging,
     legend_below,
     log_where_wide,
     new_axes,
@@ -87,6 +86,8 @@ def accuracy_matrix(matrix: pd.DataFrame, *, chance: float | None = None, ax: Ax
     ax = new_axes(ax, 8.4, 6) if n > 6 else new_axes(ax, 7, 4.6)
     numbers = {"annot": n <= 15, "fmt": ".0f", "annot_kws": {"fontsize": 12 if n <= 10 else 9}}
     look = {"vmin": 0, "vmax": 100, "cmap": SEQUENTIAL, "linewidths": 1 if n <= 20 else 0, **numbers}
+    import seaborn as sns  # seconds to import, needed here alone
+
     sns.heatmap(matrix, ax=ax, mask=matrix.isna().to_numpy(), cbar_kws={"label": "held-out accuracy (%)"}, **look)
     if chance is not None:
         bar = ax.collections[0].colorbar.ax
@@ -160,7 +161,7 @@ def layer_task_heatmap(
     n_tasks, n_layers = values.shape
     ax = new_axes(ax, 9, 5)
     norm, low, high = heat_norm(values, centre, vmin, vmax)
-    mesh = ax.pcolormesh(np.ma.masked_invalid(values.T), cmap=SEQUENTIAL if centre is None else DIVERGING, norm=norm)
+    mesh = ax.pcolormesh(np.ma.masked_invalid(values.T), cmap=SEQUENTIAL if centre is None else diverging(), norm=norm)
     beyond = np.nanmax(values, initial=-np.inf) > norm.vmax, np.nanmin(values, initial=np.inf) < norm.vmin
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get(beyond, "neither")
     bar = ax.figure.colorbar(mesh, ax=ax, label=label, pad=0.02, extend=extend)

@@ -284,7 +284,7 @@ OTHER = {
     "individual_schedule": "constant", "ewc_form": "proximal", "new_columns": "zero", "sign": "absolute",
     "open_head": "own", "open_score": "energy",
     "criterion": "stability", "layers": ("conv1",), "methods": ("scratch",), "individual_rates": ("light:scratch=0.5",),
-    "atlas_blocks": "full", "controls": ("none",), "ancestors": ("joint",), "defects": ("leak",),
+    "atlas_blocks": "full", "controls": ("none",), "ancestors": ("joint",), "defects": ("leak",), "precision": "bf16",
 }  # fmt: skip
 
 
