@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -420,6 +421,20 @@ def test_needed_is_the_power_calculation_on_the_differences():
     table.loc[same, "accuracy"] += differences - differences.mean()
     row = one({"results": table}, "H2a")  # the estimate is on the line itself: no number can be named
     assert row.n == 8 and row.estimate == pytest.approx(0) and row.verdict == "undecided" and np.isnan(row.needed)
+
+
+def test_the_score_of_the_open_world_claim_is_fixed_and_its_choice_is_said():
+    """Were it the best one of a run, it would have been chosen on the classes that it is judged on."""
+    score = ALL["H8a"].options["score"]
+    assert score == "relative_mahalanobis" and all(Config.preset(name).open_score == score for name in PRESETS)
+    notes = Path(claims.__file__).with_name("claims.yaml").read_text(encoding="utf-8").replace("\n# ", " ")
+    assert "The score of H8a was itself chosen (on validation and stream images) after another had missed" in notes
+
+
+def test_individuals_of_the_kept_glyph_atlas_learn_at_all():
+    """Near chance, 20 %, an atlas shows what can be trained in a few steps and not what is worth inheriting."""
+    atlas = pd.read_csv(Path(claims.__file__).parents[1] / "explorer" / "demo_run" / "atlas.csv")
+    assert ((atlas["accuracy"] - atlas["gain"]).round(6) > 30).all()
 
 
 def test_holm_runs_over_every_claim_with_a_p_value_each_at_its_own_line():

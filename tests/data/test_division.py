@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from learngene_core.config import Config
 from learngene_core.data.division import GROUPS, Division, describe, divide, packaged, parts, source_tasks, target_tasks
 from learngene_core.data.images import load_images
 from learngene_core.errors import StudyError
+from learngene_core.openworld.views import open_sets
 from learngene_core.presets import PRESETS
 from learngene_core.runs.run import Run
 from learngene_core.runs.stages import divided
@@ -358,6 +360,41 @@ def test_every_preset_asks_for_no_more_than_its_data_has(glyph_images, preset):
     assert len(target_tasks(imgs, div, cfg)) == cfg.n_target_tasks
     pseudo = target_tasks(imgs, div, cfg, group="open_world", n_tasks=cfg.tune_tasks)
     assert [t.support.shape for t in pseudo] == [(cfg.n_way, max(cfg.shots))] * cfg.tune_tasks
+
+
+def test_one_seed_each_moves_ancestor_division_and_target_tasks(glyph_images):
+    """Ancestors vary over fixed target tasks, and the other way round; without a seed of its own each follows `seed`."""
+    cfg = Config.preset("smoke")
+
+    def drawn(**changes):
+        own = cfg.replace(**changes)
+        div = divide(glyph_images, own)
+        source, target = source_tasks(glyph_images, div, own), target_tasks(glyph_images, div, own)
+        return [t.classes for t in source], [(t.classes, t.support.tolist()) for t in target], div
+
+    (source, target, div), seed = drawn(), cfg.seed
+    other = drawn(ancestor_seed=5)
+    assert other[0] != source and other[1:] == (target, div)
+    assert cfg.replace(ancestor_seed=5).stage_hash("targets") == cfg.stage_hash("targets")
+    assert drawn(ancestor_seed=seed) == (source, target, div)
+    other = drawn(target_seed=5)
+    assert other[0] == source and other[1] != target and other[2] == div
+    other = drawn(division_seed=5)
+    assert set(other[2].novel) != set(div.novel) and other[2].open_world == div.open_world
+    assert set(other[2].base) | set(other[2].novel) == set(div.base) | set(div.novel)
+
+
+def test_pseudo_tasks_ask_with_the_images_that_count_as_unknown(glyph_images):
+    """RESULTS.md says so where it says that test images choose nothing; novel classes choose nothing at all."""
+    cfg = Config.preset("smoke")
+    div = divide(glyph_images, cfg)
+    pseudo = target_tasks(glyph_images, div, cfg, group="open_world", n_tasks=6)
+    unknown = open_sets(glyph_images, div, source_tasks(glyph_images, div, cfg), cfg).unknown
+    shared = set(np.concatenate([t.query.ravel() for t in pseudo])) & set(np.concatenate([*unknown.values()]))
+    page = Path(__file__).parents[2].joinpath("notebooks", "RESULTS.md").read_text(encoding="utf-8")
+    assert bool(shared) == ("also those that H8a counts as unknown" in page)
+    novel = {i for name in div.novel for i in glyph_images.of_class(name).tolist()}
+    assert not novel & {int(i) for t in pseudo for i in (*t.support.ravel(), *t.query.ravel())}
 
 
 # in a run folder ----------------------------------------------------------------------------------------------------

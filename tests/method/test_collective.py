@@ -349,6 +349,14 @@ def test_every_entry_of_every_step_is_in_the_record(trained):
     assert (in_null == sizes).all(), "the untrained networks have the widths that the collective had at each task"
 
 
+def test_the_null_looks_at_as_many_first_tasks_as_asked_for(images, trained):
+    tasks = trained[0].record.null_table["task"]
+    assert set(tasks) == {1, 2, 3}
+    fewer = train(images, toy_config(null_tasks=2)).record.null_table
+    assert set(fewer["task"]) == {1, 2}
+    assert tables_equal(fewer, trained[0].record.null_table[tasks <= 2].reset_index(drop=True))
+
+
 @pytest.mark.parametrize("loss", ["task-incremental", "class-incremental"])
 def test_the_null_is_several_untrained_networks_with_random_labels(images, loss):
     cfg = toy_config(null_networks=3, null_steps=4, growth="none", loss=loss)
@@ -411,11 +419,11 @@ def stop_while_finishing(patch, number):
 
 
 RICH = {"ewc_lambda": 1.0, "carry_momentum": True, "deepen_before": (2,), "hidden": (8,)}
+UNEVEN = {"loss": "class-incremental", "growth": "uneven"}
+DROPOUT = {"hidden": (8,), "dropout": 0.5}  # its draws come from torch's global state, those of the null too
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, RICH, {"loss": "class-incremental", "growth": "uneven"}], ids=["plain", "rich", "uneven"]
-)
+@pytest.mark.parametrize("changes", [{}, RICH, UNEVEN, DROPOUT], ids=["plain", "rich", "uneven", "dropout"])
 @pytest.mark.parametrize(
     "stop",
     [(stop_after_saving, 2), (stop_while_training, 2), (stop_while_finishing, 3)],

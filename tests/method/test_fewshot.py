@@ -91,6 +91,9 @@ def test_every_method_meets_every_task_once(world, results):
     per_class = world.cfg.query_images
     hits = table["accuracy"] * 2 * per_class / 100
     assert table["accuracy"].between(0, 100).all() and np.allclose(hits, hits.round())
+    by_class = table["hits"].str.split(" ", expand=True).astype(int)  # of each class, in the order of `classes`
+    assert by_class.shape[1] == world.cfg.n_way and by_class.le(per_class).all(axis=None)
+    assert np.allclose(by_class.sum(axis=1), hits) and table["classes"].str.count(r"\|").eq(world.cfg.n_way - 1).all()
     sizes = results.groupby(["family", "method"])["inherited_parameters"].first()
     assert sizes["light", "scratch"] == sizes["same_shape", "scratch"] == 0
     assert sizes["light", "learngene"] == sizes["same_shape", "learngene"] == world.gene.n_parameters

@@ -380,6 +380,15 @@ def test_an_individual_is_the_learngene_in_a_fresh_network(layers):
     assert first == (0 if layers[0] == "conv1" else 4)  # a learngene that reads images comes first
 
 
+def test_fresh_blocks_are_no_narrower_than_any_block_may_be():
+    """conv3 of the `lecture` preset reads 8 channels: halved three times, the first fresh block would have a single one."""
+    cfg = Config.preset("lecture")
+    net = ConvNet(cfg.final_widths, PAPER_POOLS, 2, 32)
+    gene = Learngene.from_model(net, ("conv3", "conv4", "conv5"), **SCALE)
+    assert light_shape(gene, 5, cfg)["widths"][:4] == [cfg.min_width, cfg.min_width, cfg.min_width, 8]
+    assert light_shape(gene, 5, cfg.replace(min_width=7))["widths"][:4] == [7, 7, 7, 8]
+
+
 def test_fresh_blocks_pool_until_the_map_is_4_pixels_wide():
     for size, pools in ((32, 3), (84, 4), (16, 2), (8, 1), (64, 4)):
         cfg = toy_config(image_size=size)
