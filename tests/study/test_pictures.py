@@ -63,6 +63,13 @@ def test_a_picture_of_many_colours_keeps_them_all():
     assert (pixels_of(smaller(png(noise))) == noise).all()
 
 
+def test_a_smooth_scale_gets_no_bands():
+    scale = (plt.get_cmap("viridis")(np.linspace(0, 1, 512))[None, :, :3] * 255).astype(np.uint8).repeat(40, axis=0)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 512, 3), dtype=np.uint8)
+    kept = pixels_of(smaller(png(np.concatenate([scale, noise]))))
+    assert np.abs(kept[:40] - scale).max() <= 8
+
+
 def test_cleaning_shrinks_the_pictures_of_a_notebook():
     data = base64.b64encode(drawing()).decode()
     output = nbformat.v4.new_output("display_data", {"image/png": data, "text/plain": "a figure"})
