@@ -102,7 +102,7 @@ def _scalar(field: dataclasses.Field, kind: type, value: Any) -> Any:
     if kind in (int, float):
         low, high = field.metadata["low"], field.metadata["high"]
         if not (low <= value <= high) or math.isinf(value):
-            raise ValueError(f"{name} = {shown(value)} is out of range: {_range(low, high)}")
+            raise ValueError(f"{name} = {shown(value)} is out of range: {_range(value, low, high)}")
     if name in CHOICES and value not in CHOICES[name]:
         raise ValueError(
             f"unknown {name} {shown(value)}{nearest(value, CHOICES[name])}; there are {', '.join(CHOICES[name])}"
@@ -131,8 +131,9 @@ def check_run_names(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} takes {'a list of paths' if kind is list else 'str'}, not {value!r}")
 
 
-def _range(low: float, high: float) -> str:
-    return f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+def _range(value: float, low: float, high: float) -> str:
+    open_end = math.isinf(high) or (high >= SEEDS and value < low)
+    return f"at least {low:g}" if open_end else f"{low:g} to {high:g}"
 
 
 def number(value: Any, depth: int = 2) -> Any:
@@ -304,6 +305,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 
 MANY = 1_000_000  # more of anything that is counted is a slip of the keyboard
+SEEDS = 2**63 - 1  # the largest: tables hold whole numbers of 64 bits
 PLAIN = bool | int | float | str | list | tuple | dict  # what a parameter may be; other globals are modules, ...
 STAGE_VERSION = 1  # part of every hash; raised when a change of the code changes results
 
@@ -328,9 +330,9 @@ class Config:
 
     # fmt: off
     preset_name: str = _field("lecture", "", "the preset these values started from")
-    seed: int = _field(0, "division", "master seed; named streams fan out from it (tasks, initial weights, batches, ...)", 0)
-    ancestor_seed: int = _field(-1, "collective", "another collective for the same target tasks; -1: as seed", -1, kind="switch")
-    division_seed: int = _field(-1, "division", "base and novel classes drawn anew; -1: as they are", -1, kind="switch")
+    seed: int = _field(0, "division", "master seed; named streams fan out from it (tasks, weights, batches, ...)", 0, SEEDS)
+    ancestor_seed: int = _field(-1, "collective", "another collective, same target tasks; -1: as seed", -1, SEEDS, kind="switch")
+    division_seed: int = _field(-1, "division", "base and novel classes drawn anew; -1: as they are", -1, SEEDS, kind="switch")
 
     # images and division
     data: str = _field("glyphs", "division", "data source: glyphs, cifar100, imagenet100, cub200 or folder")
@@ -388,7 +390,7 @@ class Config:
     layers: tuple[str, ...] = _field((), "criteria", "blocks chosen by hand, e.g. conv11, conv12, conv13; (): by criterion")
 
     # target tasks and individual models
-    target_seed: int = _field(0, "targets", "redraws target tasks, initial weights and batches for the same ancestor", 0)
+    target_seed: int = _field(0, "targets", "redraws target tasks, initial weights and batches for the same ancestor", 0, SEEDS)
     n_target_tasks: int = _field(20, "targets", "target tasks of novel classes (released: 5 or 10)", 1, 100_000)
     n_way: int = _field(5, "targets", "classes per target task", 2, 10_000)
     shots: tuple[int, ...] = _field((10,), "targets", "support images per class; smaller sets begin the larger ones", 1, MANY)

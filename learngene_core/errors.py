@@ -157,7 +157,7 @@ def read_json(path: Path) -> Any:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_JSON:
             raise StudyError(f"{path} is no JSON file ({facts.st_size:,} bytes); give another, or delete it")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin a file with a mark
     except (FileNotFoundError, NotADirectoryError):
         raise StudyError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:  # no JSON, no text, or a number of thousands of digits

@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, cfg: Config, path: Path):
         self.cfg, self.path = cfg, path
-        self._last_progress = 0.0
+        self._last_progress = -1.0
         self._end = time.monotonic() + 60 * cfg.minutes if cfg.minutes else float("inf")
 
     @classmethod
@@ -102,7 +102,7 @@ class Run:
     def computing(self, stage: str, files: list[str], inputs: Mapping[str, str] | None = None) -> Iterator[None]:
         """Around the computation of a stage: lock, time, and on success enter its `files` (and `inputs`) in the manifest."""
         with self.lock():
-            start = time.time()
+            start = time.monotonic()  # a clock may be set while a stage works
             yield
             entry = {
                 "hash": self.cfg.stage_hash(stage),
@@ -111,7 +111,7 @@ class Run:
                 **({"inputs": dict(inputs)} if inputs else {}),
             }
             write_json(self.path / "manifest.json", {**self.manifest, stage: entry})
-            self.note_time("stage", stage, time.time() - start)
+            self.note_time("stage", stage, time.monotonic() - start)
             self.progress(stage, 1, 1)
 
     def forget(self, stage: str) -> None:
@@ -170,7 +170,7 @@ class Run:
 
     def progress(self, stage: str, done: float, total: float, text: str = "") -> None:
         """Tell watchers (the bar of `learngene study`, a live notebook) how far a stage is; at most twice a second."""
-        now = time.time()
+        now = time.monotonic()
         if done < total and now - self._last_progress < 0.5:
             return
         self._last_progress = now

@@ -66,6 +66,9 @@ COLUMNS: dict[str, dict[str, str]] = {
 }
 
 
+FILLED = ("history.csv", "scores.csv", "results.csv", "atlas_cells.csv")  # tables that no run leaves empty
+
+
 def read_table(path: Path) -> Any:
     """The DataFrame in a CSV of a run or sweep, with at least the columns that COLUMNS lists for a file of its name.
 
@@ -83,6 +86,8 @@ def read_table(path: Path) -> Any:
     except OverflowError as error:
         raise ValueError(str(error)) from None
     check_columns(table, wanted)
+    if table.empty and path.name in FILLED:
+        raise ValueError("it has no rows")
     return table
 
 

@@ -78,6 +78,12 @@ def _guarded(arguments: Sequence[str] | None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """The verb, whose rooms are imported now and not before."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # torch would end the process in words of its own
+        from ..errors import StudyError
+
+        raise StudyError("the folder that this command was started in is gone; change to another one") from None
     from .verbs import run
 
     return run(options)

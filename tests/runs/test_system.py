@@ -131,6 +131,7 @@ def test_who_may_read_a_file_follows_from_the_umask(tmp_path, umask, mask, mode)
 
 
 @POSIX
+@pytest.mark.slow
 def test_of_a_whole_run_nothing_is_open_to_others_where_the_umask_says_so(tmp_path):
     """Every verb's files, those of libraries and of the cache among them, in a process of its own."""
     code = "import os, sys; os.umask(0o077); from learngene_core.study.cli import main; sys.exit(main())"
@@ -334,6 +335,114 @@ def test_a_table_of_other_columns_is_one_line_that_names_them(tmp_path, name, ch
     text = str(refusal.value)
     assert f"{name} is damaged" in text and "\n" not in text
     assert repr(column) in text or repr(next(iter(COLUMNS[name]))) in text
+
+
+# what editors, Git and another machine make of a run ------------------------------------------------------------------
+SAVED = {  # how a table is written again by another program: what is said; None: it is read as it was
+    "with a mark of Excel": ({"encoding": "utf-8-sig"}, None),
+    "with lines of Windows": ({"lineterminator": "\r\n"}, None),
+    "with the numbers of its rows": ({"index": True}, None),
+    "with semicolons": ({"sep": ";"}, "it has no column"),
+    "with decimal commas": ({"sep": ";", "decimal": ","}, "it has no column"),
+    "with tabs": ({"sep": "\t"}, "it has no column"),
+    "in UTF-16": ({"encoding": "utf-16"}, "codec can't decode"),
+    "without its head": ({"header": False}, "it has no column"),
+}
+
+
+@pytest.mark.parametrize(("options", "text"), SAVED.values(), ids=SAVED)
+def test_a_table_that_another_program_saved_is_the_same_or_refused(tmp_path, options, text):
+    run = Run.open(SMOKE, tmp_path / "run")
+    good("results.csv").to_csv(run.path / "results.csv", **{"index": False, **options})
+    if text is None:
+        found = run.read_table("results.csv")
+        pd.testing.assert_frame_equal(found[list(good("results.csv"))], good("results.csv"), check_dtype=False)
+        return
+    with pytest.raises(StudyError, match=text) as refusal:
+        run.read_table("results.csv")
+    assert "results.csv is damaged" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+CONTENTS = {
+    "a conflict of Git": "<<<<<<< HEAD\nfamily,method\n",
+    "a pointer of Git LFS": "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n",
+    "nothing": "",
+    "a head alone": ",".join(COLUMNS["results.csv"]) + "\n",
+}
+
+
+@pytest.mark.parametrize("text", CONTENTS.values(), ids=CONTENTS)
+def test_what_is_no_table_of_results_is_one_line_with_the_way_out(tmp_path, text):
+    run = Run.open(SMOKE, tmp_path / "run")
+    (run.path / "results.csv").write_text(text)
+    with pytest.raises(StudyError, match="results.csv is damaged .*--redo") as refusal:
+        run.read_table("results.csv")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "machine.json", "division.json"])
+def test_a_mark_of_windows_at_the_beginning_of_json_changes_nothing(smoke_copy, capsys, name):
+    (smoke_copy / name).write_bytes(b"\xef\xbb\xbf" + (smoke_copy / name).read_bytes())
+    entry = json.loads((smoke_copy / "manifest.json").read_text(encoding="utf-8-sig"))
+    entry["division"]["files"]["division.json"] = facts_of(smoke_copy / "division.json")
+    mark = "\ufeff" if name == "manifest.json" else ""
+    (smoke_copy / "manifest.json").write_text(mark + json.dumps(entry), encoding="utf-8")
+    assert cli.main(["reconstruct", "--preset", "smoke", "--out", str(smoke_copy)]) == 0
+    assert "reconstruct: found in the run folder, loaded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "mps"])
+def test_a_run_from_a_machine_with_another_device_is_shown_and_not_continued(smoke_copy, capsys, monkeypatch, device):
+    monkeypatch.setattr("learngene_core.runs.machine.available", lambda name: name == "cpu")
+    machine = json.loads((smoke_copy / "machine.json").read_text())
+    write_json(smoke_copy / "machine.json", {**machine, "device": device})
+    assert cli.main(["reconstruct", "--preset", "smoke", "--out", str(smoke_copy)]) == 0
+    assert cli.main(["info", str(smoke_copy)]) == 0
+    line = one_line(capsys, "reconstruct", "--preset", "smoke", "--out", smoke_copy, "--redo", "reconstruct")
+    assert repr(device) in line and "not here" in line and "looked at" in line
+
+
+def left_by_others(run):
+    for name in (".DS_Store", "Thumbs.db", "results (conflicted copy).csv", "~$results.csv", ".owner", "progress.json"):
+        (run / name).write_text("{")
+
+
+def unusable_times(run):
+    (run / "timings.csv").unlink()
+    (run / "timings.csv").mkdir()
+
+
+TOUCHED = {
+    "files of other programs": left_by_others,
+    "times of another encoding": lambda run: (run / "timings.csv").write_bytes(b"\xff\xfe"),
+    "times that are a folder": unusable_times,
+    "dates in the future": lambda run: [os.utime(path, (4e9, 4e9)) for path in run.rglob("*")],
+    "a setting of a later version": lambda run: later(run),
+}
+
+
+def later(run):
+    for name in ("config.json", "manifest.json"):
+        about = json.loads((run / name).read_text())
+        (about if name == "config.json" else about["reconstruct"]["fields"])["a_new_one"] = 1
+        write_json(run / name, about)
+
+
+@pytest.mark.parametrize("change", TOUCHED.values(), ids=TOUCHED)
+def test_a_finished_run_is_shown_whatever_lies_beside_its_results(smoke_copy, capsys, change):
+    change(smoke_copy)
+    moved = smoke_copy.rename(smoke_copy.with_name("caf\u00e9 (1)"))
+    assert cli.main(["reconstruct", "--preset", "smoke", "--out", f"{moved}/"]) == 0
+    assert "reconstruct: found in the run folder, loaded" in capsys.readouterr().out
+    assert cli.main(["info", str(moved)]) == 0
+
+
+def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path, monkeypatch):
+    run, times = Run.open(SMOKE, tmp_path / "run"), iter(range(2 * 10**9, 0, -3600))
+    monkeypatch.setattr("time.time", lambda: float(next(times)))
+    with run.computing("division", []):
+        run.progress("division", 0, 2)
+    assert (run.read_table("timings.csv")["seconds"] >= 0).all()
 
 
 def with_right_hash(run, name, change):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import tiny_tree
@@ -19,6 +20,7 @@ from learngene_core.study.options import changes_of, check_address, parser
 from learngene_core.study.whole import check_possible
 
 COMMAND = (sys.executable, "-c", "import sys; from learngene_core.study.cli import main; sys.exit(main())")
+ROOT = Path(__file__).parents[2]
 STOPPED = "learngene: stopped; the same command goes on from the last finished task"
 
 
@@ -31,6 +33,75 @@ STOPPED = "learngene: stopped; the same command goes on from the last finished t
 )  # fmt: skip
 def test_yaml_numbers_mean_what_a_person_means(text, value):
     assert read_yaml(text) == value and type(read_yaml(text)) is type(value)
+
+
+# a slip of the keyboard, and what it is taken for ----------------------------------------------------------------------
+SLIPS = {
+    "a comma for a point": (["--set", "learning_rate=0,05"], "learning_rate takes float, not '0,05'"),
+    "a percent sign": (["--set", "inherited_share=50%"], "inherited_share takes float, not '50%'"),
+    "a minus of typography": (["--set", "learning_rate=\u22120.1"], "learning_rate takes float"),
+    "a list without brackets": (["--set", "shots=10,20"], "shots takes a list, not '10,20'"),
+    "a list without commas": (["--set", "shots=[10 20]"], "shots takes int, not '10 20'"),
+    "a list of Python": (["--set", "shots=(5,10)"], "shots takes a list"),
+    "two parameters in one": (["--set", "shots=5;seed=3"], "shots takes a list, not '5;seed=3'"),
+    "Python's None": (["--set", "seed=None"], "seed takes int, not 'None'"),
+    "YAML's null": (["--set", "seed=null"], "seed takes int, not None"),
+    "one for true": (["--set", "flip=1"], "flip takes bool, not 1"),
+    "a dash for a bar": (["--set", "learning-rate=0.1"], "did you mean 'learning_rate'?"),
+    "a capital": (["--set", "Shots=5"], "did you mean 'shots'?"),
+    "a seed that no table holds": (["--seed", "99999999999999999999"], "seed = 99999999999999999999 is out of range"),
+    "a seed below zero": (["--seed=-1"], "seed = -1 is out of range: at least 0"),
+    "another capital": (["--data", "CIFAR100"], "there are glyphs, cifar100"),
+    "a folder of the system": (["--out", "/proc/none"], "cannot make the run folder /proc/none"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "text"), SLIPS.values(), ids=SLIPS)
+def test_a_slip_is_one_line_that_shows_it(arguments, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["divide", "--preset", "smoke", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [(["--shots", "5"], "--set shots=...?"), (["--n-way=3"], "--set n_way=...?"),
+     (["--set", "shots=5", "seed=3"], "--set seed=...?"), (["--learning_rate=1"], "--set learning_rate=...?"),
+     (["runs/x"], None), (["\u2013-preset", "smoke"], None)],
+)  # fmt: skip
+def test_a_parameter_that_is_no_option_names_the_option_it_goes_to(word, text, capsys):
+    with pytest.raises(SystemExit) as end:
+        parser().parse_args(["divide", *word])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "unrecognized arguments" in said
+    assert ("did you mean" in said) == (text is not None) and (text or "") in said
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "abc", ""])
+@pytest.mark.parametrize("words", [["--help"], ["study", "--help"]])
+def test_help_fits_any_width_of_a_terminal(columns, words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 0 and "usage: learngene" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder that is in use cannot be deleted there")
+@pytest.mark.parametrize(
+    "arguments", [["divide", "--preset", "smoke"], ["info", "run"], ["sweep", "shots", "--dry-run"]]
+)
+def test_a_working_folder_that_is_gone_is_one_line(arguments, tmp_path):
+    (tmp_path / "gone").mkdir()
+    code = 'rmdir "$PWD"; exec "$0" -c "$@"'
+    command = ["sh", "-c", code, COMMAND[0], COMMAND[2], *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path / "gone", capture_output=True, text=True, timeout=120, env=env)
+    (line,) = [line for line in done.stderr.splitlines() if "getcwd" not in line]  # the shell's own word
+    assert (
+        done.returncode == 1
+        and line == "learngene: the folder that this command was started in is gone; change to another one"
+    )
 
 
 @pytest.mark.parametrize("text", ["1:30", "0o17", "0b11", "2026-01-02", "1,000", "ten"])
