@@ -9,7 +9,7 @@ import urllib.parse
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..config import STAGES, Config, nearest, spoken
+from ..config import FIELDS, STAGES, Config, nearest, spoken
 from ..errors import StudyError
 from ..presets import PRESETS
 
@@ -42,6 +42,9 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             known = re.split(r",\s*", unknown[2].replace("'", ""))
             message += nearest(unknown[1], known)
+        left = re.match(r"unrecognized arguments: -*([\w-]+)(=| |$)", message)
+        if left and (name := left[1].replace("-", "_")) in FIELDS:
+            message += f" (did you mean --set {name}=...?)"
         super().error(message)
 
 

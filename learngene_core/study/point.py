@@ -103,7 +103,7 @@ def run_job(job: Job, *before: dict[str, str]) -> dict[str, str]:
 
 
 def _execute(job: Job) -> None:
-    start, folder = time.time(), Path(job["folder"])
+    start, folder = time.monotonic(), Path(job["folder"])
     given = {k: v for k, v in job["parameters"].items() if k not in ("preset", "out")}
     run = Run.open(Config.preset(job["parameters"]["preset"], **given), folder)
     fill(run, [Path(source) for source in job["sources"]])
@@ -111,7 +111,7 @@ def _execute(job: Job) -> None:
     table = folder / job["table"]
     if job["table"] and not table.is_file():
         raise StudyError(f"{Path(job['notebook']).name} has not written {job['table']} (see {job['output']})")
-    run.note_time("notebook", Path(job["notebook"]).stem, time.time() - start)
+    run.note_time("notebook", Path(job["notebook"]).stem, time.monotonic() - start)
     write_json(folder / DONE, {"mark": job["mark"], "sha256": file_hash(table) if job["table"] else ""})
 
 
