@@ -20,7 +20,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from ..config import Config
+from ..growth import growth_schedule
 from ..network import ConvNet, flop_count
+from ..presets import PAPER_POOLS
 
 STEP = 3  # a training step in forward passes
 
@@ -56,6 +59,20 @@ def collective_flop(shapes: Sequence[Mapping], images: Sequence[int], epochs: Se
     """
     tasks = zip(shapes, images, epochs, strict=True)
     return STEP * math.fsum(forward_flop(shape) * n * e for shape, n, e in tasks)
+
+
+def planned_flop(cfg: Config, n_base: int, per_class: int) -> float:
+    """C of a sequential or joint collective by its plan, without training it: n_base base classes with per_class training images
+    each. Every head is counted with all n_base outputs. Raises ValueError for another kind of ancestor."""
+    if cfg.ancestor not in ("sequential", "joint"):
+        raise ValueError(f"the plan of ancestor={cfg.ancestor} does not say how many images a task has")
+    own, shapes = cfg.as_ancestor(n_base), []
+    widths = {f"conv{i}": width for i, width in enumerate(own.start_widths, 1)}
+    for number in range(1, own.n_source_tasks + 1):
+        widths |= dict(growth_schedule(own).get(number, []))
+        shapes.append(ConvNet((*widths.values(),), PAPER_POOLS, n_base, own.image_size, own.hidden).shape)
+    epochs = [own.first_task_epochs, *[own.epochs] * (len(shapes) - 1)]
+    return collective_flop(shapes, [own.source_way * per_class] * len(shapes), epochs)
 
 
 def individual_flop(shape: Mapping, images: int, epochs: int) -> float:

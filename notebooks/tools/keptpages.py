@@ -12,13 +12,19 @@ import numpy as np
 import pandas as pd
 
 from learngene_core import criteria
+from learngene_core.analysis import costs
 from learngene_core.analysis.ancestor_tables import WHO, ancestor_gains, atlas_gains, class_gains, judge_ancestors
 from learngene_core.analysis.statistics import mean_interval
+from learngene_core.config import Config
 from learngene_core.errors import StudyError
 from learngene_core.figures.words import ANCESTOR_LABELS, CRITERION_LABELS, DATA_LABELS
+from learngene_core.learngene import Learngene, light_shape
+from learngene_core.network import ConvNet
+from learngene_core.presets import PAPER_POOLS
 
 Tables = Mapping[str, pd.DataFrame]
 ENOUGH = 5  # ancestors of a kind, for an interval over them
+CIFAR_TRAINED = (64, 500)  # base classes, training images of each
 ORDER = ("last three", "first three", "conv1-7", "longest prefix", "recommended")
 
 
@@ -219,6 +225,53 @@ def budgets(found: Tables) -> str:
     return markdown(header, rows)
 
 
+def break_even(found: Tables) -> str:
+    """`*-budgets` and `*-individuals`: after how many light individuals the ancestor's training is paid, at 10 shots. To be
+    reached is what inheriting gives in the shortest training. Scratch has three trainings of its own: 10, 30, 90 epochs."""
+    table, rows = _by_epochs(found), []
+    for (kind, seed, block), part in table.groupby(["ancestor", "ancestor_seed", "block"], sort=False):
+        cfg = Config.preset("cifar-cpu", ancestor=kind, ancestor_seed=int(seed))
+        names = tuple(f"conv{k}" for k in range(*_ends(block)))
+        net = ConvNet(cfg.final_widths, PAPER_POOLS, cfg.n_way, cfg.image_size)
+        shape = light_shape(Learngene.from_model(net, names, mean=(0, 0, 0), std=(1, 1, 1)), cfg.n_way, cfg)
+        part, method = (
+            part[["method", "epoch", "accuracy"]],
+            "learngene" if (part["method"] == "learngene").any() else "first",
+        )
+        curve = part[part["method"] == method].set_index("epoch")["accuracy"]
+        cost = costs.planned_flop(cfg, *CIFAR_TRAINED)
+        paid = costs.break_even(cost, shape, 10 * cfg.n_way, part, method=method, accuracy=curve.loc[curve.index.min()])
+        scratch = part[part["method"] == "scratch"].sort_values("epoch")
+        reached = f"not in {paid.scratch_epochs}" if paid.bound else f"by {paid.scratch_epochs}"
+        rows.append(
+            (kind, "last three" if method == "learngene" else "first three", f"{paid.accuracy:.1f}", str(paid.epochs),
+             ", ".join(f"{a:.1f}" for a in scratch["accuracy"]), reached, f"{paid.collective / 1e12:.0f}",
+             f"{paid.individual / 1e9:.0f}", f"{'at most' if paid.bound else 'at least'} {paid.individuals:,.0f}")
+        )  # fmt: skip
+    header = ("ancestor", "inherited", "reaches %", "in epochs", "scratch % after 10, 30, 90 epochs", "scratch gets there",
+              "ancestor, TFLOP", "individual, GFLOP", "paid after individuals")  # fmt: skip
+    return markdown(header, rows)
+
+
+def _by_epochs(found: Tables) -> pd.DataFrame:
+    """Mean accuracy of light individuals at 10 shots, by method and epochs of a whole training, of `*-budgets`' ancestors."""
+    table = joined(found, "budgets")
+    keys = ["ancestor", "ancestor_seed", "block", "method"]
+    base = joined(found, "individuals").merge(table[[*WHO, *keys[2:]]].drop_duplicates(), on=[*WHO, *keys[2:]])
+    light = pd.concat([table, base.assign(epochs=30)])[lambda t: (t["family"] == "light") & (t["shots"] == 10)]
+    return (
+        light.groupby([*keys, "epochs"], sort=False)["accuracy"]
+        .mean()
+        .reset_index()
+        .rename(columns={"epochs": "epoch"})
+    )
+
+
+def _ends(block: str) -> tuple[int, int]:
+    first, last = (int(name.removeprefix("conv")) for name in block.split("-"))
+    return first, last + 1
+
+
 def published(found: Tables) -> str:
     """`published` and the tables of ours it names: a row's `ours` is a key of `_OURS`, else a text."""
     rows = []
@@ -311,6 +364,7 @@ KINDS: dict[str, Callable[[Tables], str]] = {
     "regret": regret,
     "light_atlas": light_atlas,
     "budgets": budgets,
+    "break_even": break_even,
     "published": published,
     "findings": findings,
 }

@@ -6,8 +6,19 @@ import pandas as pd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from toys import toy_config, toy_images
 
-from learngene_core.analysis.costs import break_even, collective_flop, first_epoch, forward_flop, individual_flop
+from learngene_core.analysis.costs import (
+    break_even,
+    collective_flop,
+    first_epoch,
+    forward_flop,
+    individual_flop,
+    planned_flop,
+)
+from learngene_core.collective import train_collective
+from learngene_core.config import Machine
+from learngene_core.data.division import divide, source_tasks
 from learngene_core.network import ConvNet
 
 NET = ConvNet((4, 6, 8), (1, 3), 5, 16, hidden=(7,))
@@ -38,6 +49,25 @@ def test_the_collective_is_summed_over_the_widths_that_it_had():
     assert found == 3 * (400 * forward_flop(small.shape) + 100 * forward_flop(NET.shape))
     with pytest.raises(ValueError):
         collective_flop([small.shape], [1, 2], [1, 2])
+
+
+def test_the_planned_collective_is_the_one_that_is_trained():
+    cfg = toy_config(growth="zero-out")
+    div = divide(toy_images(), cfg)
+    tasks = source_tasks(toy_images(), div, cfg)
+    seen = []
+    train_collective(
+        toy_images(), tasks, cfg, after_task=lambda state: seen.append(state.model.shape), machine=Machine()
+    )
+    seen = [{**shape, "n_classes": len(div.base)} for shape in seen]
+    found = collective_flop(seen, [len(t.train) for t in tasks], [cfg.first_task_epochs, cfg.epochs, cfg.epochs])
+    assert planned_flop(cfg, len(div.base), cfg.source_images) == found and seen[0] != seen[2]
+    joint = cfg.replace(ancestor="joint").as_ancestor(len(div.base))
+    images = len(div.base) * cfg.source_images
+    whole = collective_flop([seen[2]], [images], [joint.first_task_epochs])
+    assert planned_flop(cfg.replace(ancestor="joint"), len(div.base), cfg.source_images) == whole
+    with pytest.raises(ValueError, match="replay"):
+        planned_flop(cfg.replace(ancestor="replay"), 9, 10)
 
 
 def test_break_even_by_hand():

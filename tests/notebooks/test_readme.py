@@ -390,6 +390,28 @@ def test_a_second_source_of_ancestors_is_taken_when_it_is_there():
     assert "glyphs, task after task" in keptpages.ancestor_results(found | other)
 
 
+def test_break_even_is_that_of_a_plain_computation():
+    """The last three of the sequential ancestor: 10 epochs of 50 images against 30 of scratch; VGG-16 at a quarter by hand."""
+    found = {name: table for name, table in (kept("individuals") | kept("budgets")).items() if "cifar100" in name}
+    text = keptpages.break_even(found)
+    (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith("| sequential | last three")]
+
+    def forward(widths, pools, n_classes=5):
+        side, inputs, total = 32, 3, 0
+        for k, width in enumerate(widths, 1):
+            total += 2 * 9 * inputs * width * side * side
+            inputs, side = width, side // 2 if k in pools else side
+        return total + 2 * inputs * side * side * n_classes
+
+    light = forward((16, 32, 64, 128, 128, 128, 128), (1, 2, 3, 7))  # four fresh blocks, then conv11 to conv13
+    assert float(row[7]) == round(3 * 50 * 10 * light / 1e9)
+    cfg = Config.preset("cifar-cpu")
+    lowest, most = (3 * 420_000 * forward(w, (2, 4, 7, 10, 13), 64) for w in (cfg.start_widths, cfg.final_widths))
+    assert lowest < float(row[6]) * 1e12 < most, "20 tasks of 2,500 images, 16 epochs and then 8; it grows meanwhile"
+    paid = int(row[8].removeprefix("at least ").rstrip(" |"))
+    assert paid == pytest.approx(float(row[6]) * 1e12 / (3 * 50 * 20 * light), rel=0.02)
+
+
 def test_the_opening_paragraph_rounds_the_verdicts():
     said = re.search(r"gain (\d+) points of accuracy .* and (\d+) points where", PAGES["notebooks/RESULTS.md"])
     claims = keptpages.judged(kept("individuals") | kept("tasks")).set_index("claim")["estimate"]
