@@ -97,12 +97,26 @@ class Kernels:
 
 def start(env: dict[str, str] | None = None) -> Any:
     """A running kernel's manager, in the working folder. Raises what jupyter_client raises where there is no such kernel."""
-    from jupyter_client import AsyncKernelManager
     from jupyter_core.utils import run_sync
 
-    manager = AsyncKernelManager(kernel_name=KERNEL)
+    manager = _manager()
     run_sync(manager.start_kernel)(cwd=str(Path.cwd()), env=env or {**os.environ})
     return manager
+
+
+def _manager() -> Any:
+    """The manager of a kernel of this Python: a person may have made another Python's the kernel `python3`."""
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+
+    class Own(KernelSpecManager):
+        """Knows one kernel, whatever folders of kernels there are."""
+
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+    return AsyncKernelManager(kernel_name=KERNEL, kernel_spec_manager=Own())
 
 
 def alive(manager: Any) -> bool:
