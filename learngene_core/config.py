@@ -1,24 +1,17 @@
-"""One value of the configuration, checked: type, range, choice.
+"""One frozen, flat, typed configuration: every number of the study, its unit, its source, and the stage that reads it.
 
-What the fields of a configuration must agree on.
-
-A parameter as text, both ways: what a person writes after `--set NAME=`, and what a command that can be pasted says.
-
-One frozen, flat, typed configuration: every number of the study, its unit, its source, and the stage that reads it.
-
-`Config` holds what decides a result. What only decides how fast it is computed (threads, memory format) is resolved once per
-run folder and kept in `machine.json` (see `machine.Machine`).
+First how one value is checked (type, range, choice), then what the fields must agree on, then `Config`. It holds what decides a
+result. What only decides how fast it is had (threads, memory format) is resolved once per run folder and stands in
+`machine.json` (see `Machine`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import math
-import re
 import reprlib
 import typing
 from collections.abc import Iterable, Mapping
@@ -57,8 +50,9 @@ CHOICES = {
 }
 
 
-# what a parameter cell may hold beside fields: the preset, the run folder, and the folders that a report reads
-RUN_NAMES: dict[str, type] = {"preset": str, "out": str, "sources": list}
+# what a parameter cell may hold beside fields: the preset, the run folder, the folders that a report reads, and whether it
+# starts a small run to show how
+RUN_NAMES: dict[str, type] = {"preset": str, "out": str, "sources": list, "try_run": bool}
 ONCE = ("shots", "methods", "layers", "controls", "control_ewc", "control_l2", "ancestors", "defects")
 
 
@@ -127,24 +121,15 @@ def check_run_names(values: Mapping[str, Any]) -> None:
     """Raise ValueError for a value of one of RUN_NAMES that has the wrong type; None stands for the default."""
     for name, kind in RUN_NAMES.items():
         value = values.get(name)
-        if value is not None and not (isinstance(value, kind) and all(isinstance(v, str) for v in value)):
-            raise ValueError(f"{name} takes {'a list of paths' if kind is list else 'str'}, not {value!r}")
+        right = isinstance(value, kind) and (kind is bool or all(isinstance(v, str) for v in value))
+        if value is not None and not right:
+            takes = {list: "a list of paths", bool: "true or false"}.get(kind, "str")
+            raise ValueError(f"{name} takes {takes}, not {value!r}")
 
 
 def _range(value: float, low: float, high: float) -> str:
     open_end = math.isinf(high) or (high >= SEEDS and value < low)
     return f"at least {low:g}" if open_end else f"{low:g} to {high:g}"
-
-
-def number(value: Any, depth: int = 2) -> Any:
-    """YAML 1.1 reads 5e-4 as a string; a person means a number. Other values as they are, lists item by item (lists of lists are
-    as deep as parameters go; YAML can say a list that holds itself)."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return [number(v, depth - 1) for v in value] if isinstance(value, list) and depth else value
 
 
 def check_together(cfg: Config) -> None:
@@ -206,84 +191,6 @@ def _check_names(cfg: Config) -> None:
             raise ValueError(
                 f"unknown control {name!r} in controls{nearest(name, known)}; there are {', '.join(known)}"
             )
-
-
-@functools.cache
-def yaml_loader() -> type:
-    """PyYAML's safe loader with the numbers of YAML 1.2, which are those that people mean.
-
-    In YAML 1.1, which PyYAML reads, 010 is eight, 1:30 is ninety and 5e-4 is text. Here they are ten, text (which no number's
-    field takes) and 0.0005; a date is text too.
-    """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Numbers as people mean them."""
-
-    kinds = {f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp")}
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, form) for tag, form in known if tag not in kinds]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    whole, real = r"[-+]?(0x[0-9a-fA-F]+|[0-9][0-9_]*)$", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"
-    Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(whole), [*"-+0123456789"])
-    named = r"[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{real}|{named}"), [*"-+0123456789."])
-
-    def as_int(loader: Loader, node: yaml.ScalarNode) -> int:
-        text = node.value.replace("_", "")
-        return int(text, 16 if "x" in text else 10)
-
-    Loader.add_constructor("tag:yaml.org,2002:int", as_int)
-    return Loader
-
-
-def read_yaml(text: str) -> Any:
-    """The value of a YAML text, numbers as people mean them. Raises ValueError for text that is no YAML (its error names the
-    line), and RecursionError for one that is nested too deeply."""
-    import yaml
-
-    try:
-        return yaml.load(text, yaml_loader())  # noqa: S506 (a safe loader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-
-
-def spoken(name: str, text: str) -> Any:
-    """The value that a person means by `text` for parameter `name`: YAML, but a parameter that holds text takes it as it
-    stands where YAML would see something else in it. Raises ValueError for text that is no value."""
-    if not text:
-        return ""
-    of = _holds(name)
-    try:
-        value = read_yaml(text)
-    except (RecursionError, ValueError):
-        if of is not str or text[:1] in "\"'":
-            raise ValueError(f"--set {name}: {text[:200]!r} is no value") from None
-        return text
-    if of is str:
-        return value if isinstance(value, str) and text[:1] in "\"'" else text
-    return value if of == tuple[str, ...] else number(value, 1)
-
-
-def quoted(name: str, value: Any) -> str:
-    """Text that `spoken` reads back as `value`."""
-    if isinstance(value, str):
-        return value if re.fullmatch(r"[\w./~:-]+", value, re.ASCII) else _quoted(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_quoted(v) if isinstance(v, str) else json.dumps(v) for v in value) + "]"
-    return json.dumps(value)
-
-
-def _quoted(text: str) -> str:
-    """A YAML scalar between double quotes, in ASCII and on one line: JSON would do, but for characters above U+FFFF."""
-    import yaml
-
-    return yaml.safe_dump(text, default_style='"', allow_unicode=False, width=10**9).strip()
-
-
-def _holds(name: str) -> Any:
-    return typing.get_type_hints(Config)[name] if name in FIELDS else None
 
 
 STAGES: dict[str, tuple[str, ...]] = {

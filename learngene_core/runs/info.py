@@ -7,9 +7,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ..config import STAGES, Config, quoted
+from ..config import STAGES, Config
 from ..errors import expanded, say
 from .bookkeeping import changed, checked_manifest, configuration, only_extent, state_of, stored_machine
+from .parameters import quoted
 from .run import default_folder, parameters_of
 from .seals import inspected
 

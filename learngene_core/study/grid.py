@@ -32,9 +32,10 @@ from typing import Any
 
 import yaml
 
-from ..config import FIELDS, Config, nearest, number, read_yaml, yaml_loader
+from ..config import FIELDS, Config, nearest
 from ..criteria import check_choice
 from ..errors import StudyError, expanded
+from ..runs.parameters import number, read_yaml, yaml_loader
 from . import notebooks
 
 GRIDS = Path(__file__).with_name("grids")

@@ -9,9 +9,10 @@ import urllib.parse
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..config import FIELDS, STAGES, Config, nearest, spoken
+from ..config import FIELDS, STAGES, Config, nearest
 from ..errors import StudyError
 from ..presets import PRESETS
+from ..runs.parameters import spoken
 
 ANSWER = 5.0  # seconds for something to listen where a scheduler should be
 
@@ -30,6 +31,7 @@ VERBS = {
 SWEEP = "run every point of a parameter grid, on this machine or a cluster, into one table"
 EXPLORE = "the layer explorer in a browser: record, criteria, network and atlas of a run"
 BENCH = "the speed table: ratios to bare counterparts, measured in one run"
+NO_FORK = "start every notebook's kernel anew instead of forking it from one that has imported torch (Linux)"
 INFO = "what is in a run folder, and whether it is whole"
 
 
@@ -58,12 +60,15 @@ def parser() -> argparse.ArgumentParser:
         _add_configuration(sub, "lecture")
         redo = f"compute this stage and all that follow from it again: {', '.join(STAGES)}"
         sub.add_argument("--redo", action="append", default=[], choices=STAGES, metavar="STAGE", help=redo)
+        if verb == "study":
+            sub.add_argument("--no-fork", action="store_true", help=NO_FORK)
     sweep = verbs.add_parser("sweep", help=SWEEP, description=f"{SWEEP}; `learngene_core/grid.py` describes the file")
     sweep.add_argument("grid", metavar="GRID", help="a grid file, or a ready grid: shots, criteria, growth")
     where = sweep.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, default=0, metavar="N", help="processes on this machine (default: all)")
     where.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a dask scheduler that runs already")
     sweep.add_argument("--dry-run", action="store_true", help="say what it will cost, and stop")
+    sweep.add_argument("--no-fork", action="store_true", help=NO_FORK)
     _add_configuration(sweep, "")
     explore = verbs.add_parser("explore", help=EXPLORE, description=EXPLORE)
     explore.add_argument("run", nargs="*", metavar="RUN", help="run folder; two stand side by side")
@@ -76,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--data", default="glyphs", metavar="NAME", help="images of the epochs (default: glyphs)")
     bench.add_argument("--data-path", default="", metavar="FOLDER", help="where they are")
     bench.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda")
+    text = "environment with avalanche-lib and easyfsl; rows beside them are left out without it (default: .peers)"
+    bench.add_argument("--peers", default=".peers", metavar="FOLDER", help=text)
+    bench.add_argument("--gpu", action="store_true", help="instead: what one GPU does, in ten minutes, into gpu.csv")
     info = verbs.add_parser("info", help=INFO, description=INFO)
     info.add_argument("run", metavar="RUN")
     info.add_argument("--json", action="store_true", help="machine-readable")

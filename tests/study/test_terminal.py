@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import tiny_tree
 
-from learngene_core.config import Config, read_yaml, spoken
+from learngene_core.config import Config
 from learngene_core.errors import StudyError
+from learngene_core.runs.parameters import read_yaml, spoken
 from learngene_core.study import cli
 from learngene_core.study.options import changes_of, check_address, parser
 from learngene_core.study.whole import check_possible
