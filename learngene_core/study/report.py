@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import atomic
 from .kernels import KERNEL
 from .notebooks import read, source_hash
+from .page import Part, page
 from .pictures import shrink_pictures
 
 DRAWN = {"Axes", "np.ndarray", "Figure"}  # what a drawing function of the package returns
@@ -153,26 +154,47 @@ def clean(executed: Any) -> Any:
     return executed
 
 
-def write_report(paths: Sequence[Path], title: str, summary: str, target: Path) -> None:
-    """One self-contained HTML page of executed notebooks, one after the other, without code, pictures embedded.
+_FOLDED = """
+{%- extends 'basic/index.html.j2' -%}
+{%- block input -%}
+<details class="code"><summary>code</summary>{{ super() }}</details>
+{%- endblock input -%}
+"""
 
-    summary: markdown that stands first.
+
+def write_report(paths: Sequence[Path], title: str, summary: str, target: Path) -> None:
+    """One self-contained HTML page: a first page, then executed notebooks one after the other, code folded, pictures embedded.
+
+    summary: markdown of the first page. Notebooks that are not there (yet) are left out.
     """
     import nbformat
     from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
     from traitlets.config import Config as Traits
 
-    joined = nbformat.v4.new_notebook(
-        metadata={"title": title, "kernelspec": {"name": KERNEL, "display_name": "Python 3"}}
+    options = Traits(
+        {"HTMLExporter": {"exclude_output_prompt": True, "exclude_input_prompt": True, "embed_images": True}}
     )
-    joined.cells.append(nbformat.v4.new_markdown_cell(f"# {title}\n\n{summary}"))
-    for path in paths:
-        for cell in clean(read(path)).cells:
-            cell.pop("id", None)
-            joined.cells.append(nbformat.from_dict({**cell, "id": f"c{len(joined.cells)}"}))
-    formulas = Formulas(joined.cells)
-    page = {"exclude_input": True, "exclude_output_prompt": True, "exclude_input_prompt": True, "embed_images": True}
-    options = Traits({"HTMLExporter": {**page, "mathjax_url": "", "require_js_url": ""}})
-    body, _ = HTMLExporter(template_name="lab", config=options).from_notebook_node(joined)
+    exporter = HTMLExporter(template_name="basic", raw_template=_FOLDED, config=options)
+    front = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {title}\n\n{summary}")])
+    parts = [Part("summary", "Summary", _body(exporter, front))]
+    for path in (path for path in paths if path.exists()):
+        notebook = clean(read(path))
+        parts.append(Part(path.stem, _title(notebook, path.stem), _body(exporter, notebook)))
+    highlight = HtmlFormatter(style="friendly", nobackground=True).get_style_defs(".highlight")
     with atomic(target) as temporary:
-        temporary.write_text(formulas.drawn(with_alts(body, joined.cells)), encoding="utf-8")
+        temporary.write_text(page(title, parts, highlight), encoding="utf-8")
+
+
+def _body(exporter: Any, notebook: Any) -> str:
+    """A notebook as HTML without a head; formulas are MathML, pictures have their words."""
+    formulas = Formulas(notebook.cells)
+    body, _ = exporter.from_notebook_node(notebook)
+    return formulas.drawn(with_alts(body, notebook.cells))
+
+
+def _title(notebook: Any, otherwise: str) -> str:
+    """The first heading of a notebook, as its entry in the contents."""
+    words = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    found = re.search(r"^# +(.+)$", words, re.MULTILINE)
+    return found[1].strip() if found else otherwise

@@ -17,10 +17,11 @@ from ..runs.info import STUDY
 from ..runs.run import Run, parameters_of
 from . import notebooks
 from .estimate import KERNEL_SECONDS, check_memory, say_determinism, stage_seconds
+from .firstpage import first_page
 from .kernels import Kernels
 from .progress import stage_bar
 from .report import write_report
-from .summary import summary_markdown, summary_text
+from .summary import summary_text
 
 
 def run_study(cfg: Config, out: str | Path = "", *, redo: Sequence[str] = ()) -> Run:
@@ -39,7 +40,7 @@ def run_study(cfg: Config, out: str | Path = "", *, redo: Sequence[str] = ()) ->
             copies = [_copy(run, path) for path in notebooks.numbered()]
             title = f"Learngene study: {run.path.name}"
             gene = Learngene.load(run.path / "learngene.safetensors")
-            write_report(copies, title, summary_markdown(run, gene), run.path / "report.html")
+            write_report(copies, title, first_page(run, gene), run.path / "report.html")
             run.note_time("study", "all", time.monotonic() - start)
     say(summary_text(run))
     say(f"report: {run.path / 'report.html'}")

@@ -242,15 +242,12 @@ def test_the_report_is_one_self_contained_page(study):
         r'src="https?://|<link[^>]*href="https?://', page
     )  # links to sources may be followed, not loaded
     assert page.count("data:image/png;base64") >= 10
-    for text in (
-        "Data division",
-        "The collective grows",
-        "Gradient criteria",
-        "Few-shot reconstruction",
-        "gain over scratch",
-    ):
+    for path in PATHS:
+        assert f'<section id="{path.stem}">' in page
+    for text in ("Findings", "All methods", "gain over own scratch"):
         assert text in page
-    assert "from learngene_core import" not in page
+    unfolded = re.sub(r'<details class="code">.*?</details>', "", page, flags=re.DOTALL)
+    assert "from" in page and 'class="kn"' in page and 'class="kn"' not in unfolded.split("<body>")[1]
 
 
 def test_sources_are_a_list_of_paths(tmp_path):
