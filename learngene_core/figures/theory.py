@@ -103,7 +103,7 @@ def norm_figure(table: pd.DataFrame) -> np.ndarray:
             ax.fill_between(rows["m"], *limits, color=colour, alpha=0.2, linewidth=0)
         ax.set_yscale("log")
         _log_ticks(ax, "x", sorted(table["m"].unique()))
-        ax.set(title="m inside the inverse (the theorem)" if inside else "m dropped (the next line)")
+        ax.set(title="m kept (the theorem's head)" if inside else "m dropped (as the proof does)")
         ax.set_xlabel("examples m")
         tidy(ax, grid="y")
     axes[0].set_ylabel("squared norm of the head (log)")
