@@ -151,17 +151,30 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises StudyError when it is missing or damaged, or no file that ends."""
+def read_json(path: Path, more: str = "delete it or rebuild its stage with --redo") -> Any:
+    """The JSON value in `path`. Raises StudyError when it is missing or damaged (`more`: what to do then), names a value twice,
+    or is no file that ends."""
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_JSON:
             raise StudyError(f"{path} is no JSON file ({facts.st_size:,} bytes); give another, or delete it")
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin a file with a mark
+        return json.loads(
+            path.read_text(encoding="utf-8-sig"),  # editors on Windows begin a file with a mark
+            object_pairs_hook=_once,
+        )
     except (FileNotFoundError, NotADirectoryError):
         raise StudyError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:  # no JSON, no text, or a number of thousands of digits
-        raise StudyError(f"{path} is damaged ({error}); delete it or rebuild its stage with --redo") from None
+        raise StudyError(f"{path} is damaged ({error}); {more}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Of two values of one name the last would count, without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return found
 
 
 def file_hash(path: Path) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Config
+from ..config import Config, nearest
 from ..errors import StudyError, expanded, read_json, say
 from ..tasks import ImageSet, SourceTask, TargetTask, numpy_generator
-from .names import plain
+from .names import few, plain
 
 FOLDER = Path(__file__).with_name("splits")
 GROUPS = ("base", "open_world", "novel")
@@ -40,9 +40,11 @@ def read_division(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...], t
 
     Names are made `plain`, as those of class folders are. Raises StudyError for a file that is no division.
     """
-    values = read_json(expanded(path))
+    values = read_json(expanded(path), "a division is JSON: the lists base, open_world and novel of class names")
     try:
         groups = [tuple(values[k]) for k in GROUPS]
+        if any(isinstance(values[k], str | dict) for k in GROUPS):
+            raise TypeError
     except (KeyError, TypeError):
         raise StudyError(f"{path} is no division: it needs the lists base, open_world and novel") from None
     if not all(isinstance(name, str) for group in groups for name in group):
@@ -125,7 +127,8 @@ def _check(div: Division, imgs: ImageSet, cfg: Config) -> None:
         missing = [n for n in getattr(div, group) if n not in imgs.class_names]
         if missing:
             raise StudyError(
-                f"{len(missing)} {group} classes of the division are not in the images: {', '.join(missing[:5])}"
+                f"{len(missing)} {group} classes of the division are not in the images: {few(missing)}"
+                f"{nearest(missing[0].strip().casefold(), imgs.class_names)}"
             )
     if len(div.novel) < cfg.n_way:
         raise StudyError(f"n_way = {cfg.n_way}, but the division has {len(div.novel)} novel classes")

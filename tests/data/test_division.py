@@ -9,7 +9,7 @@ import pytest
 from conftest import blank_images, tiny_tree
 
 from learngene_core.config import Config
-from learngene_core.data.division import GROUPS, Division, describe, divide, packaged, parts, source_tasks, target_tasks
+from learngene_core.data.division import GROUPS, Division, describe, divide, packaged, parts, read_division, source_tasks, target_tasks
 from learngene_core.data.images import load_images
 from learngene_core.errors import StudyError
 from learngene_core.openworld.views import open_sets
@@ -142,12 +142,44 @@ def test_a_division_of_the_users_own(tmp_path):
         ({"novel": ["class010"]}, "n_way = 5"),
         ({"base": ["class000"]}, "source_way = 3"),
         ({"novel": 3}, "no division"),
+        ({"novel": "class010 class011"}, "no division: it needs the lists"),
+        ({"novel": {"class010": 1}}, "no division: it needs the lists"),
+        ({"novel": None}, "no division: it needs the lists"),
+        ({"novel": ["Class010 ", *names(16)[11:]]}, r"not in the images: Class010  \(did you mean 'class010'\?\)"),
         ({"novel": [1, 2, 3, 4, 5]}, "class names are strings"),
     ],
 )
 def test_a_bad_division_of_the_users_own_is_refused(tmp_path, groups, text):
     with pytest.raises(StudyError, match=text):
         divide(blank_images(names(16), 1), own_split(tmp_path / "mine.json", **groups))
+
+
+FILES = {  # what people write as a division, and what is said
+    "YAML": (b"base: [a]\nnovel: [b]\n", "is damaged"),
+    "a table": (b"base,a\nnovel,b\n", "is damaged"),
+    "comments": (b'// mine\n{"base": [], "open_world": [], "novel": []}', "is damaged"),
+    "a comma too many": (b'{"base": [], "open_world": [], "novel": [],}', "is damaged"),
+    "quotes of Python": (b"{'base': [], 'open_world': [], 'novel': []}", "is damaged"),
+    "UTF-16": (json.dumps({"base": []}).encode("utf-16"), "is damaged"),
+    "a group twice": (b'{"base": ["a"], "base": ["b"], "open_world": [], "novel": []}', "'base' stands twice"),
+}
+
+
+@pytest.mark.parametrize(("data", "text"), FILES.values(), ids=FILES)
+def test_what_is_no_json_is_refused_with_what_a_division_is(tmp_path, data, text):
+    """It is a person's own file: nothing is said of deleting it, or of a stage that makes it anew."""
+    (tmp_path / "mine.json").write_bytes(data)
+    with pytest.raises(StudyError, match=text) as refusal:
+        read_division(tmp_path / "mine.json")
+    said = str(refusal.value)
+    assert "a division is JSON" in said and "delete" not in said and "--redo" not in said and "\n" not in said
+
+
+def test_a_mark_of_windows_before_a_division_changes_nothing(tmp_path):
+    own_split(tmp_path / "mine.json")
+    wanted = read_division(tmp_path / "mine.json")
+    (tmp_path / "mine.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "mine.json").read_bytes())
+    assert read_division(tmp_path / "mine.json") == wanted
 
 
 def test_a_division_file_that_is_missing_or_no_json_is_named(tmp_path):
