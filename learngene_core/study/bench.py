@@ -9,56 +9,74 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ..config import Config
+from ..config import Config, nearest
 from ..errors import StudyError, atomic, say
-from ..runs.machine import resolve
-from . import benchrows
-from .timing import Row
 
+if TYPE_CHECKING:  # a wrong name is refused before torch is loaded
+    from .timing import Row
+
+NAMES = ("epoch", "avalanche", "easyfsl", "evaluation", "individuals", "reading", "point", "sweep")
 COLUMNS = ["row", "ours_s", "bare_s", "ratio", "bar", "low", "high", "rounds", "ours", "bare"]
 
 
-def run_bench(cfg: Config, out: Path, rows: Sequence[str] = ()) -> pd.DataFrame:
+def run_bench(cfg: Config, out: Path, rows: Sequence[str] = (), *, peers: Path = Path(".peers")) -> pd.DataFrame:
     """Measure `rows` (names or beginnings of names; all by default), write `bench.csv` and `bench.md` into `out`.
 
-    Returns what was measured; where only some rows are asked for, the files keep the others that are there already.
+    peers: the environment that has avalanche and easyfsl; their rows are left out, with a line that says why, where it is not
+    there. Returns what was measured; where only some rows are asked for, the files keep the others that are there already.
 
     Columns: row; ours_s, bare_s: median seconds; ratio: median over rounds of ours / bare, low and high its extremes; bar: what
     the ratio may be at most (empty: none is set); rounds; ours, bare: what was timed. Raises StudyError for an unknown row.
     """
+    check_rows(rows)
+    from .timing import Skipped
+
     with tempfile.TemporaryDirectory(prefix="learngene-bench-") as home:
-        known = all_rows(cfg, Path(home))
-        unknown = [name for name in rows if not any(k.startswith(name) for k in known)]
-        if unknown:
-            raise StudyError(f"there is no row {unknown[0]!r} in the bench; there are {', '.join(known)}")
+        known = all_rows(cfg, Path(home), peers)
         found: list[dict[str, object]] = []
+        table = pd.DataFrame(found, columns=COLUMNS)
         for name in known:
             if rows and not name.startswith(tuple(rows)):
                 continue
-            for row in known[name]():
-                found.append(row.entry())
-                say(f"bench: {_sentence(found[-1])}")
+            try:
+                for row in known[name]():
+                    found.append(row.entry())
+                    say(f"bench: {_sentence(found[-1])}")
+            except Skipped as reason:
+                say(f"bench: {name} is left out: {reason}")
             table = pd.DataFrame(found, columns=COLUMNS)
             _write(_beside(table, out, list(known)) if rows else table, out)  # a bench that is stopped has a table
     say(f"bench: {out / 'bench.csv'}, {out / 'bench.md'}")
     return table
 
 
-def all_rows(cfg: Config, home: Path) -> dict[str, Callable[[], Iterator[Row]]]:
+def check_rows(rows: Sequence[str]) -> None:
+    """Raises StudyError for the first of `rows` that begins no row's name."""
+    for name in rows:
+        if not any(known.startswith(name) for known in NAMES):
+            raise StudyError(
+                f"there is no row {name!r} in the bench{nearest(name, NAMES)}; there are {', '.join(NAMES)}"
+            )
+
+
+def all_rows(cfg: Config, home: Path, peers: Path) -> dict[str, Callable[[], Iterator[Row]]]:
     """Every row's function by the name its rows begin with; `cfg` gives images, device and threads, `home` a place for files."""
-    rows: dict[str, Callable[[], Iterator[Row]]] = {
+    from . import benchpeers, benchrows
+
+    return {
         "epoch": lambda: benchrows.epoch_rows(cfg),
+        "avalanche": lambda: benchpeers.avalanche_rows(cfg, peers, home / "avalanche"),
+        "easyfsl": lambda: benchpeers.easyfsl_rows(cfg, peers, home / "easyfsl"),
+        "evaluation": lambda: benchrows.evaluation_rows(cfg),
         "individuals": lambda: benchrows.individual_rows(cfg),
         "reading": lambda: benchrows.reading_rows(home),
-        "notebooks": lambda: benchrows.notebook_rows(home),
+        "point": lambda: benchrows.point_rows(home / "point"),
         "sweep": lambda: benchrows.sweep_rows(home / "sweep"),
     }
-    if resolve(cfg).device.startswith("cuda"):
-        rows["gpu"] = lambda: benchrows.gpu_rows(cfg)
-    return rows
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,16 +28,18 @@ from ..network import ConvNet
 from ..presets import PAPER_POOLS
 from ..runs.machine import resolve
 from ..runs.run import Run
+from ..stack import Stack
 from ..tasks import TargetTask, generator
-from ..training import Recipe, channel_statistics, fit, normalise, task_loss
+from ..training import Recipe, channel_statistics, fit, normalise, predict, task_loss
+from . import notebooks
 from .chain import Chain
 from .grid import Grid, load_grid
+from .point import job_of, run_job
 from .sweep import run_sweep
 from .timing import Row, in_turn
-from .whole import run_study
 
 IMAGES, BATCH = 1000, 64  # of an epoch: a third of a source task of the released scripts
-TURNS = 9
+TURNS = 9  # rounds, or as many as there is time for
 DECODED = 1500  # image files of the reading rows
 
 
@@ -53,7 +56,7 @@ def epoch_rows(cfg: Config, *, n: int = IMAGES, rounds: int = TURNS, divisor: in
     }
     in_turn(ways, 1, machine.threads)  # first calls choose algorithms and allocate
     seconds = in_turn(ways, rounds, machine.threads)
-    yield Row("epoch", "an epoch of `fit`", "a bare PyTorch loop", seconds["plain"], seconds["bare"], 1.10)
+    yield Row("epoch", "an epoch of `fit`", "a bare channels-last loop", seconds["plain"], seconds["bare"], 1.10)
     yield Row("epoch, record", "with the gradient record", "without", seconds["record"], seconds["plain"], 1.15)
     yield Row("epoch, EWC", "with the EWC penalty", "without", seconds["ewc"], seconds["plain"], 1.15)
 
@@ -110,6 +113,25 @@ class Epochs:
             self.optimiser.step()
             total += loss.detach()
         total.item()
+
+
+# evaluation -----------------------------------------------------------------------------------------------------------
+def evaluation_rows(cfg: Config, *, n: int = IMAGES, rounds: int = 15) -> Iterator[Row]:
+    """Evaluating `n` images with a stack of individuals of the lecture preset: in the batches that `predict` takes, against
+    250."""
+    own = Config.preset("lecture", device=cfg.device)
+    machine, images = resolve(own), load_images(own.data).images[:n]
+    nets = [
+        ConvNet(own.final_widths, PAPER_POOLS, own.n_way, own.image_size, generator=generator(i, "net"))
+        for i in range(6)
+    ]
+    stack = Stack(nets).to(machine.device)
+    normal = tuple(t.to(machine.device) for t in channel_statistics(images))
+    images = images.to(machine.device)
+    ways = {size: (lambda size=size: predict(stack, images, *normal, batch_size=size)) for size in (0, 250)}
+    in_turn(ways, 1, machine.threads)
+    seconds = in_turn(ways, rounds, machine.threads)
+    yield Row("evaluation", "its own batches", "batches of 250", seconds[0], seconds[250])
 
 
 # individuals ----------------------------------------------------------------------------------------------------------
@@ -182,25 +204,35 @@ def reading_rows(home: Path, *, n: int = DECODED, rounds: int = 3) -> Iterator[R
     yield Row("reading, again", "from the cache", "a bare PIL loop", seconds["again"], seconds["bare"])
 
 
-# notebooks and sweeps -------------------------------------------------------------------------------------------------
-def notebook_rows(home: Path) -> Iterator[Row]:
-    """The whole smoke study, headless notebooks and report, against the sum of its stages in one process; once each."""
-    cfg = Config.preset("smoke")
-    ways = {
-        "study": lambda: run_study(cfg, home / "study"),
-        "stages": lambda: Chain(Run.open(cfg, home / "stages")).verdicts,
-    }
-    seconds = in_turn(ways, 1)
-    ours, bare = "`learngene study --preset smoke`", "its stages in one process"
-    yield Row("notebooks", ours, bare, seconds["study"], seconds["stages"])
+# points and sweeps ----------------------------------------------------------------------------------------------------
+def point_rows(home: Path, *, rounds: int = 3, preset: str = "smoke") -> Iterator[Row]:
+    """A point of a sweep whose ancestor is finished: notebook 04 by papermill, as a worker does it, against its stage alone."""
+    cfg = Config.preset(preset, **PARAMETERS)
+    Chain(Run.open(cfg, home / "ancestor")).learngene  # noqa: B018 (computed when asked for)
+    (notebook,) = notebooks.numbered("04*.ipynb")
+    turn = iter(range(1000))
+
+    def copy() -> Path:
+        return Path(shutil.copytree(home / "ancestor", home / f"copy{next(turn)}"))
+
+    def point() -> None:
+        done = run_job(job_of(cfg, copy(), notebook, "bench", "reconstruct", table="results.csv"))
+        if done["state"] != "finished":
+            raise StudyError(f"the point failed, so nothing was measured: {done['error']}")
+
+    def stage() -> None:
+        Chain(Run.open(cfg, copy())).results  # noqa: B018
+
+    seconds = in_turn({"point": point, "stage": stage}, rounds)
+    yield Row("point", "a point by papermill", "its stage", seconds["point"], seconds["stage"])
 
 
-PRODUCT = {"target_seed": [0, 1], "shots": [5, 10]}  # four points, one ancestor
-# the ancestor is about half of a point (some 15 s of a thread), its kernel most of the rest, the individuals about a second
+PRODUCT = {"target_seed": [0, 1, 2]}  # three points, one ancestor
+# the ancestor is about half of a point (some 10 s of a thread), its kernel most of the rest, the individuals about a second
 PARAMETERS = {
     "device": "cpu",
-    "epochs": 15,
-    "first_task_epochs": 15,
+    "epochs": 10,
+    "first_task_epochs": 10,
     "n_target_tasks": 2,
     "individual_epochs": 2,
     "methods": ["scratch", "learngene"],
@@ -208,7 +240,7 @@ PARAMETERS = {
 
 
 def sweep_rows(folder: Path, preset: str = "smoke") -> Iterator[Row]:
-    """Four points that share an ancestor, on one worker, against the same points without sharing; and a second worker for the
+    """Three points that share an ancestor, on one worker, against the same points without sharing; and a second worker for the
     latter. Once each, with the start of the cluster.
 
     folder: an empty or a new one for what is computed. Raises StudyError when a point failed: nothing would be compared.
@@ -219,8 +251,8 @@ def sweep_rows(folder: Path, preset: str = "smoke") -> Iterator[Row]:
     alone = _sweep(grid, folder / "alone", workers=1, share=False)
     shared = _sweep(grid, folder / "shared", workers=1, share=True)
     two = _sweep(grid, folder / "two", workers=2, share=False)
-    yield Row("sweep, shared ancestor", "4 points that share, one worker", "without sharing", (shared,), (alone,), 0.6)
-    yield Row("sweep, two workers", "4 points without sharing, two workers", "one worker", (two,), (alone,), 1 / 1.5)
+    yield Row("sweep, shared ancestor", "3 points that share, one worker", "without sharing", (shared,), (alone,), 0.6)
+    yield Row("sweep, two workers", "3 points without sharing, two workers", "one worker", (two,), (alone,), 1 / 1.5)
 
 
 def _sweep(grid: Grid, out: Path, *, workers: int, share: bool) -> float:
@@ -233,27 +265,3 @@ def _sweep(grid: Grid, out: Path, *, workers: int, share: bool) -> float:
             f"{len(outcome.failed)} of {len(grid.points)} points failed, so nothing was measured (see {out})"
         )
     return seconds
-
-
-# a GPU ----------------------------------------------------------------------------------------------------------------
-def gpu_rows(cfg: Config, *, rounds: int = 5, n_tasks: int = 16) -> Iterator[Row]:
-    """Captured steps and bfloat16 against eager steps in 32 bits, at the paper's widths; stacks of individuals."""
-    plain = resolve(Config.preset("paper", device=cfg.device))
-    machines = {
-        "eager": plain,
-        "captured": dataclasses.replace(plain, capture=True),
-        "bfloat16": dataclasses.replace(plain, precision="bf16"),
-    }
-    epochs = {name: Epochs(cfg, machine, 4 * IMAGES, 1) for name, machine in machines.items()}
-    ways = {name: epoch.ours for name, epoch in epochs.items()}
-    in_turn(ways, 1)
-    seconds = in_turn(ways, rounds)
-    for name in ("captured", "bfloat16"):
-        yield Row(f"gpu, {name}", f"an epoch, {name}", "eager, 32 bits", seconds[name], seconds["eager"])
-    own = Config.preset("paper", n_target_tasks=n_tasks, n_inits=1, shots=(10,), device=cfg.device)
-    work, tasks = untrained_individuals(own)
-    stacks = {"stacks": work.machine, "in turn": dataclasses.replace(work.machine, stack=1)}
-    ways = {name: (lambda machine=machine: _train(work, tasks, machine)) for name, machine in stacks.items()}
-    in_turn(ways, 1)
-    seconds = in_turn(ways, 3)
-    yield Row("gpu, individuals", "in stacks", "one after another", seconds["stacks"], seconds["in turn"], 1 / 3)

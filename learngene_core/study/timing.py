@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch.utils.benchmark import timer
 
 Way = Callable[[], object]
+ROW_SECONDS = 100.0  # for the rounds of rows that are timed together: a row takes at most two minutes
+
+
+class Skipped(Exception):  # noqa: N818 (no error: something that is not here)
+    """A row that cannot be measured here; its text says why, and what would be needed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +49,23 @@ class Row:
         }
 
 
-def in_turn(ways: Mapping[str, Way], rounds: int, threads: int = 1) -> dict[str, tuple[float, ...]]:
+def in_turn(
+    ways: Mapping[str, Way], rounds: int, threads: int = 1, limit: float = ROW_SECONDS
+) -> dict[str, tuple[float, ...]]:
     """Seconds of every way on so many threads, one number per round, the order changing from round to round.
 
     A machine that is slower for a while slows all ways, so ratios within a round hold where seconds do not. The clock is that
-    of torch's benchmark utilities, which waits for a GPU. (Their `Timer` runs everything three times at least.)
+    of torch's benchmark utilities, which waits for a GPU. (Their `Timer` runs everything three times at least.) No round is
+    begun when another one would end after `limit` seconds.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     try:
+        begun = time.perf_counter()
         for turn in range(rounds):
+            if turn and (time.perf_counter() - begun) * (turn + 1) / turn > limit:
+                break
             for name in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
                 start = timer()
                 ways[name]()

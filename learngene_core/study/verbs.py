@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..config import Config
-from ..errors import expanded, say
+from ..errors import StudyError, expanded, say
 from ..runs.run import Run, folder_of
 from .options import changes_of, check_address, configuration
 
@@ -53,10 +53,19 @@ def _explore(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from .bench import run_bench
+    from .bench import check_rows, run_bench
 
+    check_rows(options.rows)
+    out = expanded(options.out).absolute()
+    if out.exists() and not out.is_dir():  # said before minutes of measuring
+        raise StudyError(f"{out} is a file, and the bench needs a folder; choose another --out")
+    if options.gpu:
+        from .benchgpu import run_gpu
+
+        run_gpu(out, "cuda" if options.device == "auto" else options.device)
+        return 0
     cfg = Config.preset("lecture", data=options.data, data_path=options.data_path, device=options.device)
-    run_bench(cfg, expanded(options.out).absolute(), options.rows)
+    run_bench(cfg, out, options.rows, peers=expanded(options.peers).absolute())
     return 0
 
 
