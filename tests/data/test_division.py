@@ -9,7 +9,17 @@ import pytest
 from conftest import blank_images, tiny_tree
 
 from learngene_core.config import Config
-from learngene_core.data.division import GROUPS, Division, describe, divide, packaged, parts, read_division, source_tasks, target_tasks
+from learngene_core.data.division import (
+    GROUPS,
+    Division,
+    describe,
+    divide,
+    packaged,
+    parts,
+    read_division,
+    source_tasks,
+    target_tasks,
+)
 from learngene_core.data.images import load_images
 from learngene_core.errors import StudyError
 from learngene_core.openworld.views import open_sets
