@@ -222,30 +222,32 @@ def gallery(
     """Rows of pictures, a titled row per entry; returns the axes (rows,).
 
     pixels: title -> images (k, 3, h, w) uint8, k may be 0; captions: title -> a short text under each picture, whose lines
-    are broken, at hyphens and spaces where there are any, so that they are no wider than the picture.
+    are broken, at hyphens and spaces where there are any, so that they are no wider than the picture. size: of a picture, in
+    inches; captions grow with it.
     """
+    points = 7.6 * size
     widest = max([len(p) for p in pixels.values()] + [1])
-    wrapped = {title: [_wrapped(word, size) for word in words] for title, words in (captions or {}).items()}
+    wrapped = {title: [_wrapped(word, size, points) for word in words] for title, words in (captions or {}).items()}
     lines = max([word.count("\n") + 1 for words in wrapped.values() for word in words], default=0)
-    height = size + 0.45 + 0.14 * lines
+    height = size + 0.45 + 0.14 * lines * points / 8
     figure, axes = plt.subplots(
         len(pixels), 1, figsize=(max(6.5, size * widest), height * len(pixels)), squeeze=False, layout="constrained"
     )
     for ax, (title, row) in zip(axes[:, 0], pixels.items(), strict=True):
         ax.set_title(title, loc="left", fontsize=12)
         ax.axis("off")
-        picture_row(ax, row, widest, wrapped.get(title, ()))
+        picture_row(ax, row, widest, wrapped.get(title, ()), points)
     return axes[:, 0]
 
 
-def _wrapped(words: str, width: float) -> str:
-    """Each line of `words` broken so that it fits below a picture `width` inches wide."""
-    letters = max(int(15 * width), 1)  # of the 8 points in which captions are set
+def _wrapped(words: str, width: float, points: float) -> str:
+    """Each line of `words` broken so that it fits, in letters of `points`, below a picture `width` inches wide."""
+    letters = max(int(120 * width / points), 1)
     return "\n".join(textwrap.fill(line, letters) for line in words.splitlines())
 
 
-def picture_row(ax: Axes, row: np.ndarray, widest: int, words: Sequence[str]) -> None:
-    """Pictures (k, 3, h, w) side by side, at the left of a row for `widest`."""
+def picture_row(ax: Axes, row: np.ndarray, widest: int, words: Sequence[str], points: float = 8.0) -> None:
+    """Pictures (k, 3, h, w) side by side, at the left of a row for `widest`, with words of `points` below them."""
     if not len(row):
         ax.text(0, 0.5, "none", transform=ax.transAxes, va="center", fontsize=11, color=MUTED)
         return
@@ -253,7 +255,7 @@ def picture_row(ax: Axes, row: np.ndarray, widest: int, words: Sequence[str]) ->
     ax.imshow(montage(row[None]), interpolation="nearest")
     ax.set_xlim(-0.5, widest * (side + 2) - 2.5)
     for i, word in enumerate(words):
-        ax.text(i * (side + 2) + side / 2, side * 1.06, word, ha="center", va="top", fontsize=8)
+        ax.text(i * (side + 2) + side / 2, side * 1.06, word, ha="center", va="top", fontsize=points)
 
 
 def threshold_counts(images: pd.DataFrame, score: str, threshold: float) -> dict[str, pd.DataFrame]:

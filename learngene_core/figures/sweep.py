@@ -57,6 +57,8 @@ def over_axis(accuracy: pd.DataFrame, gains: pd.DataFrame, axis: str, *, referen
             left.set_title(f"{FAMILY_LABELS.get(family, family)}, {where} ({_units(part)})")
         else:
             _draw(left, shown, axis, places[family], lines)
+            low, high = left.get_ylim()
+            left.set_ylim(max(low, -2), min(high, 102))  # limits of few seeds reach beyond what accuracy can be
             _draw(right, pairs, axis, places[family], lines)
             left.set_title(f"{FAMILY_LABELS.get(family, family)} ({_units(part)})")
         right.set_title(f"gain over {METHOD_LABELS.get(reference, reference)}, same tasks")
@@ -113,6 +115,20 @@ def _place_name(value: object) -> str:
     return short_block(value) if isinstance(value, str) else f"{value:g}"
 
 
+def _line_name(line: str) -> str:
+    """A line of `across_seeds` for readers: "layers conv1+conv2+conv3, shots 5" as "conv1–3, 5 shots"."""
+    line = re.sub(r"layers (conv\d+(?:\+conv\d+)*)", lambda found: _layer_range(found[1].split("+")), line)
+    return re.sub(r"\b(shots|n_source_tasks) (\d+)", lambda found: found[2] + PLACE_UNITS[found[1]], line)
+
+
+def _layer_range(layers: Sequence[str]) -> str:
+    """Named layers as a block where they are neighbours, else as they are."""
+    numbers = [int(name.removeprefix("conv")) for name in layers]
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return short_block(f"{layers[0]}-{layers[-1]}")
+    return "+".join(layers)
+
+
 def _places(values: pd.Series) -> dict[object, int]:
     """Value -> place on the axis: numbers in order, blocks by their layers."""
     unique = list(dict.fromkeys(values))
@@ -161,5 +177,5 @@ def _legend(axes: np.ndarray, shown: pd.DataFrame, lines: Sequence[str]) -> None
     legend_below(left, 2, points=64)
     if len(lines) > 1:
         for i, line in enumerate(lines):
-            right.plot([], [], color=MUTED, linestyle="none", marker=MARKERS[i % len(MARKERS)], label=line)
+            right.plot([], [], color=MUTED, linestyle="none", marker=MARKERS[i % len(MARKERS)], label=_line_name(line))
         legend_below(right, 1, points=64)
