@@ -109,6 +109,24 @@ def reference_table(found: Mapping[str, pd.DataFrame]) -> str:
     return _rows(("frozen features", *(f"{k} shots" if k > 1 else "1 shot" for k in shots)), rows)
 
 
+WHAT = {"individuals": "individuals in bf16", "all": "ancestor and individuals in bf16"}
+
+
+def precision_table(found: Mapping[str, pd.DataFrame]) -> str:
+    """precision.csv: accuracies and gains in both precisions, the paired difference with its interval, and the verdict."""
+    rows = []
+    for r in _only(found).itertuples():
+        if r.quantity.startswith("seconds"):
+            rows.append(
+                (WHAT[r.what], r.quantity, f"{r.fp32:.2f}", f"{r.bf16:.2f} ({r.low:.2f} to {r.high:.2f})", "", "")
+            )
+            continue
+        difference = f"{r.difference:+.1f} ({r.low:+.1f} to {r.high:+.1f})"
+        equal = "yes" if str(r.equivalent) == "True" else "not shown"
+        rows.append((WHAT[r.what], r.quantity, f"{r.fp32:.1f}", f"{r.bf16:.1f}", difference, equal))
+    return _rows(("computed", "quantity", "fp32", "bf16", "bf16 minus fp32", "within half a point"), rows)
+
+
 def plain_table(found: Mapping[str, pd.DataFrame]) -> str:
     """Any table as it stands, its cells as they are written in the file."""
     table = _only(found)
@@ -122,6 +140,7 @@ TABLES: dict[str, Callable[[Mapping[str, pd.DataFrame]], str]] = {
     "openworld": openworld_table,
     "reference": reference_table,
     "plain": plain_table,
+    "precision": precision_table,
     **keptpages.KINDS,
 }
 

@@ -32,6 +32,7 @@ from learngene_core.errors import StudyError
 from learngene_core.runs.run import Run
 from learngene_core.study import cli, notebooks
 from learngene_core.study import options as options_module
+from learngene_core.study.benchpeers import INSTALL
 
 ROOT = Path(__file__).parents[2]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in frontpage.PAGES}
@@ -86,6 +87,8 @@ def check_command(words):
         check_make(rest)
     elif program == "pip":
         check_pip(rest)
+    elif program == ".peers/bin/pip":  # the environment of other libraries, as the bench itself says
+        assert " ".join(words) in INSTALL
     elif program.startswith("python") and rest[:1] == ["-m"]:
         assert importlib.util.find_spec(rest[1]) is not None, f"there is no module {rest[1]}"
     elif program.startswith("python"):
