@@ -47,7 +47,7 @@ test-all: $(READY)
 lab: $(READY)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
-notebooks: $(READY)
+notebooks: $(READY) exercises
 	@$(BIN)/python notebooks/tools/refresh.py
 
 exercises: $(READY)
