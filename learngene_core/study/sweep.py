@@ -21,6 +21,7 @@ from typing import Any
 import filelock
 from distributed import Client, Future
 
+from ..config import FIELDS
 from ..data.preflight import check_data
 from ..errors import StudyError, duration, expanded, say, write_json
 from ..runs.run import parameters_of
@@ -71,8 +72,11 @@ def run_sweep(
     folder = expanded(out).absolute()
     if scheduler:
         check_address(scheduler)
-    if workers < 0:
-        raise ValueError(f"workers = {workers}: a number of processes, or 0 for as many as there are processors")
+    most = FIELDS["workers"].metadata["high"]
+    if not 0 <= workers <= most:
+        raise ValueError(
+            f"workers = {workers}: a number of processes, {most} at most, or 0 for as many as there are processors"
+        )
     _check_folder(folder)
     for data in {(p.cfg.data, p.cfg.data_path): p.cfg for p in grid.points}.values():
         check_data(data)

@@ -79,6 +79,14 @@ def test_a_parameter_that_is_no_option_names_the_option_it_goes_to(word, text, c
     assert ("did you mean" in said) == (text is not None) and (text or "") in said
 
 
+@pytest.mark.parametrize("workers", ["-1", "257", "1000000"])
+def test_a_number_of_workers_that_nobody_means_is_refused_before_one_starts(workers, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", "shots", "--preset", "smoke", "--workers", workers]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"workers = {workers}" in line and "256 at most" in line and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "abc", ""])
 @pytest.mark.parametrize("words", [["--help"], ["study", "--help"]])
 def test_help_fits_any_width_of_a_terminal(columns, words, monkeypatch, capsys):
