@@ -1,106 +1,162 @@
-"""The notebooks as slides: where slides begin, what is on them, and what the browser must fetch."""
+"""The decks: short texts beside what they speak of, questions apart, notes from the prose, and what the browser must fetch."""
 
 from __future__ import annotations
 
 import html
 import re
+import shutil
 
 import nbformat
 import pytest
 import slides
 
+from learngene_core.errors import StudyError
 from learngene_core.study import notebooks
 
-PATHS = notebooks.numbered()
+TEXTS = slides.decks()
+PATHS = [path for path in notebooks.numbered() if path.stem in TEXTS]
+every = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
-def code(source, *tags, picture=False, text=""):
-    outputs = [nbformat.v4.new_output("stream", text=text)] if text else []
-    if picture:
-        outputs.append(nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="}))
-    return nbformat.v4.new_code_cell(source, outputs=outputs, metadata={"tags": list(tags)} if tags else {})
+def small(*cells):
+    """A notebook; a string is markdown, a tuple (id, source, output) code, whose output is a picture where it is PIXEL."""
+    made = []
+    for cell in cells:
+        if isinstance(cell, str):
+            made.append(nbformat.v4.new_markdown_cell(cell))
+            continue
+        name, source, out = cell
+        data = {"image/png": PIXEL}
+        shown = (
+            nbformat.v4.new_output("display_data", data) if out == PIXEL else nbformat.v4.new_output("stream", text=out)
+        )
+        made.append(nbformat.v4.new_code_cell(source, id=name, outputs=[shown] if out else []))
+    return nbformat.v4.new_notebook(cells=made)
 
 
-def kinds(*cells):
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell(c) if isinstance(c, str) else c for c in cells]
+def entry(title, text="some words", **more):
+    return {"title": title, "text": text, **more}
+
+
+# the texts ----------------------------------------------------------------------------------------------------------
+def test_the_notebooks_of_the_lecture_have_decks():
+    assert [path.name[:2] for path in PATHS] == ["00", "01", "02", "03", "04", "05", "06"]
+    assert set(TEXTS) == {path.stem for path in PATHS}
+
+
+@every
+def test_texts_are_short_no_slide_is_empty_and_questions_stand_alone(path):
+    made = slides.deck(notebooks.read(path), TEXTS[path.stem])
+    for slide in made:
+        assert 4 <= len(slide.text.split()) <= 40
+        assert slide.shown or len(slide.text.split()) >= 12, slide.title  # a slide of words alone has some
+        assert not (slide.predict and slide.shown), "the answer stands beside the question"
+    assert sum(bool(slide.shown) for slide in made) >= len(made) / 3
+    assert sum(slide.predict for slide in made) >= 1
+    assert all(not a.predict or not b.predict and b is not None for a, b in zip(made, [*made[1:], None], strict=True))
+
+
+@every
+def test_texts_hold_no_number_that_a_run_decides(path):
+    for slide in TEXTS[path.stem]:
+        assert not re.search(r"\d+\.\d|\d %", slide["text"].replace("95 % interval", "")), slide["title"]
+
+
+@every
+def test_every_slide_has_notes_from_the_notebook(path):
+    nb = notebooks.read(path)
+    prose = " ".join(c.source for c in nb.cells if c.cell_type == "markdown")
+    made = slides.deck(nb, TEXTS[path.stem])
+    assert sum(bool("".join(s.notes).strip()) for s in made) >= 0.7 * len(made)
+    for note in (note for slide in made for note in slide.notes if note.strip()):
+        assert note.strip().splitlines()[0] in prose
+
+
+def test_notes_before_a_figure_are_its_own_and_what_looks_back_stays_with_it():
+    back = "*What we saw.* it\n\n## Three\n\nmore"
+    nb = small(
+        "# One\n\nstart", "## Two\n\nlook", ("a", "draw()", PIXEL), back, ("b", "p", "1\n"), "## Exercises\n\nno"
     )
-    shown = slides.as_slides(notebook).cells
-    return [(c.metadata["slideshow"]["slide_type"], c.source.splitlines()[0]) for c in shown]
+    texts = [entry("One", under="One"), entry("Two", cell="a"), entry("Three", cell="b", show="output")]
+    one, two, three = slides.deck(nb, texts)
+    assert [s.notes for s in (one, two, three)] == [["start"], ["look", "*What we saw.* it"], ["more"]]
+    assert PIXEL in two.shown and "<pre" in three.shown
 
 
-def test_headings_begin_slides_also_in_the_middle_of_a_cell():
-    found = kinds(
-        "# One\n\nwords", "more", "*what we saw*\n\n## Two\n\nwords\n\n### Three\n\nend", "```\n#comment\n```"
-    )
-    assert found == [
-        ("slide", "# One"),
-        ("-", "more"),
-        ("-", "*what we saw*"),
-        ("slide", "## Two"),
-        ("subslide", "### Three"),
-        ("-", "```"),
-    ]
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (entry("X", cell="no"), "has no 'no'"),
+        (entry("X", under="Nothing"), "has no 'Nothing'"),
+        (entry("X", cell="b"), "no picture"),
+    ],
+)
+def test_a_slide_that_asks_for_what_is_not_there_is_named(wrong, message):
+    with pytest.raises(StudyError, match=message):
+        slides.deck(small("# One", ("a", "draw()", PIXEL), ("b", "print(1)", "1\n")), [wrong])
 
 
-def test_a_heading_within_a_block_of_code_is_no_slide():
-    found = kinds("## One\n\n```python\n# a comment\nx = 1\n```\n\nwords")
-    assert found == [("slide", "## One")]
+def test_slides_follow_the_notebook():
+    nb = small(("a", "draw()", PIXEL), ("b", "draw()", PIXEL))
+    with pytest.raises(StudyError, match="'A' stands before"):
+        slides.deck(nb, [entry("B", cell="b"), entry("A", cell="a")])
 
 
-def test_pictures_and_long_paragraphs_stand_below_the_heading():
-    long = "word " * 130
-    found = kinds(
-        "## One\n\nlook", code("draw()", picture=True), "what we saw", "## Two", long, "more", code("p", text="1\n")
-    )
-    assert [kind for kind, _ in found] == ["slide", "subslide", "subslide", "slide", "subslide", "subslide", "-"]
-
-
-def test_code_without_output_solutions_and_checks_are_left_out():
-    found = kinds(
-        "## One",
-        code("seed = 1", "parameters", text="1"),
-        code("import numpy"),
-        code("col = load()", "setup", text="loaded"),
-        code("draw()", "setup", picture=True),
-        code("x = 1", "show"),
-        code("y = 2", "solution", text="2"),
-        code("assert y == 2", "check", text="right"),
-        code("print(3)", text="3"),
-    )
-    assert [source for _, source in found] == ["## One", "draw()", "x = 1", "print(3)"]
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("text: " + "word " * 41 + "\n    cell: a", "more than 40"), ("text: w", "either cell or under"),
+     ("text: w\n    cell: a\n    sho: code", "unknown key 'sho'"), ("text: w\n    cell: a\n    show: film", "show is one of")],
+)  # fmt: skip
+def test_a_text_that_breaks_a_rule_is_named(line, message, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"03_own:\n  - title: Mine\n    {line}\n", encoding="utf-8")
+    with pytest.raises(StudyError, match=rf"slide 'Mine'.*{message}"):
+        slides.decks(tmp_path / "own.yaml")
 
 
 def test_the_notebook_itself_is_left_as_it_is():
     notebook = notebooks.read(PATHS[0])
     before = nbformat.writes(notebook)
-    slides.as_slides(notebook)
+    slides.deck(notebook, TEXTS[PATHS[0].stem])
     assert nbformat.writes(notebook) == before
 
 
+def test_the_teaching_page_counts_the_slides_of_every_deck():
+    page = (notebooks.folder() / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (0\d) [^|]+\| (\d+) \| \d+ \| (\d+) \|$", page, re.MULTILINE)
+    made = {path.name[:2]: TEXTS[path.stem] for path in PATHS}
+    assert {name: (int(n), int(k)) for name, n, k in rows} == {
+        name: (len(texts), sum(bool(slide.get("predict")) for slide in texts)) for name, texts in made.items()
+    }
+    titles = {slide["title"] for texts in TEXTS.values() for slide in texts}
+    named = re.findall(r"slides 0\d[^|]*", page[: page.index("## Three lectures")])
+    assert {title for words in named for title in re.findall(r"\*([^*]+)\*", words)} <= titles
+
+
+# the pages ----------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slides")
-    slides.main(["--out", str(folder), "--reveal-prefix", "reveal.js/"])
+def folder(tmp_path_factory):
+    target = tmp_path_factory.mktemp("slides")
+    slides.main(["--out", str(target), "--reveal-prefix", "reveal.js/"])
+    return target
+
+
+@pytest.fixture(scope="module")
+def pages(folder):
     return {path: (folder / f"{path.stem}.slides.html").read_text(encoding="utf-8") for path in PATHS}
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
-def test_one_slide_per_heading_pictures_inside_and_no_hidden_code(path, pages):
-    nb, page = notebooks.read(path), pages[path]
-    body = page[page.index('<div class="slides">') :]
-    words = [part for c in nb.cells if c.cell_type == "markdown" for part in notebooks.parts(c.source)]
-    headings = [part.splitlines()[0].lstrip("# ") for part in words if part.startswith(("# ", "## "))]
-    assert body.count("<section><section>") == len(headings) > 3
-    assert body.count("<section") == body.count("</section>")
-    for text in headings:
-        start = re.escape(re.split(r"[^\w ·,?]", text)[0])
-        assert re.search(rf"<section><section>.{{0,600}}<h[12][^>]*>{start}", body, re.DOTALL), text
-    pictures = [o for c in nb.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert body.count("data:image/png;base64,") == len(pictures) and (len(pictures) > 0 or path.name >= "07")
-    plain = html.unescape(re.sub(r"<[^>]+>", "", body))
-    for cell in (c for c in nb.cells if c.cell_type == "code"):
-        assert (cell.source in plain) == ("show" in cell.metadata.get("tags", [])), cell.source
+@every
+def test_a_page_has_its_slides_with_their_pictures_inside(path, pages):
+    page, texts = pages[path], TEXTS[path.stem]
+    assert page.count("<section>") == page.count("</section>") == page.count('<aside class="notes">') == len(texts)
+    found = re.findall(r"<section><h2>(.*?)</h2>", page)
+    assert [html.unescape(title) for title in found] == [slide["title"] for slide in texts]
+    shown = [s for s in texts if "cell" in s and s.get("show", "picture") == "picture"]
+    assert len(re.findall(r'<img alt="[^"]{10,}" src="data:image/', page)) == page.count("<img") == len(shown)
+    assert "<a " not in page and "$" not in re.sub(
+        r"<pre.*?</pre>|base64,[^\"]*|<script.*?</script>", "", page, flags=re.DOTALL
+    )
 
 
 def test_the_browser_fetches_reveal_alone_from_where_it_was_told(pages):
@@ -110,5 +166,30 @@ def test_the_browser_fetches_reveal_alone_from_where_it_was_told(pages):
             "reveal.js/dist/reveal.css",
             "reveal.js/dist/theme/simple.css",
             "reveal.js/dist/reveal.js",
+            "reveal.js/plugin/notes/notes.js",
         ]
         assert "if (window.Reveal)" in page, "without it the page stays readable"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium (apt-get install chromium)")
+def test_nothing_is_cut_at_an_edge(folder, tmp_path):
+    """In a browser, without reveal.js: every slide has its fixed size, and what is on it stays inside."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    inside = """section => { const b = section.getBoundingClientRect();
+        return [...section.querySelectorAll("h2, pre, table, img, .text")].filter(e => { const r = e.getBoundingClientRect();
+            return r.right > b.right + 1 || r.bottom > b.bottom + 1 || e.scrollWidth > e.clientWidth + 1
+                || (e.tagName === "PRE" && e.scrollHeight > e.clientHeight + 2); }).map(e => e.tagName); }"""
+    with sync_playwright() as play:
+        chrome = play.chromium.launch_persistent_context(
+            tmp_path, executable_path=shutil.which("chromium"), headless=True, offline=True, args=flags
+        )
+        page = chrome.new_page()
+        for path in PATHS:
+            page.goto((folder / f"{path.stem}.slides.html").as_uri())
+            for section in page.query_selector_all("section"):
+                assert section.evaluate(inside) == [], (path.stem, section.inner_text()[:60])
+                assert section.bounding_box()["width"] == slides.WIDTH
+        chrome.close()
