@@ -101,11 +101,16 @@ def episodes(features: list[np.ndarray], shots: int, cfg: Config, group: str) ->
             picked = rng.choice(len(features[c]), shots + QUERIES, replace=False)
             support.append(features[c][picked[:shots]])
             query.append(features[c][picked[shots:]])
-        means, queries = np.stack([s.mean(0) for s in support]), np.concatenate(query)
-        means /= np.linalg.norm(means, axis=1, keepdims=True)
-        accuracies["ncm"].append(np.mean((queries @ means.T).argmax(1) == labels) * 100)
-        accuracies["probe"].append(np.mean(ridge_probe(np.stack(support), queries) == labels) * 100)
+        stacked, queries = np.stack(support), np.concatenate(query)
+        accuracies["ncm"].append(np.mean(nearest_mean(stacked, queries) == labels) * 100)
+        accuracies["probe"].append(np.mean(ridge_probe(stacked, queries) == labels) * 100)
     return {name: np.array(values) for name, values in accuracies.items()}
+
+
+def nearest_mean(support: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Predicted classes (q,) by the class mean, scaled to length 1, of the largest inner product: support (way, shots, d)."""
+    means = support.mean(1)
+    return (queries @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(1)
 
 
 def ridge_probe(support: np.ndarray, queries: np.ndarray, strength: float = 1.0) -> np.ndarray:

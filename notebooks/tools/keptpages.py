@@ -6,7 +6,7 @@ Tables of one kind are put one below the other, so that a new data source needs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from learngene_core.analysis.ancestor_tables import WHO, ancestor_gains, atlas_g
 from learngene_core.analysis.statistics import mean_interval
 from learngene_core.config import Config
 from learngene_core.errors import StudyError
-from learngene_core.figures.words import ANCESTOR_LABELS, CRITERION_LABELS, DATA_LABELS
+from learngene_core.figures.words import ANCESTOR_LABELS, CRITERION_LABELS, DATA_LABELS, OPEN_SCORE_LABELS
 from learngene_core.learngene import Learngene, light_shape
 from learngene_core.network import ConvNet
 from learngene_core.presets import PAPER_POOLS
@@ -313,6 +313,72 @@ _OURS: dict[str, Callable[[Tables], str]] = {
 }
 
 
+def checks(found: Tables) -> str:
+    """`checks`: shots, increment, noise and forgetting beside what was published; means over ancestors with their intervals."""
+    table = found["checks"].assign(
+        value=lambda t: pd.to_numeric(t["value"]), published=lambda t: pd.to_numeric(t["published"])
+    )
+    rows = [row for check in CHECKS for row in _check_rows(check, table[table["check"] == check])]
+    return markdown(("check", "case", "published", "ours", "ancestors"), rows)
+
+
+CHECKS = {
+    "shots": "ten-way accuracy of frozen features, %, by images per class",
+    "forgetting": "one task more: change of features (1 - CKA), accuracy (%)",
+    "increment": "loss over all classes, no memory: accuracy on the last task, %",
+    "noise": "a network tuned on noisy images (accuracy, %), by what is tuned",
+}
+
+
+def _check_rows(check: str, table: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    """One row per case, in the order of the table; values of several noises are averaged within an ancestor."""
+    kinds = {"forgetting": ("drift", "rho", "accuracy"), "noise": ("none", *NOISY)}.get(check, ("",))
+    own = table[table["case"].isin(kinds)]
+    own = own.assign(name=own["item"].where(own["case"] != "none", "clean images, as it is"))
+    for (kind, name), part in own.groupby(["ancestor", "name"], sort=False):
+        if check == "forgetting" and part["case"].iloc[0] == "drift" and name not in DRIFT:
+            continue
+        each = part.groupby("ancestor_seed")["value"].mean()
+        form = ".2f" if each.abs().max() <= 1 else ".1f"
+        bounded = part["case"].iloc[0] == "rho"  # a t interval would leave the range of a correlation
+        middle = mean_interval(each) if len(each) >= ENOUGH and not bounded else None
+        ours = (
+            limits(middle.estimate, middle.low, middle.high, form) if middle else ", ".join(f"{v:{form}}" for v in each)
+        )
+        published = part["published"].dropna()
+        theirs = f"{published.iloc[0]:g}" if len(published) else "-"
+        yield (
+            CHECKS[check],
+            f"{ANCESTOR_LABELS.get(kind, kind)}: {CHECK_ITEMS.get(name, name)}",
+            theirs,
+            ours,
+            str(len(each)),
+        )
+
+
+NOISY = ("gaussian", "impulse")
+DRIFT = ("conv2", "conv7", "conv13")
+CHECK_ITEMS = {
+    **{str(k): f"{k} images" for k in (2, 4, 8, 16, 32)},
+    **{f"conv{k}": f"drift of conv{k}" for k in (2, 7, 13)},
+    "drift and depth": "Spearman's rho of drift and depth",
+    "before": "accuracy on earlier classes, %, before", "after": "after the task",
+    "front as before": "conv1-7 put back", "back as before": "conv8-13 put back",
+    "mean x tasks": "mean over all tasks, times their number", "ratio": "ratio of the two",
+    "as it is": "nothing", "part 1": "conv1-2", "part 2": "conv3-4", "part 3": "conv5-7", "part 4": "conv8-10",
+    "part 5": "conv11-13", **{f"rgn part {k}": f"relative gradient norm of part {k}" for k in range(1, 6)},
+}  # fmt: skip
+
+
+def choice_of_score(found: Tables) -> str:
+    """`checks`: AUROC of every score on the images that chose H8a's, and on those that judge it."""
+    table = found["checks"]
+    own = table[table["check"] == "score"].pivot(index="item", columns="case", values="value").astype(float)
+    own = own.sort_values("choosing", ascending=False)
+    rows = [(OPEN_SCORE_LABELS.get(n, n), f"{r['choosing']:.1f}", f"{r['judging']:.1f}") for n, r in own.iterrows()]
+    return markdown(("score", "validation images against the stream", "test images against unknown ones"), rows)
+
+
 FINDINGS = (  # what is inherited, what it gives, the claims whose numbers the two columns show
     ("the last three blocks, after fresh first ones (the paper's form)", "within two points of scratch, above 0", "A1", "A1j"),
     ("the first three blocks, with fresh later ones", "a clear gain", "A2", "A2j"),
@@ -365,6 +431,8 @@ KINDS: dict[str, Callable[[Tables], str]] = {
     "light_atlas": light_atlas,
     "budgets": budgets,
     "break_even": break_even,
+    "checks": checks,
+    "choice_of_score": choice_of_score,
     "published": published,
     "findings": findings,
 }
