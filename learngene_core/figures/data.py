@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from .lettering import readable
 from .style import GROUP_COLOURS, INK, in_order, layer_colours, legend_below, montage, new_axes, thin, tidy
 from .words import GROUP_LABELS
 
@@ -24,6 +25,7 @@ def image_rows(
     if pixels.ndim != 5 or len(names) != len(pixels):
         raise ValueError(f"needs pixels (rows, k, 3, h, w) and a name per row, not {pixels.shape}, {len(names)} names")
     rows, k, _, height, width = pixels.shape
+    names = readable(names)
     ax = new_axes(ax, 10, min(12, 0.8 + 8.0 / k * rows * height / width))
     ax.imshow(montage(pixels, GAP), interpolation="nearest")
     ax.set_yticks(np.arange(rows) * (height + GAP) + height / 2, names)
@@ -45,6 +47,7 @@ def episode(support: ArrayLike, query: ArrayLike, classes: Sequence[str], *, ax:
     rows, _, _, height, width = blocks[0].shape
     counts = [block.shape[1] for block in blocks]
     apart = max(width, 24)  # pixels between the blocks
+    classes = readable(classes)
     room = 10.2 - 0.11 * max(map(len, classes))  # inches that the names leave
     ax = new_axes(ax, 10.5, 1.5 + min(0.75, room / (sum(counts) + 1)) * rows * height / width)
     sheets = [montage(block, GAP) for block in blocks]
@@ -74,12 +77,13 @@ def division_overview(
     """
     known = {c: superclasses.get(c, "other" if superclasses else "all") for names in groups.values() for c in names}
     families = list(dict.fromkeys(sorted(known.values())))
+    shown = readable(families)
     ax = new_axes(ax, 9, 1.9 + 0.36 * len(families))
     left = np.zeros(len(families))
     for group in in_order(list(groups), GROUP_LABELS):
         counts = np.array([sum(known[c] == family for c in groups[group]) for family in families])
         label = f"{GROUP_LABELS.get(group, group)} ({len(groups[group])})"
-        bars = ax.barh(families, counts, left=left, height=0.72, color=GROUP_COLOURS.get(group), label=label)
+        bars = ax.barh(shown, counts, left=left, height=0.72, color=GROUP_COLOURS.get(group), label=label)
         ink = INK if group == "open_world" else "white"
         ax.bar_label(bars, [str(n) if n else "" for n in counts], label_type="center", color=ink, weight="bold")
         left += counts
@@ -121,6 +125,7 @@ def task_table(tasks: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) ->
     classes = list(dict.fromkeys(name for task in tasks for name in task["classes"]))
     held = np.array([[name in task["classes"] for name in classes] for task in tasks])
     named = len(classes) <= 72  # more names than that cannot be read
+    names = [name if len(name) <= 22 else f"{name[:21]}…" for name in (readable(classes) if named else ())]
     ax = new_axes(ax, 11, min(9, 0.9 + 0.3 * len(tasks)) + (1.6 if named else 0.3))
     colours = np.array(list(layer_colours([str(task["number"]) for task in tasks]).values()))
     ax.imshow(np.where(held[..., None], colours[:, None, :], 0.95), aspect="auto", interpolation="nearest")
@@ -128,9 +133,8 @@ def task_table(tasks: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) ->
     ax.set_yticks(np.arange(len(tasks) + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1.2)
     ax.set_yticks(range(len(tasks)), thin([task["number"] for task in tasks]))
-    names = [name if len(name) <= 22 else f"{name[:21]}…" for name in classes]
     size = 9 if len(classes) <= 48 else 8
-    ax.set_xticks(range(len(classes)) if named else [], names if named else [], rotation=90, fontsize=size)
+    ax.set_xticks(range(len(classes)) if named else [], names, rotation=90, fontsize=size)
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_visible(False)
     ways = sorted({len(task["classes"]) for task in tasks})

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..openworld.measures import curves, metrics
+from .lettering import readable
 from .style import (
     FAINT,
     GREY,
@@ -227,7 +228,9 @@ def gallery(
     """
     points = 7.6 * size
     widest = max([len(p) for p in pixels.values()] + [1])
-    wrapped = {title: [_wrapped(word, size, points) for word in words] for title, words in (captions or {}).items()}
+    wrapped = {
+        title: [_wrapped(word, size, points) for word in readable(words)] for title, words in (captions or {}).items()
+    }
     lines = max([word.count("\n") + 1 for words in wrapped.values() for word in words], default=0)
     height = size + 0.45 + 0.14 * lines * points / 8
     figure, axes = plt.subplots(

@@ -284,10 +284,12 @@ def sessions(address: str, token: str) -> list[dict]:
 
 
 @needs_browser
-def test_jupyterlab_runs_every_cell_of_notebook_03(page, smoke_run, tmp_path):
+@pytest.mark.parametrize(("number", "widget"), [("03", "threshold_explorer("), ("06", "layer_explorer(")])
+def test_jupyterlab_runs_every_cell_and_shows_the_widget(number, widget, page, judged_run, tmp_path):
     root = tmp_path / "lab"
     root.mkdir()
-    path = changed_copy(notebooks.numbered("03*.ipynb")[0], root / "nb.ipynb", preset="smoke", out=str(smoke_run))
+    run = shutil.copytree(judged_run, tmp_path / "run")
+    path = changed_copy(notebooks.numbered(f"{number}*.ipynb")[0], root / "nb.ipynb", preset="smoke", out=str(run))
     run_all = (
         "window.jupyterapp.commands.execute('notebook:run-all-cells')"
         ".then(() => window.jupyterapp.commands.execute('docmanager:save')).then(() => { window.finished = true })"
@@ -309,4 +311,4 @@ def test_jupyterlab_runs_every_cell_of_notebook_03(page, smoke_run, tmp_path):
     views = [
         c for c in cells if any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in c.outputs)
     ]
-    assert [c for c in views if "layer_explorer(" in c.source] and len(views) >= 2
+    assert [c.source for c in cells if widget in c.source] == [c.source for c in views if widget in c.source] != []
