@@ -1,15 +1,18 @@
 """Kernels for headless notebooks: quiet ones, a spare that starts while another works, and an end for those that hang.
 
-A kernel and its imports take some seconds. In a chain of notebooks the next one's kernel is started, and has imported what
-notebooks use, before it is needed; its notebook finds nothing in it but these modules.
+A kernel and its imports take some seconds. Where possible kernels are forked from a process that has imported what notebooks
+use (`forked`). In a chain of notebooks the next one's kernel is ready, and has imported these modules, before it is needed; its
+notebook finds nothing in it but them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import psutil
 from ..errors import HEADLESS
 
 KERNEL = "python3"
+NO_FORK = "LEARNGENE_NO_FORK"  # variable: kernels are started, not forked
 IMPORTS = "LEARNGENE_IMPORTS"  # set for a spare kernel: modules that it imports while nobody waits for it
 MODULES = "torch,sklearn.linear_model,matplotlib.pyplot,seaborn,ipywidgets"
 _CONFIG = """c.IPKernelApp.log_level = 40
@@ -52,6 +56,21 @@ def quiet_kernels() -> Iterator[None]:
                     os.environ[name] = value
 
 
+@contextlib.contextmanager
+def forking(wanted: bool) -> Iterator[None]:
+    """Whether kernels may be forked in this block. (Outside of such blocks they may, unless the variable NO_FORK is set.)"""
+    before = os.environ.get(NO_FORK)
+    if not wanted:
+        os.environ[NO_FORK] = "1"
+    try:
+        yield
+    finally:
+        if not wanted:
+            os.environ.pop(NO_FORK)
+            if before is not None:
+                os.environ[NO_FORK] = before
+
+
 class Kernels:
     """The kernels of a chain of notebooks, one after the other. Use in a `with`; `take` gives a running kernel's manager."""
 
@@ -68,6 +87,8 @@ class Kernels:
         self._join()
         if self._next is not None:
             end(self._next)
+        if "learngene_core.study.forked" in sys.modules:
+            sys.modules["learngene_core.study.forked"].close()
         self._quiet.close()
 
     def prepare(self) -> None:
@@ -96,11 +117,17 @@ class Kernels:
 
 
 def start(env: dict[str, str] | None = None) -> Any:
-    """A running kernel's manager, in the working folder. Raises what jupyter_client raises where there is no such kernel."""
+    """A running kernel's manager, in the working folder; forked where that is allowed and possible. Raises what jupyter_client
+    raises where there is no such kernel."""
     from jupyter_core.utils import run_sync
 
-    manager = _manager()
-    run_sync(manager.start_kernel)(cwd=str(Path.cwd()), env=env or {**os.environ})
+    from . import forked
+
+    manager, name = _manager(), str(uuid.uuid4())
+    if forked.allowed():
+        about = {"kernel_id": name, "kernel_spec": manager.kernel_spec, "parent": manager}
+        manager.provisioner = forked.ForkedProvisioner(**about)
+    run_sync(manager.start_kernel)(cwd=str(Path.cwd()), env=env or {**os.environ}, kernel_id=name)
     return manager
 
 

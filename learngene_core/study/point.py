@@ -3,7 +3,8 @@
 A job is a mapping of plain values, made by `job_of` and sent to the worker:
 folder (the run folder), notebook and output (the notebook and its executed copy), parameters (the notebook's), mark (what the
 results are made from), table (the file that is gathered; "": none), sources (run folders whose stages are taken over), gpus
-(devices that the workers of this machine share out among themselves; (): as the worker was started).
+(devices that the workers of this machine share out among themselves; (): as the worker was started), fork (whether kernels may
+be forked).
 Paths are absolute: a worker has a working folder of its own, perhaps on another machine.
 """
 
@@ -26,8 +27,9 @@ from .. import __version__
 from ..config import STAGE_VERSION, Config
 from ..errors import StudyError, file_hash, read_json, say, write_json
 from ..runs.run import WORKERS, Run, parameters_of
-from . import notebooks
+from . import forked, kernels, notebooks
 from .grid import fields
+from .kernels import NO_FORK
 from .sharing import fill
 
 DONE = "point.json"  # in the folder of a finished job
@@ -51,6 +53,7 @@ def job_of(
         "table": table,
         "sources": (),
         "gpus": (),
+        "fork": not os.environ.get(NO_FORK),
         **more,
     }
 
@@ -90,7 +93,7 @@ def run_job(job: Job, *before: dict[str, str]) -> dict[str, str]:
             return other
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), _device(job["gpus"]):
+    with _alone(folder), _device(job["gpus"]), kernels.forking(job["fork"]):
         if finished(job):
             return {"state": "finished"}
         try:
@@ -120,6 +123,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """One worker at a time in a folder: a second one waits. What a worker that was killed has left behind is ended.
 
     The kernel of a killed worker notices it within a second; where something else than process 1 adopts orphans, it does not.
+    A forked one is ended by its server.
     """
     with filelock.FileLock(folder / ".task"):
         _end_orphans(folder)
@@ -134,7 +138,11 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _end_orphans(folder: Path) -> None:
-    """End kernels that an earlier worker has started for this folder: nobody holds its lock, so nobody listens to them."""
+    """End kernels that an earlier worker has started for this folder: nobody holds its lock, so nobody listens to them.
+
+    Of forked kernels, which show the environment of their server, those of every worker that is gone.
+    """
+    forked.end_orphans()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # others' processes, and those that are ending
             if process.pid != os.getpid() and process.environ().get(TASK) == str(folder):

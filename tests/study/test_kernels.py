@@ -1,6 +1,5 @@
 """Spare kernels: ready, empty but for modules, replaced when they died, and none left behind."""
 
-import contextlib
 import os
 import time
 
@@ -8,18 +7,10 @@ import nbformat
 import papermill
 import psutil
 import pytest
+from processes import kernels_below
 
 from learngene_core.errors import HEADLESS
 from learngene_core.study import kernels
-
-
-def kernels_below():
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it may end this moment
-            if "ipykernel" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
 
 
 def run_in(manager, code, tmp_path):

@@ -16,6 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from processes import kernels_below
 
 from learngene_core.runs.info import inspect
 from learngene_core.runs.run import Run
@@ -107,11 +108,11 @@ def finished(out: Path) -> set[str]:
 
 def busy_worker(pid: int, out: Path, points: set[str]):
     """A worker below process `pid` whose kernel works in one of `points`, and that point."""
-    for kernel in descendants(pid):
+    for worker in descendants(pid):
         with contextlib.suppress(psutil.Error):
-            folder = kernel.environ().get(sweeppoint.TASK, "")
-            if folder and Path(folder).parent == out and Path(folder).name in points:
-                return kernel.parent(), Path(folder).name
+            for folder in (Path(file.path).parent for file in worker.open_files() if file.path.endswith("/.task")):
+                if folder.parent == out and folder.name in points and kernels_below(worker.pid):
+                    return worker, folder.name
     return None
 
 
