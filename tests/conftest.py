@@ -81,6 +81,21 @@ def judged_run(smoke_run, shared) -> Path:
 
 
 @pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with another beside it that nobody may touch."""
+    for name in ("inside", "outside", "cache", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "outside" / "precious.txt").write_text("mine")
+    monkeypatch.setenv("LEARNGENE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path / "inside"
+    assert snapshot(tmp_path / "outside").keys() == {"precious.txt"}
+    assert (tmp_path / "outside" / "precious.txt").read_text() == "mine"
+    assert not list((tmp_path / "here").iterdir())
+    assert {p.name for p in tmp_path.iterdir()} == {"inside", "outside", "cache", "here"}
+
+
+@pytest.fixture
 def style():
     """The project's figure style for one test; no figure stays open behind it."""
     import matplotlib.pyplot as plt  # tests without figures do not wait for it

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import snapshot
 from damage import filed, truncated, turned
 from PIL import Image
 
@@ -25,21 +24,6 @@ from learngene_core.errors import StudyError, one_line
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="its watch for hanging is POSIX's")
 SECONDS = 20  # a case that takes longer hangs
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder to work in, with another beside it that nobody may touch."""
-    for name in ("inside", "outside", "cache", "here"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "outside" / "precious.txt").write_text("mine")
-    monkeypatch.setenv("LEARNGENE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path / "here")
-    yield tmp_path / "inside"
-    assert snapshot(tmp_path / "outside").keys() == {"precious.txt"}
-    assert (tmp_path / "outside" / "precious.txt").read_text() == "mine"
-    assert not list((tmp_path / "here").iterdir())
-    assert {p.name for p in tmp_path.iterdir()} == {"inside", "outside", "cache", "here"}
 
 
 @pytest.fixture

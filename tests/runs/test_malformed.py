@@ -17,7 +17,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import snapshot
 from damage import filed, truncated, turned
 
 from learngene_core.config import Config
@@ -36,21 +35,6 @@ resource = pytest.importorskip("resource", reason="its watches for hanging and m
 SMOKE = Config.preset("smoke")
 SECONDS = 20  # a case that takes longer hangs
 MEMORY = 2**18  # kB; no case needs more, whatever sizes it tells of
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder to work in, with another beside it that nobody may touch."""
-    for name in ("inside", "outside", "cache", "here"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "outside" / "precious.txt").write_text("mine")
-    monkeypatch.setenv("LEARNGENE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path / "here")
-    yield tmp_path / "inside"
-    assert snapshot(tmp_path / "outside").keys() == {"precious.txt"}
-    assert (tmp_path / "outside" / "precious.txt").read_text() == "mine"
-    assert not list((tmp_path / "here").iterdir())
-    assert {p.name for p in tmp_path.iterdir()} == {"inside", "outside", "cache", "here"}
 
 
 @pytest.fixture
