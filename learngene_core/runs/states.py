@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..collective import Collective, State
-from ..errors import StudyError, atomic, read_json, say, write_json
+from ..errors import Diverged, StudyError, atomic, read_json, say, write_json
 from ..growth import Belongings
 from ..learngene import check_scale, check_values
 from ..network import ConvNet
@@ -34,8 +34,17 @@ def save_task(
     """Write a finished task: the network and what belongs to it, its record, `about.json`, and at last the seal.
 
     mean, std: (3,) normalisation of the images; inputs: fingerprints of what the collective is trained on.
+
+    Raises Diverged for values that could not be read back. Batch norm can keep a loss finite while the weights explode.
     """
     history, entries = ([row for row in part if row["task"] == state.done] for part in (state.history, state.entries))
+    try:
+        check_values(state.model.state_dict(), "model/")
+    except ValueError as error:
+        raise Diverged(
+            f"the collective's training diverges in source task {state.done}: {error}; "
+            "lower learning_rate (or ewc_lambda) and start again"
+        ) from None
     unseal(folder)
     save_state(folder, state.model, state.owned.groups())
     with atomic(folder / "record.npz") as path, open(path, "wb") as file:

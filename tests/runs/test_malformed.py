@@ -19,15 +19,16 @@ import pytest
 import torch
 from damage import filed, truncated, turned
 
+from learngene_core.collective import newborn
 from learngene_core.config import Config
-from learngene_core.errors import read_json, write_json
+from learngene_core.errors import Diverged, read_json, write_json
 from learngene_core.learngene import Learngene
 from learngene_core.network import ConvNet
 from learngene_core.record import MEASURES, N_BINS, Record, load_arrays
 from learngene_core.runs import info, seals
 from learngene_core.runs.machine import machine_of
 from learngene_core.runs.run import Run
-from learngene_core.runs.states import load_state, save_state
+from learngene_core.runs.states import load_state, save_state, save_task
 from learngene_core.study import cli
 from learngene_core.study.options import configuration, parser
 
@@ -506,3 +507,14 @@ def test_run_folders_that_cannot_be(place, call, out):
     (place / "file").write_text("")
     line = call(Run.open, SMOKE, place / out if "/" not in out else place / "file" / "below")
     assert line is not None or out == "\n"
+
+
+def test_weights_that_explode_under_a_finite_loss_are_a_divergence_and_not_a_damaged_file(place):
+    """Batch norm keeps the loss finite; what could not be read back is not written, and the message names the cause."""
+    state = newborn(["a", "b"], SMOKE)
+    state.done = 1
+    with torch.no_grad():
+        state.model.blocks["conv2"].norm.running_var[-1] = 5e28
+    with pytest.raises(Diverged, match=r"task 1: .*conv2.*lower learning_rate \(or ewc_lambda\)"):
+        save_task(place / "task_01", state, "hash", torch.zeros(3), torch.ones(3))
+    assert not (place / "task_01").exists()
