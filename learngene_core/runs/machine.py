@@ -41,14 +41,14 @@ def machine_of(run: Run) -> Machine:
     machine = stored_machine(path)
     if cfg.deterministic and not machine.deterministic:
         raise StudyError(f"{run.path} was made without deterministic, which is asked for; choose another --out")
+    if cfg.device not in ("auto", machine.device):
+        raise StudyError(
+            f"{run.path} was made on device {machine.device!r}; {cfg.device!r} is asked for; choose another --out"
+        )
     if not available(machine.device):
         raise StudyError(
             f"{run.path} was made on device {machine.device!r}, which is not here: what is finished can be looked at, but not "
             "continued; go on where that device is, or choose another --out"
-        )
-    if cfg.device not in ("auto", machine.device):
-        raise StudyError(
-            f"{run.path} was made on device {machine.device!r}; {cfg.device!r} is asked for; choose another --out"
         )
     if cfg.precision != machine.precision:
         raise StudyError(
