@@ -236,6 +236,7 @@ class ForkedProvisioner(LocalProvisioner):
 
 def end_orphans() -> None:
     """End servers and forked kernels whose client was killed. They end by themselves, but perhaps not yet."""
+    ended = []
     with contextlib.suppress(OSError):
         here = os.readlink("/proc/self/ns/pid")  # elsewhere numbers mean other processes
         for process in psutil.process_iter():
@@ -245,4 +246,5 @@ def end_orphans() -> None:
                 alive = psutil.pid_exists(client) and psutil.Process(client).create_time() <= process.create_time()
                 if not alive and os.readlink(f"/proc/{process.pid}/ns/pid") == here:
                     process.kill()
-                    process.wait(10)
+                    ended.append(process)
+    psutil.wait_procs(ended, timeout=10)

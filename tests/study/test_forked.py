@@ -126,6 +126,7 @@ def test_a_kernel_whose_server_was_killed_ends_and_the_next_one_has_a_new_server
     assert server not in servers_below() and len(servers_below()) == 1 and not kernels_below()
 
 
+@pytest.mark.slow
 def test_other_surroundings_are_another_server_and_kernels_of_the_old_one_live_on(tmp_path, monkeypatch):
     old = kernels.start()
     (server,) = servers_below()
@@ -150,6 +151,7 @@ with kernels.quiet_kernels():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["killed", "interrupted", "forgetful"])
 def test_nothing_is_left_of_a_client_that_is_gone(end):
     then = "pass" if end == "forgetful" else "time.sleep(60)"
@@ -170,6 +172,7 @@ def test_nothing_is_left_of_a_client_that_is_gone(end):
         client.communicate()
 
 
+@pytest.mark.slow
 def test_orphans_are_ended_before_their_folder_is_used_again():
     """Here the server is stopped, so it cannot end itself."""
     client = subprocess.Popen(
@@ -179,10 +182,11 @@ def test_orphans_are_ended_before_their_folder_is_used_again():
     server, mine = kernel.parent(), kernels.start()
     server.suspend()
     client.kill()
-    client.communicate()
+    client.wait()  # not for the end of its output, which the kernel holds
     assert kernel.is_running() and server.is_running()
     forked.end_orphans()
     assert gone([kernel, server], 1) and kernels.alive(mine)
+    client.stdout.close()
     kernels.end(mine)
 
 
