@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--redo", action="append", default=[], choices=STAGES, metavar="STAGE", help=redo)
         if verb == "study":
             sub.add_argument("--no-fork", action="store_true", help=NO_FORK)
-    sweep = verbs.add_parser("sweep", help=SWEEP, description=f"{SWEEP}; `learngene_core/study/grid.py` describes the file")
+    sweep = verbs.add_parser(
+        "sweep", help=SWEEP, description=f"{SWEEP}; `learngene_core/study/grid.py` describes the file"
+    )
     sweep.add_argument("grid", metavar="GRID", help="a grid file, or a ready grid: shots, blocks, criteria, growth")
     where = sweep.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, default=0, metavar="N", help="processes on this machine (default: all)")
