@@ -2,6 +2,10 @@
 
 import dataclasses
 import itertools
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -175,3 +179,32 @@ def test_individuals_in_bf16_agree_loosely_and_inherit_32_bits(world):
     assert torch.nn.functional.cosine_similarity(*weights, dim=0) > 0.99
     away = (tables[0]["accuracy"] - tables[1]["accuracy"]).abs()
     assert away.mean() < 15, "points: a few of 16 query images"
+
+
+# memory -----------------------------------------------------------------------------------------------------------------
+FAULTS = """
+import resource, torch
+from learngene_core.config import Machine
+from learngene_core.execution import keep_memory, use
+use(Machine())
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for turn in range(60):
+    if turn == 10:
+        before = faults()
+    kept = [torch.ones(1_000_000) for _ in range(8)]  # 4 MB each, all freed at the next turn
+    del kept
+print(keep_memory(), faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's thresholds")
+def test_what_a_step_frees_is_kept_for_the_next_unless_the_user_has_said_otherwise():
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+    found = {}
+    for name, told in (("kept", {}), ("told", {"MALLOC_TRIM_THRESHOLD_": "131072"})):
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS], env=plain | told, capture_output=True, text=True, check=True
+        )
+        found[name] = done.stdout.split()
+    assert [done for done, _ in found.values()] == ["True", "False"]
+    assert int(found["kept"][1]) < 0.05 * int(found["told"][1])
