@@ -34,7 +34,7 @@ from .network import ConvNet
 from .presets import METHODS
 from .stack import Stack
 from .tasks import ImageSet, TargetTask, generator
-from .training import Recipe, confusion, fit, predict, stack_loss
+from .training import Recipe, batch_sizes, confusion, fit, predict, stack_loss
 
 ROW_KEYS = ("family", "method", "block", "rate", "ewc", "shots", "target_task", "init")
 
@@ -232,6 +232,7 @@ class Individuals:
         tasks = ", ".join(dict.fromkeys(str(task.number) for task, _ in draws))
         where, pull = f"target task {tasks}, {arms[0].family}, {shots} shots", self.pull_of(stack, draws, arms, genes)
         history = []
+        per_epoch = len(batch_sizes(len(images) // len(draws), cfg.individual_batch))  # draws learn side by side
         for row in fit(
             stack,
             images,
@@ -248,7 +249,7 @@ class Individuals:
         ):
             history.append(row)
             if isinstance(pull, Penalty):
-                pull.check(row["penalty"], row["epoch"] * -(-len(images) // cfg.individual_batch), where)
+                pull.check(row["penalty"], row["epoch"] * per_epoch, where)
         return stack, history
 
     def pick(self, indices: np.ndarray) -> Tensor:

@@ -78,7 +78,7 @@ class WideningMap:
         if kind == "value":
             wide[self.old_width :] = now[self.old_width :].to(wide)
             return wide
-        # dL/dW'_j = a_j dL/dW_g(j); in zero-out the share of new channels is 0, and so is their gradient
+        # with g = source: dL/dW'_j = a_j dL/dW_g(j); in zero-out the share of new channels is 0, and so is their gradient
         power = {"momentum": share, "fisher": share**2}[kind]
         return wide * power.view(-1, *[1] * (wide.ndim - 1))
 
@@ -160,6 +160,7 @@ def _widened_rows(
     if mapping.mode == "zero-out":
         fan_in = old[rows[0]][0].numel()
         weight[old_width:] = torch.randn(draw, generator=generator).to(weight) * math.sqrt(2 / fan_in)
+        # rows: weight, then bias, scale, shift, running mean and running variance, as in a new block
         for key, value in zip(rows[1:], (0.0, 1.0, 0.0, 0.0, 1.0), strict=True):
             state[key][old_width:] = value
     elif mapping.mode == "net2net":

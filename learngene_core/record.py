@@ -113,8 +113,8 @@ class Record:
     """What was seen of the weight gradients of every block, per task and epoch, and of untrained networks (the null).
 
     layers: names (l,); task, epoch: (r,) numbers from 1; counts: (r, l, 2, N_BINS) entries above zero [0] and below [1],
-    summed over the epoch's recorded steps; zeros: (r, l); null_counts, null_zeros: the same for (n, ...) untrained
-    networks with random labels; table: one row per task, epoch and layer (gradients.csv). A layer that did not exist yet
+    summed over the epoch's recorded steps; zeros: (r, l); null_counts (n, t, l, 2, N_BINS), null_zeros (n, t, l): the
+    same for n untrained networks on t tasks with random labels; table: one row per task, epoch and layer (gradients.csv). A layer that did not exist yet
     has counts of zero.
     """
 
@@ -167,7 +167,7 @@ class Record:
         return share_above(self.counts, self.zeros, edge_index(threshold), sign)
 
     def null_fraction(self, threshold: float, sign: str = "positive") -> np.ndarray:
-        """`fraction` of the untrained networks, (n, l)."""
+        """`fraction` of the n untrained networks on their first t tasks, (n, t, l)."""
         return share_above(self.null_counts, self.null_zeros, edge_index(threshold), sign)
 
     def save(self, folder: Path) -> None:

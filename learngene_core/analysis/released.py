@@ -26,7 +26,7 @@ from ..learngene import Learngene, cut_learngene
 from ..network import ConvNet
 from ..stack import Stack
 from ..tasks import ImageSet, SourceTask, TargetTask, generator
-from ..training import Loss, Recipe, augment, confusion, fit, normalise, predict, stack_loss, task_loss
+from ..training import Loss, Recipe, augment, batch_sizes, confusion, fit, normalise, predict, stack_loss, task_loss
 from .defects import LEAK_LENGTH, choice
 
 
@@ -225,7 +225,7 @@ class ReleasedIndividuals(Individuals):
             if isinstance(pull, EpochPenalty):
                 pull.take(stack, images, labels, recipe)
             elif isinstance(pull, Penalty):
-                pull.check(row["penalty"], row["epoch"] * math.ceil(len(images) / recipe.batch_size), where)
+                pull.check(row["penalty"], row["epoch"] * len(batch_sizes(len(images), recipe.batch_size)), where)
             if "rebuilt_optimiser" in cfg.defects:
                 optimiser.state.clear()
         return stack, history

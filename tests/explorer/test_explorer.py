@@ -34,7 +34,7 @@ from learngene_core.explorer import server as explorerserver
 from learngene_core.explorer import threshold as explore
 from learngene_core.explorer.blocks import ANY
 from learngene_core.explorer.choice import Options, criteria_of, make_choice
-from learngene_core.explorer.layers import LayerExplorer, layer_explorer
+from learngene_core.explorer.layer_explorer import LayerExplorer, layer_explorer
 from learngene_core.explorer.live import LiveRun
 from learngene_core.explorer.runview import RunView
 from learngene_core.figures.networks import shape_flops, shape_parameters
@@ -230,7 +230,7 @@ def test_two_runs_stand_beside_each_other_each_with_its_own_choice(smoke_run):
 
 REDRAW = """
 import sys, time, statistics
-from learngene_core.explorer.layers import LayerExplorer
+from learngene_core.explorer.layer_explorer import LayerExplorer
 explorer = LayerExplorer([sys.argv[1]])
 threshold = explorer.controls["threshold"]
 edges = [edge for _, edge in threshold.options if 1e-7 < edge < 1e-2]

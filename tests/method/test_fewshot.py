@@ -71,6 +71,19 @@ def of_task(table, number):
 
 
 # the table --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "batch", [8, 7]
+)  # 8 images: one step per epoch, the second time because a last image is left out
+def test_the_penalty_is_looked_at_after_as_many_steps_as_there_were(world, batch):
+    """One step per epoch moves nothing away from the inherited weights before it: a penalty of zero is then no fault, however
+    many draws learn side by side."""
+    cfg = world.cfg.replace(individual_batch=batch, individual_epochs=1, ewc_form="penalty", methods=("learngene_ewc",))
+    arms = arms_of(world.gene, world.col, cfg, cfg.methods)
+    work = Individuals(arms, world.images, cfg, world.gene.mean, world.gene.std)
+    draws = [(task, 0) for task in world.targets(cfg)]
+    assert len(work.in_one_go(draws)) == len(draws) == 2
+
+
 def test_every_method_meets_every_task_once(world, results):
     table = world.evaluate(n_inits=2, shots=(2, 4))
     prefix = next(iter(results.loc[results["method"] == "longest_prefix", "block"]))

@@ -65,7 +65,7 @@ def test_reading_a_finished_run_needs_tables_alone(smoke_run):
     ("room", "may"),
     [
         ("figures.atlas figures.comparison figures.training figures.theory figures.style", {"pandas", "matplotlib"}),
-        ("explorer.layers explorer.threshold explorer.openworld explorer.server", {"pandas", "matplotlib"}),
+        ("explorer.layer_explorer explorer.threshold explorer.openworld explorer.server", {"pandas", "matplotlib"}),
         ("runs.run runs.info runs.tables analysis.statistics analysis.claims criteria record", {"pandas"}),
         ("study.chain study.notebooks study.report study.summary study.sweeptable", {"pandas"}),
         ("data.images data.cifar data.division training collective fewshot openworld.scores", {"torch", "pandas"}),
