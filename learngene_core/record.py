@@ -113,9 +113,9 @@ class Record:
     """What was seen of the weight gradients of every block, per task and epoch, and of untrained networks (the null).
 
     layers: names (l,); task, epoch: (r,) numbers from 1; counts: (r, l, 2, N_BINS) entries above zero [0] and below [1],
-    summed over the epoch's recorded steps; zeros: (r, l); null_counts (n, t, l, 2, N_BINS), null_zeros (n, t, l): the
-    same for n untrained networks on t tasks with random labels; table: one row per task, epoch and layer (gradients.csv). A layer that did not exist yet
-    has counts of zero.
+    summed over the epoch's recorded steps; zeros: (r, l). null_counts (n, t, l, 2, N_BINS) and null_zeros (n, t, l): the
+    same for n untrained networks on t tasks with random labels. table: one row per task, epoch and layer (gradients.csv).
+    A layer that did not exist yet has counts of zero.
     """
 
     layers: tuple[str, ...]

@@ -28,7 +28,7 @@ from learngene_core.config import Config
 from learngene_core.criteria import CRITERIA, best_block, null_choices, score
 from learngene_core.errors import HEADLESS, StudyError
 from learngene_core.explorer import cutting, demo, keeping
-from learngene_core.explorer import layers as layerexplorer
+from learngene_core.explorer import layer_explorer as layerexplorer
 from learngene_core.explorer import panel as explorerpanel
 from learngene_core.explorer import server as explorerserver
 from learngene_core.explorer import threshold as explore

@@ -260,7 +260,7 @@ def test_nearest_class_mean_hits_as_often_as_the_packages(individual_cells, chai
 # all of it ----------------------------------------------------------------------------------------------------------
 def test_the_lines_that_put_the_functions_together_run(chain, lesson):
     (text,) = [
-        c.source for c in notebooks.read(notebooks.numbered("04*.ipynb")[0]).cells if "## The whole method" in c.source
+        c.source for c in notebooks.read(notebooks.numbered("04*.ipynb")[0]).cells if "## The whole chain" in c.source
     ]
     lines = text.partition("```python\n")[2].partition("```")[0]
     start, pixels, labels, recipe = lesson
