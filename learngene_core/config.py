@@ -1,7 +1,7 @@
 """One frozen, flat, typed configuration: every number of the study, its unit, its source, and the stage that reads it.
 
 First how one value is checked (type, range, choice), then what the fields must agree on, then `Config`. It holds what decides a
-result. What only decides how fast it is had (threads, memory format) is resolved once per run folder and stands in
+result. What only decides how fast it is had (threads, memory format) is resolved once per run folder and kept in
 `machine.json` (see `Machine`).
 """
 

@@ -397,7 +397,7 @@ def findings(found: Tables) -> str:
 
     rows = [(what, gives, cell(one), cell(other)) for what, gives, one, other in FINDINGS]
     chosen, null = _paper_choice(joined(found, "scores"))
-    what = f"what the paper's criterion chooses ({chosen}; in untrained networks {null}), minus that prefix, on pseudo-tasks"
+    what = f"what the lowest gradient count chooses ({chosen}; in untrained networks {null}), minus that prefix, on pseudo-tasks"
     table = joined(found, "regret")
     cost = table[
         (table["scope"] == "within budget") & (table["tasks"] == "pseudo") & (table["criterion"] == "released")
