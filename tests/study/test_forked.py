@@ -142,7 +142,8 @@ def test_other_surroundings_are_another_server_and_kernels_of_the_old_one_live_o
 
 
 CLIENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would their children
 from learngene_core.study import kernels
 with kernels.quiet_kernels():
     manager = kernels.start()
