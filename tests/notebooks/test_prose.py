@@ -23,7 +23,7 @@ TURNS = (
     r"\bmiddle of its life\b", r"\bchose nothing\b|\bchoose nothing\b", r"`(smoke|lecture)`: (a|one)\b",
 )  # fmt: skip
 PAGES = [*notebooks.numbered(), *(ROOT / name for name in frontpage.PAGES)]
-METHOD = sorted((ROOT / "learngene_core").glob("*.py"))
+METHOD_FILES = sorted((ROOT / "learngene_core").glob("*.py"))
 
 
 def named(paths):
@@ -82,7 +82,7 @@ def test_sentences_are_told_apart_and_what_is_not_prose_is_left_out():
 
 def test_pages_have_prose_to_measure():
     assert len(PAGES) >= 14 and all(len(sentences(prose(path))) >= 10 for path in PAGES)
-    assert len(METHOD) >= 15 and all(docstrings(path) for path in METHOD)
+    assert len(METHOD_FILES) >= 15 and all(docstrings(path) for path in METHOD_FILES)
 
 
 @named(PAGES)
@@ -98,7 +98,7 @@ def test_no_page_has_a_turn_that_is_read_twice(path):
     assert not found, "\n".join(found)
 
 
-@named(METHOD)
+@named(METHOD_FILES)
 def test_no_docstring_of_the_method_has_a_turn_that_is_read_twice(path):
     found = [place for turn in TURNS if (place := first_turn(turn, docstrings(path)))]
     assert not found, "\n".join(found)
