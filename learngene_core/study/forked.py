@@ -30,6 +30,7 @@ from . import forkserver
 from .kernels import NO_FORK
 
 START = 120.0  # seconds for a server to import everything, perhaps from a cold disk
+TOLD = 5.0  # seconds for a server to tell that a kernel has ended, on a machine that is busy
 # Variables that are looked up when they are needed, so a server need not be started with them: those of this package, those
 # that a kernel gets for itself, and the device, which torch asks for with its first use
 LOOKED_UP = re.compile(r"LEARNGENE_.*|IPYTHONDIR|JPY_.*|CUDA_VISIBLE_DEVICES|PYTEST_.*|PWD|OLDPWD|SHLVL|_")
@@ -55,7 +56,6 @@ class Forked:
         self.pid = self._number()
         if self.pid is None:
             raise NoServerError
-        reply.setblocking(False)
 
     def _number(self) -> int | None:
         """The next number that the server tells; None when it is gone."""
@@ -70,6 +70,7 @@ class Forked:
         """The exit status, or None while the kernel runs. A kernel whose server is gone was killed with it."""
         with self._lock:
             if self.returncode is None:
+                self._reply.settimeout(TOLD if self._ended() else 0)
                 try:
                     number = self._number()
                 except BlockingIOError:
@@ -79,6 +80,13 @@ class Forked:
                 self.returncode = -signal.SIGKILL if number is None else number
                 self._reply.close()
         return self.returncode
+
+    def _ended(self) -> bool:
+        """Whether the process has ended. The server may not have told it yet; then its word is waited for."""
+        try:
+            return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit status, once there is one. Raises subprocess.TimeoutExpired."""

@@ -440,7 +440,9 @@ def test_the_periodic_look_ends_when_nothing_works_on_the_run(smoke_copy, monkey
         await asyncio.sleep(0.2)
         assert not explorer._task.done() and not explorer.error.value
         (smoke_copy / "config.json").rename(smoke_copy / "gone")  # an error in between ends nothing
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(20):
+            while not explorer.error.value:
+                await asyncio.sleep(0)
         assert "no run folder" in explorer.error.value
         (smoke_copy / "gone").rename(smoke_copy / "config.json")
         (smoke_copy / ".owner").unlink()

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def test_an_interrupt_is_heard_and_the_exit_status_comes_back(tmp_path):
         deed(process.pid)
         assert process.wait(20) == status and not kernels.alive(manager)
         kernels.end(manager)
+
+
+def test_a_kernel_that_has_ended_is_not_alive_although_its_server_is_too_busy_to_say_so():
+    manager = kernels.start()
+    (server,) = servers_below()
+    server.suspend()
+    resumed = threading.Timer(0.5, server.resume)
+    try:
+        os.kill(manager.provisioner.pid, signal.SIGKILL)
+        assert gone([psutil.Process(manager.provisioner.pid)])
+        resumed.start()
+        assert not kernels.alive(manager) and manager.provisioner.process.returncode == -9
+    finally:
+        server.resume()
+    kernels.end(manager)
 
 
 def test_a_kernel_whose_server_was_killed_ends_and_the_next_one_has_a_new_server(tmp_path):
