@@ -26,6 +26,8 @@ class KernelDied(StudyError):
 
 
 START_SECONDS = 300  # for a kernel to answer: it imports much, perhaps from a cold disk
+LESSON = "lesson"  # tag of cells that only teach: nothing that comes after them, and no table, needs what they compute
+LEFT_OUT = "Left out: a demonstration. Run the notebook by itself to see it."
 IDLE_MINUTES = 30.0  # a kernel that uses no processor for so long has lost a message and is ended
 
 
@@ -83,14 +85,19 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
 
 
-def execute(path: Path, output: Path, parameters: Mapping[str, Any], kernel: Any = None) -> None:
+def execute(
+    path: Path, output: Path, parameters: Mapping[str, Any], kernel: Any = None, *, lessons: bool = True
+) -> None:
     """Run one notebook with checked parameters; the executed copy is kept in `output`, also when a cell fails.
 
     kernel: the manager of one that runs already (`kernels.Kernels.take`); by default one is started. It is ended.
+    lessons: whether cells run that only teach (tag `lesson`); in the copy the others say that they were left out.
 
     Raises StudyError that names the notebook, the cell and the error; KernelDied when the kernel died, or did nothing for
     IDLE_MINUTES and was ended.
     """
+    import nbformat
+
     # papermill warns of every parameter that the cell does not name; they are checked fields
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
@@ -101,16 +108,23 @@ def execute(path: Path, output: Path, parameters: Mapping[str, Any], kernel: Any
         stack.enter_context(kernels.quiet_kernels())
         if kernel is None:
             stack.callback(kernels.end, kernel := kernels.start())
-        _run(path, output, parameters, kernel)
+        _run(path, output, parameters, kernel, "" if lessons else LESSON)
+    if not lessons:
+        copy = read(output)
+        for cell in copy.cells:
+            if cell.cell_type == "code" and LESSON in cell.metadata.get("tags", []):
+                cell.outputs = [nbformat.v4.new_output("stream", text=LEFT_OUT + "\n")]
+        write(copy, output)
 
 
-def _run(path: Path, output: Path, parameters: dict[str, Any], kernel: Any) -> None:
+def _run(path: Path, output: Path, parameters: dict[str, Any], kernel: Any, left_out: str) -> None:
     import papermill
     import psutil
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     options = {"kernel_name": KERNEL, "language": "python", "progress_bar": False, "log_output": False}
     options |= {"cwd": str(Path.cwd()), "km": kernel, "start_timeout": START_SECONDS}
+    options |= {"skip_cells_with_tag": left_out} if left_out else {}
     ended = threading.Event()
     try:
         with kernels.ended_when_idle(kernel, IDLE_MINUTES) as ended:

@@ -1,5 +1,7 @@
 """What a worker of a sweep does: one notebook, in one run folder. No torch here: that is the kernel's business.
 
+Cells that only teach are left out (tag `lesson`): hundreds of points need no demonstration each.
+
 A job is a mapping of plain values, made by `job_of` and sent to the worker:
 folder (the run folder), notebook and output (the notebook and its executed copy), parameters (the notebook's), mark (what the
 results are made from), table (the file that is gathered; "": none), sources (run folders whose stages are taken over), gpus
@@ -110,7 +112,7 @@ def _execute(job: Job) -> None:
     given = {k: v for k, v in job["parameters"].items() if k not in ("preset", "out")}
     run = Run.open(Config.preset(job["parameters"]["preset"], **given), folder)
     fill(run, [Path(source) for source in job["sources"]])
-    notebooks.execute(Path(job["notebook"]), Path(job["output"]), job["parameters"])
+    notebooks.execute(Path(job["notebook"]), Path(job["output"]), job["parameters"], lessons=False)
     table = folder / job["table"]
     if job["table"] and not table.is_file():
         raise StudyError(f"{Path(job['notebook']).name} has not written {job['table']} (see {job['output']})")

@@ -95,6 +95,35 @@ def test_a_static_figure_stands_before_every_widget(path):
             assert any("image/png" in o.get("data", {}) or o.get("name") for o in before.outputs)
 
 
+class Names(ast.NodeVisitor):
+    """Names that a cell gives values to at its top level, and those it uses anywhere."""
+
+    def __init__(self, source):
+        self.given, self.used = set(), set()
+        self.visit(ast.parse(source))
+
+    def visit_Name(self, node):  # noqa: N802 (ast calls it so)
+        (self.given if isinstance(node.ctx, ast.Store) else self.used).add(node.id)
+
+    def visit_FunctionDef(self, node):  # noqa: N802
+        self.given.add(node.name)
+        inner = Names("\n".join(ast.unparse(part) for part in node.body))
+        self.used |= inner.used - inner.given - {a.arg for a in [*node.args.args, *node.args.kwonlyargs]}
+
+
+@every
+def test_nothing_needs_what_only_a_lesson_computes(path):
+    """So a sweep may leave lessons out. (A name that a cell gives itself before it uses it comes from no lesson.)"""
+    taught, known = set(), set()
+    for cell in code_cells(notebooks.read(path)):
+        names = Names(cell.source)
+        if notebooks.LESSON in cell.metadata.get("tags", []):
+            taught |= names.given - known
+            continue
+        assert not (names.used - names.given) & (taught - known), cell.id
+        known |= names.given
+
+
 # the strict wrapper -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("parameters", "names"),
@@ -117,6 +146,16 @@ def test_exactly_one_parameters_cell(tags, tmp_path):
     path = small(tmp_path, "seed = 0", "shots = None", tags=tags)
     with pytest.raises(StudyError, match=f"{len(tags)} parameters cells"):
         notebooks.checked_parameters(path, {"seed": 1})
+
+
+def test_lessons_are_left_out_on_request_and_say_so(tmp_path):
+    path = small(tmp_path, "seed = 0", "seed = 5\nprint('taught')", "print(seed)", tags=("parameters", "lesson", ""))
+    said = {}
+    for lessons in (True, False):
+        out = tmp_path / f"{lessons}.ipynb"
+        notebooks.execute(path, out, {"seed": 1}, lessons=lessons)
+        said[lessons] = [cell.outputs[0].text.strip() for cell in notebooks.read(out).cells[-2:]]
+    assert said == {True: ["taught", "5"], False: [notebooks.LEFT_OUT, "1"]}
 
 
 def test_values_reach_the_notebook_as_they_are(tmp_path):
