@@ -237,7 +237,7 @@ def test_no_fork_is_an_option_of_study_and_sweep(tmp_path, monkeypatch):
 
 def test_workers_of_a_sweep_do_as_its_command_says(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(notebooks, "execute", lambda *given: seen.append(forked.allowed()))
+    monkeypatch.setattr(notebooks, "execute", lambda *given, **more: seen.append(forked.allowed()))
     for fork in (True, False):
         with kernels.forking(fork):
             job = point.job_of(Config.preset("smoke"), tmp_path / str(fork), tmp_path / "own.ipynb", "code")

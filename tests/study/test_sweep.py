@@ -138,7 +138,7 @@ def job(tmp_path):
 def test_a_job_is_done_once_for_its_parameters_its_code_and_its_table(job, monkeypatch):
     calls = []
     execute = notebooks.execute
-    monkeypatch.setattr(notebooks, "execute", lambda *given: (calls.append(given), execute(*given)))
+    monkeypatch.setattr(notebooks, "execute", lambda *given, **more: (calls.append(given), execute(*given, **more)))
     assert not sweeppoint.finished(job())
     assert sweeppoint.run_job(job()) == {"state": "finished"}
     assert sweeppoint.finished(job()) and sweeppoint.run_job(job()) == {"state": "finished"} and len(calls) == 1
@@ -161,9 +161,9 @@ def test_a_worker_has_one_processor_and_leaves_the_environment_as_it_was(job, mo
     monkeypatch.delenv("LEARNGENE_WORKERS", raising=False)
     before, seen, execute = dict(os.environ), {}, notebooks.execute
 
-    def watching(*given):
+    def watching(*given, **more):
         seen.update(os.environ, at_once=resolve(Config.preset("smoke", device="cpu")).workers)
-        execute(*given)
+        execute(*given, **more)
 
     monkeypatch.setattr(notebooks, "execute", watching)
     assert sweeppoint.run_job(job()) == {"state": "finished"}
