@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..config import FIELDS, RUN_NAMES, Config, check_run_names
 from ..errors import StudyError, atomic, disk_full
 from . import kernels
 from .kernels import KERNEL
+from .links import keep_words, relinked
 
 
 class KernelDied(StudyError):
@@ -86,18 +87,24 @@ def _plain(value: Any) -> Any:
 
 
 def execute(
-    path: Path, output: Path, parameters: Mapping[str, Any], kernel: Any = None, *, lessons: bool = True
+    path: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    kernel: Any = None,
+    *,
+    lessons: bool = True,
+    beside: Collection[str] = (),
 ) -> None:
     """Run one notebook with checked parameters; the executed copy is kept in `output`, also when a cell fails.
 
     kernel: the manager of one that runs already (`kernels.Kernels.take`); by default one is started. It is ended.
     lessons: whether cells run that only teach (tag `lesson`); in the copy the others say that they were left out.
+    beside: names of the notebooks that are executed into the same folder. Links of the copy lead to these, and otherwise to
+    where the links of `path` lead.
 
     Raises StudyError that names the notebook, the cell and the error; KernelDied when the kernel died, or did nothing for
     IDLE_MINUTES and was ended.
     """
-    import nbformat
-
     # papermill warns of every parameter that the cell does not name; they are checked fields
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
@@ -108,13 +115,23 @@ def execute(
         stack.enter_context(kernels.quiet_kernels())
         if kernel is None:
             stack.callback(kernels.end, kernel := kernels.start())
-        _run(path, output, parameters, kernel, "" if lessons else LESSON)
-    if not lessons:
-        copy = read(output)
-        for cell in copy.cells:
-            if cell.cell_type == "code" and LESSON in cell.metadata.get("tags", []):
-                cell.outputs = [nbformat.v4.new_output("stream", text=LEFT_OUT + "\n")]
-        write(copy, output)
+        try:
+            _run(path, output, parameters, kernel, "" if lessons else LESSON)
+        finally:
+            with contextlib.suppress(StudyError):  # a kernel that dies may leave no copy, or half of one
+                _finish(path, output, lessons, beside)
+
+
+def _finish(path: Path, output: Path, lessons: bool, beside: Collection[str]) -> None:
+    """Make an executed copy readable where it lies: its links lead somewhere, and cells that were left out say so."""
+    import nbformat
+
+    copy = read(output)
+    keep_words(read(path), copy, lambda text: relinked(text, path.parent, output.parent, beside))
+    for cell in copy.cells if not lessons else ():
+        if cell.cell_type == "code" and LESSON in cell.metadata.get("tags", []):
+            cell.outputs = [nbformat.v4.new_output("stream", text=LEFT_OUT + "\n")]
+    write(copy, output)
 
 
 def _run(path: Path, output: Path, parameters: dict[str, Any], kernel: Any, left_out: str) -> None:

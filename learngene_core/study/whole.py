@@ -77,13 +77,13 @@ def run_notebooks(run: Run, paths: Sequence[Path], *stages: str) -> None:
     expected = stage_seconds(run, *stages)
     total = sum(expected.values()) + KERNEL_SECONDS * len(paths)
     say(f"study: {len(paths)} notebooks into {run.path}; about {duration(total)} on this machine")
-    parameters = parameters_of(run.cfg, run.path)
+    parameters, names = parameters_of(run.cfg, run.path), [path.name for path in notebooks.numbered()]
     with Kernels() as ready, stage_bar(run, expected, more=KERNEL_SECONDS * len(paths)) as notebook_done:
         for path in paths:
             start, kernel = time.monotonic(), ready.take()
             if path != paths[-1]:
                 ready.prepare()  # the next notebook's, while this one works
-            notebooks.execute(path, _copy(run, path), parameters, kernel)
+            notebooks.execute(path, _copy(run, path), parameters, kernel, beside=names)
             write_json(run.path / "notebooks" / "index.json", {**_finished(run), path.name: _mark(run.cfg, path)})
             run.note_time("notebook", path.stem, time.monotonic() - start)
             notebook_done(KERNEL_SECONDS)

@@ -39,6 +39,7 @@ from learngene_core.runs.info import configuration
 from learngene_core.runs.run import Run
 from learngene_core.runs.states import task_states
 from learngene_core.study import cli, notebooks
+from learngene_core.study.links import keep_words
 from learngene_core.study.report import clean
 from learngene_core.study.summary import summary_markdown
 from learngene_core.study.whole import run_study
@@ -57,7 +58,9 @@ def refresh() -> None:
     with tempfile.TemporaryDirectory(prefix="learngene-") as folder:
         run = run_study(Config.preset("lecture"), Path(folder, "lecture"))
         for path in notebooks.numbered():
-            notebooks.write(clean(notebooks.read(run.path / "notebooks" / path.name)), path)
+            copy = notebooks.read(run.path / "notebooks" / path.name)
+            keep_words(notebooks.read(path), copy)  # the links of a copy lead from where it lies
+            notebooks.write(clean(copy), path)
             say(f"{path.name}: executed again")
         _pictures(run)
         extract(run.path)  # the run that ships with the explorer

@@ -16,7 +16,7 @@ import pytest
 from learngene_core.config import FIELDS, RUN_NAMES, Config
 from learngene_core.errors import StudyError
 from learngene_core.runs.run import Run, parameters_of
-from learngene_core.study import notebooks
+from learngene_core.study import links, notebooks
 from learngene_core.study.whole import run_study
 
 PATHS = notebooks.numbered()
@@ -95,6 +95,18 @@ def test_a_static_figure_stands_before_every_widget(path):
             assert any("image/png" in o.get("data", {}) or o.get("name") for o in before.outputs)
 
 
+TRAINED = ("collective", "record", "results", "openworld", "atlas_cells", "controls", "layer_scores", "verdicts")
+
+
+@every
+def test_a_cell_that_trains_when_the_run_is_new_says_so_in_its_first_line(path):
+    asked = set()
+    for cell in code_cells(notebooks.read(path)):
+        new = set(re.findall(r"\bchain\.(\w+)", cell.source)) & set(TRAINED) - asked
+        assert not new or cell.source.startswith("# trains"), f"{cell.id} trains {new}"
+        asked |= set(TRAINED) if "verdicts" in new else new  # the verdicts ask for everything
+
+
 class Names(ast.NodeVisitor):
     """Names that a cell gives values to at its top level, and those it uses anywhere."""
 
@@ -156,6 +168,25 @@ def test_lessons_are_left_out_on_request_and_say_so(tmp_path):
         notebooks.execute(path, out, {"seed": 1}, lessons=lessons)
         said[lessons] = [cell.outputs[0].text.strip() for cell in notebooks.read(out).cells[-2:]]
     assert said == {True: ["taught", "5"], False: [notebooks.LEFT_OUT, "1"]}
+
+
+def test_links_of_an_executed_copy_lead_somewhere(tmp_path):
+    path = small(tmp_path, "seed: int = 0", "1 / 0")
+    (tmp_path / "exercises").mkdir()
+    (tmp_path / "exercises" / "a task.ipynb").touch()
+    nb = notebooks.read(path)
+    words = "[`tasks`](exercises/a%20task.ipynb#here), [next](next.ipynb), [gone](gone.md), [web](https://x.org/a.b), `[a](b)`"
+    nb.cells.append(nbformat.v4.new_markdown_cell(words))
+    notebooks.write(nb, path)
+    for _ in range(2):  # also over the copy that is there, and when a cell fails
+        with pytest.raises(StudyError):
+            notebooks.execute(path, tmp_path / "run" / "copies" / path.name, {"seed": 1}, beside=["next.ipynb"])
+    copy = notebooks.read(tmp_path / "run" / "copies" / path.name)
+    assert copy.cells[-1].source == (
+        "[`tasks`](../../exercises/a%20task.ipynb#here), [next](next.ipynb), gone, [web](https://x.org/a.b), `[a](b)`"
+    )
+    links.keep_words(nb, copy)
+    assert copy.cells[-1].source == words
 
 
 def test_values_reach_the_notebook_as_they_are(tmp_path):
@@ -247,6 +278,16 @@ def test_the_chain_leaves_a_whole_run_folder(study):
     assert [name for name in expected if not (study.path / name).exists()] == []
     assert {p.name for p in (study.path / "notebooks").glob("*.ipynb")} == {p.name for p in PATHS}
     assert all(study.done(stage) for stage in ("division", "collective", "criteria", "reconstruct"))
+
+
+def test_links_of_the_copies_in_a_run_folder_lead_somewhere(study):
+    found = []
+    for path in sorted((study.path / "notebooks").glob("*.ipynb")):
+        text = "\n".join(cell.source for cell in notebooks.read(path).cells if cell.cell_type == "markdown")
+        targets = re.findall(r"\]\(((?!http|#)[^)]+)\)", text)
+        assert not [target for target in targets if not (path.parent / target.split("#")[0]).exists()], path.name
+        found += targets
+    assert {"05_open_world.ipynb"} < set(found) and any("exercises/" in target for target in found)
 
 
 def test_the_chain_gives_what_the_verbs_give(study, smoke_run):
