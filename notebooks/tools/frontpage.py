@@ -5,7 +5,7 @@
     <!-- end -->
 
 is the file itself: Markdown as it is, Python and text in a fence, and with `as KIND` a table of results as the page shows
-it (`TABLES`, and `keptpages.KINDS` for many ancestors); several files are named and separated by commas:
+it (`TABLES`, and `keptpages.KINDS` and `checkpages.KINDS` for many ancestors); several files are named and separated by commas:
 `glyphs=a.csv, CIFAR-100=b.csv as claims`; a name with a star is all files that there are. Paths start at the root of the project.
 A test compares every page with `filled`; `python notebooks/tools/frontpage.py` brings all of them up to date.
 """
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import checkpages
 import keptpages
 import numpy as np
 import pandas as pd
@@ -142,6 +143,7 @@ TABLES: dict[str, Callable[[Mapping[str, pd.DataFrame]], str]] = {
     "plain": plain_table,
     "precision": precision_table,
     **keptpages.KINDS,
+    **checkpages.KINDS,
 }
 
 

@@ -1,4 +1,4 @@
-"""Kept tables of many ancestors as the pages show them: tables in, Markdown out. Kinds of `frontpage`.
+"""Kept tables of many ancestors as the pages show them: tables in, Markdown out. Kinds of `frontpage`; more in `checkpages`.
 
 Every function takes tables by name, as `frontpage` reads them (`cifar100-individuals` from `cifar100-individuals.csv.gz`).
 Tables of one kind are put one below the other, so that a new data source needs no change here.
@@ -6,7 +6,7 @@ Tables of one kind are put one below the other, so that a new data source needs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from learngene_core.analysis.ancestor_tables import WHO, ancestor_gains, atlas_g
 from learngene_core.analysis.statistics import mean_interval
 from learngene_core.config import Config
 from learngene_core.errors import StudyError
-from learngene_core.figures.words import ANCESTOR_LABELS, CRITERION_LABELS, DATA_LABELS, OPEN_SCORE_LABELS
+from learngene_core.figures.words import ANCESTOR_LABELS, CRITERION_LABELS, DATA_LABELS
 from learngene_core.learngene import Learngene, light_shape
 from learngene_core.network import ConvNet
 from learngene_core.presets import PAPER_POOLS
@@ -109,7 +109,7 @@ def ancestor_results(found: Tables) -> str:
                     f"{inherits}{blocks}",
                     f"{scratch:.1f}",
                     f"{reached:.1f}",
-                    _mean(own["gain"]),
+                    over_ancestors(own["gain"]),
                 )
             )
     header = ("ancestor", "its nearest class mean %", "inherited", "scratch %", "individual %", "gain, points")
@@ -134,7 +134,7 @@ def _span(blocks: pd.Series) -> str:
     return ", ".join(sorted(blocks.unique()))
 
 
-def _mean(values: pd.Series) -> str:
+def over_ancestors(values: pd.Series) -> str:
     """A mean with its interval over ancestors; below `ENOUGH` the single values, without one."""
     if len(values) < ENOUGH:
         return ", ".join(f"{v:+.1f}" for v in values) + f" (n={len(values)}, no interval)"
@@ -179,7 +179,7 @@ def regret(found: Tables) -> str:
         cells = []
         for kind in kinds:
             values = own.loc[own["ancestor"] == kind, "over_prefix"].dropna()
-            cells.append(_mean(values) if len(values) else "not defined")
+            cells.append(over_ancestors(values) if len(values) else "not defined")
         rows.append((CRITERION_LABELS.get(criterion, criterion), own["group"].iloc[0], *cells))
     return markdown(("criterion", "reads", *(ANCESTOR_LABELS.get(k, k) for k in kinds)), rows)
 
@@ -313,72 +313,6 @@ _OURS: dict[str, Callable[[Tables], str]] = {
 }
 
 
-def checks(found: Tables) -> str:
-    """`checks`: shots, increment, noise and forgetting beside what was published; means over ancestors with their intervals."""
-    table = found["checks"].assign(
-        value=lambda t: pd.to_numeric(t["value"]), published=lambda t: pd.to_numeric(t["published"])
-    )
-    rows = [row for check in CHECKS for row in _check_rows(check, table[table["check"] == check])]
-    return markdown(("check", "case", "published", "ours", "ancestors"), rows)
-
-
-CHECKS = {
-    "shots": "ten-way accuracy of frozen features, %, by images per class",
-    "forgetting": "one task more: change of features (1 - CKA), accuracy (%)",
-    "increment": "loss over all classes, no memory: accuracy on the last task, %",
-    "noise": "a network tuned on noisy images (accuracy, %), by what is tuned",
-}
-
-
-def _check_rows(check: str, table: pd.DataFrame) -> Iterator[tuple[str, ...]]:
-    """One row per case, in the order of the table; values of several noises are averaged within an ancestor."""
-    kinds = {"forgetting": ("drift", "rho", "accuracy"), "noise": ("none", *NOISY)}.get(check, ("",))
-    own = table[table["case"].isin(kinds)]
-    own = own.assign(name=own["item"].where(own["case"] != "none", "clean images, as it is"))
-    for (kind, name), part in own.groupby(["ancestor", "name"], sort=False):
-        if check == "forgetting" and part["case"].iloc[0] == "drift" and name not in DRIFT:
-            continue
-        each = part.groupby("ancestor_seed")["value"].mean()
-        form = ".2f" if each.abs().max() <= 1 else ".1f"
-        bounded = part["case"].iloc[0] == "rho"  # a t interval would leave the range of a correlation
-        middle = mean_interval(each) if len(each) >= ENOUGH and not bounded else None
-        ours = (
-            limits(middle.estimate, middle.low, middle.high, form) if middle else ", ".join(f"{v:{form}}" for v in each)
-        )
-        published = part["published"].dropna()
-        theirs = f"{published.iloc[0]:g}" if len(published) else "-"
-        yield (
-            CHECKS[check],
-            f"{ANCESTOR_LABELS.get(kind, kind)}: {CHECK_ITEMS.get(name, name)}",
-            theirs,
-            ours,
-            str(len(each)),
-        )
-
-
-NOISY = ("gaussian", "impulse")
-DRIFT = ("conv2", "conv7", "conv13")
-CHECK_ITEMS = {
-    **{str(k): f"{k} images" for k in (2, 4, 8, 16, 32)},
-    **{f"conv{k}": f"drift of conv{k}" for k in (2, 7, 13)},
-    "drift and depth": "Spearman's rho of drift and depth",
-    "before": "accuracy on earlier classes, %, before", "after": "after the task",
-    "front as before": "conv1-7 put back", "back as before": "conv8-13 put back",
-    "mean x tasks": "mean over all tasks, times their number", "ratio": "ratio of the two",
-    "as it is": "nothing", "part 1": "conv1-2", "part 2": "conv3-4", "part 3": "conv5-7", "part 4": "conv8-10",
-    "part 5": "conv11-13", **{f"rgn part {k}": f"relative gradient norm of part {k}" for k in range(1, 6)},
-}  # fmt: skip
-
-
-def choice_of_score(found: Tables) -> str:
-    """`checks`: AUROC of every score on the images that chose H8a's, and on those that judge it."""
-    table = found["checks"]
-    own = table[table["check"] == "score"].pivot(index="item", columns="case", values="value").astype(float)
-    own = own.sort_values("choosing", ascending=False)
-    rows = [(OPEN_SCORE_LABELS.get(n, n), f"{r['choosing']:.1f}", f"{r['judging']:.1f}") for n, r in own.iterrows()]
-    return markdown(("score", "validation images against the stream", "test images against unknown ones"), rows)
-
-
 FINDINGS = (  # what is inherited, what it gives, the claims whose numbers the two columns show
     ("the last three blocks, after fresh first ones (the paper's form)", "within two points of scratch, above 0", "A1", "A1j"),
     ("the first three blocks, with fresh later ones", "a clear gain", "A2", "A2j"),
@@ -402,7 +336,9 @@ def findings(found: Tables) -> str:
     cost = table[
         (table["scope"] == "within budget") & (table["tasks"] == "pseudo") & (table["criterion"] == "released")
     ]
-    costs = [_mean(cost.loc[cost["ancestor"] == kind, "over_prefix"].dropna()) for kind in ("sequential", "joint")]
+    costs = [
+        over_ancestors(cost.loc[cost["ancestor"] == kind, "over_prefix"].dropna()) for kind in ("sequential", "joint")
+    ]
     rows.append((what, "a large loss", *costs))
     for name, block in (("A6", "the last three blocks"), ("A7", "conv1-7")):
         rows.append((f"{block}: joint minus sequential ancestors", claims.loc[name, "verdict"], "", cell(name)))
@@ -431,8 +367,6 @@ KINDS: dict[str, Callable[[Tables], str]] = {
     "light_atlas": light_atlas,
     "budgets": budgets,
     "break_even": break_even,
-    "checks": checks,
-    "choice_of_score": choice_of_score,
     "published": published,
     "findings": findings,
 }

@@ -28,7 +28,7 @@ from learngene_core.study.report import Formulas, alt_text
 REVEAL = "https://unpkg.com/reveal.js@4.6.1"  # has dist/reveal.js, dist/theme/*.css and plugin/notes, as a copy must
 DECKS = Path(__file__).with_suffix(".yaml")
 MOST_WORDS = 40
-WIDTH, HEIGHT = 1200, 750  # of a slide, in pixels
+WIDTH, HEIGHT = 1280, 720  # of a slide, in pixels: the form of a hall's screen
 NEWLINES = "\n\n"
 SHORT = 80  # characters of a line that are seen from the last row
 WIDE = 1.45  # a picture wider than this times its height stands below the text, others beside it
@@ -43,7 +43,7 @@ LOOKS_BACK = (
 
 STYLE = f"""
 body {{ margin: 0; }}
-.reveal .slides section {{ width: {WIDTH}px; height: {HEIGHT}px; box-sizing: border-box; padding: 26px 44px 20px;
+.reveal .slides section {{ width: {WIDTH}px; height: {HEIGHT}px; box-sizing: border-box; padding: 20px 30px 12px;
   text-align: left;
   font: 26px/1.35 system-ui, "Segoe UI", "Noto Sans", sans-serif; color: #222; background: white; overflow: hidden;
   display: flex; flex-direction: column; }}
@@ -54,7 +54,7 @@ body {{ margin: 0; }}
 .reveal .slides .beside .text {{ flex: 0 0 320px; }}
 .reveal .slides .words p, .reveal .slides .words li {{ font-size: 36px; }}
 .reveal .slides .words {{ justify-content: center; padding: 0 60px 60px; }}
-.reveal .slides .predict {{ background: #fdf3df; margin: 0 -44px -20px; }}
+.reveal .slides .predict {{ background: #fdf3df; margin: 0 -30px -12px; }}
 .reveal .slides p {{ margin: 0 0 10px; }} .reveal .slides ul {{ margin: 0 0 10px 26px; padding: 0; display: block; }}
 .reveal .slides .shown {{ flex: 1; min-height: 0; display: flex; align-items: center; justify-content: center; gap: 16px; }}
 .reveal .slides .shown img {{ max-width: 100%; max-height: 100%; width: 100%; height: 100%; object-fit: contain; margin: 0; }}
