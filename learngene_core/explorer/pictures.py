@@ -81,7 +81,7 @@ class HeatPicture:
     def __init__(self, view: RunView, width: int = 410, height: int = 390):
         figure = _figure(width, height)
         self.record = view.record
-        self.ax = _axes(figure, 70, 48, 28, 30)
+        self.ax = _axes(figure, 76, 48, 28, 30)
         nothing = np.zeros((len(np.unique(view.record.task)), len(view.layers)))
         layer_task_heatmap(nothing, view.layers, "", ax=self.ax, grown=grown_cells(view.record.table))
         self.mesh, *self.dots = self.ax.collections

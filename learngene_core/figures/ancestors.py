@@ -37,7 +37,7 @@ def gain_against_quality(
         raise ValueError(f"no block {sorted(missing)[0]!r}; there are {', '.join(table['block'].unique())}")
     table = table[table["block"].isin(wanted)]
     data, blocks = in_order(list(table["data"]), DATA_LABELS), in_order(wanted, BLOCK_COLOURS)
-    size = (6.1 * len(data) + 0.4 if len(data) > 1 else 8.6, 5.6)
+    size = (5.7 * len(data) + 0.4 if len(data) > 1 else 8.6, 5.2)
     axes = plt.subplots(1, len(data), figsize=size, sharey=shared, squeeze=False, layout="constrained")[1][0]
     for ax, name in zip(axes, data, strict=True):
         part = table[table["data"] == name]
@@ -74,7 +74,7 @@ def _legend(axes: Sequence[Axes], blocks: Sequence[str], kinds: Sequence[str]) -
         for b in blocks
     ]
     markers = [Line2D([], [], marker=_marker(k), color=MUTED, label=ANCESTOR_LABELS.get(k, k), **dots) for k in kinds]
-    heads = {"title_fontproperties": {"weight": "bold", "size": 12}, "alignment": "left"}
+    heads = {"title_fontproperties": {"weight": "bold", "size": 14}, "alignment": "left"}
     if len(axes) > 1:
         legend_below(axes[0], 2, points=56, handles=colours, title="inherited block", **heads)
         legend_below(
@@ -94,7 +94,7 @@ def light_atlas(table: pd.DataFrame) -> np.ndarray:
     over own scratch, 95 % over target tasks), n. A colour and a marker per kind of ancestor. Raises StudyError without rows.
     """
     table = checked(table, ("ancestor", "first", "last", "gain", "gain_low", "gain_high", "n"), "the light atlas")
-    axes = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True, width_ratios=(13, 11), layout="constrained")[1]
+    axes = plt.subplots(1, 2, figsize=(11.8, 5), sharey=True, width_ratios=(13, 12), layout="constrained")[1]
     prefix = table["first"] == 1
     titles = ("prefixes: conv1 to ...", "three neighbouring blocks")
     for ax, part, title in zip(axes, (table[prefix], table[~prefix]), titles, strict=True):
@@ -107,7 +107,7 @@ def light_atlas(table: pd.DataFrame) -> np.ndarray:
             ax.vlines(x, own["gain_low"], own["gain_high"], linewidth=2.2, **look)
             ax.scatter(x, own["gain"], s=48, marker=_marker(kind), label=ANCESTOR_LABELS.get(kind, kind), **look)
         ax.axhline(0, color=INK, linewidth=1.2, zorder=1)
-        ax.set_xticks(range(len(places)), names, fontsize=10 if ax is axes[1] else 12)
+        ax.set_xticks(range(len(places)), names, rotation=45 if max(map(len, names), default=0) > 2 else 0)
         ax.set(title=f"{title} (n = {int(table['n'].min())} tasks)", xlabel="inherited blocks (conv number)")
         tidy(ax, grid="y")
     axes[0].set(ylabel="gain over own scratch (points)", xlabel="last inherited block (conv number)")
@@ -123,7 +123,7 @@ def choice_costs(table: pd.DataFrame) -> Axes:
     """
     table = checked(table, ("criterion", "ancestor", "cost", "cost_low", "cost_high", "n"), "the table of choices")
     names, kinds = list(dict.fromkeys(table["criterion"])), in_order(list(table["ancestor"]), ANCESTOR_LABELS)
-    ax = plt.subplots(figsize=(10.5, 0.5 * len(names) + 1.9), layout="constrained")[1]
+    ax = plt.subplots(figsize=(10.5, 0.5 * len(names) + 2), layout="constrained")[1]
     for kind, shift in zip(kinds, np.linspace(-0.15, 0.15, len(kinds)) if len(kinds) > 1 else (0.0,), strict=True):
         colour = KIND_COLOURS.get(kind, MUTED)
         for row in table[table["ancestor"] == kind].to_dict("records"):

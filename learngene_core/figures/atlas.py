@@ -40,7 +40,7 @@ from .style import (
 from .tables import Block, block_name, checked, signed, with_shots
 from .words import SCORE_LABELS, criterion_label
 
-POINTS = "gain over scratch (percentage points)"
+POINTS = "gain over scratch (points)"
 UNSURE, BLANK = GREY, PALE
 GAINS = {  # whose gains: their columns, the tasks in words, what an interval is
     "novel": ("gain", "band_low", "band_high", "n_tasks", "target tasks", "simultaneous band"),
@@ -92,7 +92,7 @@ def atlas_map(
     table, low, high, title = gains_of(atlas, gains, shots)
     n = int(max([atlas["last"].max(), *(last for _, last in (marks or {}).values())]))
     half_widths = n <= 8 if half_widths is None else half_widths
-    ax = new_axes(ax, 10, 7.2)
+    ax = new_axes(ax, 9, 6.5)
     value, bottom, top = (square(table, column, n) for column in (GAINS[gains][0], low, high))
     reach = scale or float(np.nanmax(np.abs(value))) or 1.0
     if np.nanmax(np.abs(value)) > reach:
@@ -157,8 +157,8 @@ def _numbers(ax: Axes, mesh: object, value: np.ndarray, half: np.ndarray | None)
     """The gain, and below it its half-width where `half` is given, in every computed cell that has room for it."""
     n, box = len(value), ax.get_window_extent()
     width, height = (side / n * 72 / ax.figure.dpi for side in (box.width, box.height))  # points
-    digits, share = (1, 0.27) if width * 0.27 >= 7.5 else (0, 0.38)  # of the width for a letter's height
-    size = min(width * share, height * (0.3 if half is not None else 0.45), 12.5)
+    digits, share = (1, 0.29) if width * 0.29 >= 7.5 else (0, 0.38)  # of the width for a letter's height
+    size = min(width * share, height * (0.3 if half is not None else 0.45), 13)
     if size < 5.5:
         return
     for i, j in np.argwhere(~np.isnan(value)):
@@ -218,9 +218,9 @@ def _key(ax: Axes, mesh: object, frames: list[Patch], n: int, seen: tuple[float,
         bar = ax.figure.colorbar(mesh, ax=ax, label=POINTS, location="left", pad=0.02)
         bar.ax.set_ylim(min(seen[0], 0), max(seen[1], 0))
     else:
-        inset = ax.inset_axes([0.03, 0.43, 0.32, 0.032])
+        inset = ax.inset_axes([0.03, 0.48, 0.32, 0.03])
         bar = ax.figure.colorbar(mesh, cax=inset, orientation="horizontal")
-        bar.set_label("gain over scratch (points)", fontsize=11.5)
+        bar.set_label(POINTS, fontsize=13)
         bar.ax.set_xlim(min(seen[0], 0), max(seen[1], 0))  # only what occurs; the colours stay symmetric about 0
         bar.ax.xaxis.set_major_locator(MaxNLocator(5))
     bar.outline.set_visible(False)
@@ -228,7 +228,7 @@ def _key(ax: Axes, mesh: object, frames: list[Patch], n: int, seen: tuple[float,
         legend_below(ax, 2, points=16, handles=frames)
     elif frames:
         ax.legend(handles=frames, loc="lower left", bbox_to_anchor=(0, 0), borderaxespad=0, handlelength=1.5,
-                  fontsize=11.5, labelspacing=0.45)  # fmt: skip
+                  fontsize=13, labelspacing=0.3)  # fmt: skip
 
 
 def margins(
@@ -241,7 +241,7 @@ def margins(
 ) -> np.ndarray:
     """Gains by the position of blocks, and by the parameters they take, beside each other; returns the axes (2,)."""
     gains_of(atlas, "novel", shots)  # an error leaves no empty figure
-    axes = plt.subplots(1, 2, figsize=(12.5, 5.2), layout="constrained")[1]
+    axes = plt.subplots(1, 2, figsize=(12.5, 5.6), layout="constrained")[1]
     gain_by_position(atlas, lengths=lengths, shots=shots, ax=axes[0])
     gain_by_parameters(atlas, budget=budget, shots=shots, marks=marks, ax=axes[1])
     return axes
@@ -275,7 +275,7 @@ def gain_by_position(
     ax.set_xticks(range(1, n + 1))
     ax.set(xlabel="middle of the block (conv number)", ylabel=POINTS, title=title, xlim=(0.5, n + 0.5))
     tidy(ax, grid="y")
-    legend_below(ax, 4, title="inherited blocks, with 95 % intervals", title_fontsize=12)
+    legend_below(ax, 4, title="inherited blocks, with 95 % intervals")
     return ax
 
 
@@ -297,7 +297,7 @@ def gain_by_parameters(
     table = table.sort_values(["share", "gain"], ascending=[True, False])
     x, y = table["share"], table["gain"]
     front = table[y > y.cummax().shift(fill_value=-np.inf)]
-    ax = new_axes(ax, 9, 4.8)
+    ax = new_axes(ax, 10.5, 5.2)
     ax.vlines(x, table["gain_low"], table["gain_high"], color=PALE, linewidth=1.3, zorder=1)
     ax.scatter(x, y, s=26, color=GREY, zorder=2, label="a block, with 95 % interval")
     label = "best with no more parameters (estimates)"
@@ -332,7 +332,7 @@ def _name_front(ax: Axes, front: pd.DataFrame) -> None:
         x, y = ax.transData.transform((row.share, row.gain)) * 72 / ax.figure.dpi
         if last[0] - x > 30 or last[1] - y > 15:
             ax.annotate(block_name((row.first, row.last)), (row.share, row.gain), (-6, 5), textcoords="offset points",
-                        ha="right", fontsize=10.5, color=COLLECTIVE,
+                        ha="right", fontsize=13, color=COLLECTIVE,
                         path_effects=[withStroke(linewidth=3, foreground="white")])  # fmt: skip
             last = x, y
 

@@ -69,7 +69,7 @@ def controls_figure(
     blocks = blocks if every else _with_gain(rows, blocks)
     tables = {block: _paired(rows, block, reference) for block in blocks}
     order, breaks = _in_groups(pd.concat(tables.values()), reference)
-    size = (12 if len(blocks) > 1 else 10, 0.46 * len(order) + 1.9)
+    size = (11.8, 0.3 * len(order) + 1.8)
     axes = plt.subplots(1, len(blocks), figsize=size, sharex=True, squeeze=False, layout="constrained")[1][0]
     for ax, block in zip(axes, blocks, strict=True):
         _control_panel(ax, tables[block], order, reference)
@@ -162,7 +162,7 @@ def claims_figure(claims: pd.DataFrame, *, only: Sequence[str] | None = None) ->
     unit = table["unit"].fillna("estimate") if "unit" in table else pd.Series(range(len(table)), table.index)
     groups = {name: table[unit == name] for name in unit.unique()}
     counts = [len(part) for part in groups.values()]
-    size = (12, sum(0.58 * n + 0.85 for n in counts) + 0.5 + 0.2 * len(scopes))
+    size = (11.8, sum(0.6 * n + 0.9 for n in counts) + 0.5 + 0.25 * len(scopes))
     axes = plt.subplots(len(groups), 1, figsize=size, height_ratios=[n + 0.5 for n in counts], squeeze=False,
                         layout="constrained")[1][:, 0]  # fmt: skip
     for ax, (name, part) in zip(axes, groups.items(), strict=True):
@@ -172,7 +172,7 @@ def claims_figure(claims: pd.DataFrame, *, only: Sequence[str] | None = None) ->
     axes[0].set_title(f"estimate with 95 % interval{least}")
     notes = ["scope: " + "\n".join(f"{signs[scope]} {scope}".strip() for scope in scopes)]
     notes += [f"without an estimate: {', '.join(idle)}"] if idle else []
-    axes[0].figure.supxlabel("\n".join(notes), fontsize=11, color=MUTED)
+    axes[0].figure.supxlabel("\n".join(notes), fontsize=13, color=MUTED)
     return axes
 
 
@@ -206,11 +206,11 @@ def _claim_panel(ax: Axes, part: pd.DataFrame, digits: int) -> None:
         known = estimate_text(row.estimate, row.low, row.high, digits).replace(
             "+", ""
         )  # not all of these are differences
-        right_of(ax, y, words, colour, up=8, fontweight="bold")
-        right_of(ax, y, known if np.isnan(row.n) else f"{known}, n = {row.n:.0f}", up=-8)
+        right_of(ax, y, words, colour, up=9, fontweight="bold")
+        right_of(ax, y, known if np.isnan(row.n) else f"{known}, n = {row.n:.0f}", up=-9)
         text = getattr(row, "text", None)
         name = f"{row.claim}{row.sign}"
-        labels.append(textwrap.fill(f"{name}: {text}" if isinstance(text, str) and text else name, 44))
+        labels.append(textwrap.fill(f"{name}: {text}" if isinstance(text, str) and text else name, 30))
     ax.set_yticks(range(len(part)), labels)
     stripe(ax, len(part))
 
@@ -225,7 +225,7 @@ def released_figure(released: pd.DataFrame) -> np.ndarray:
     table = checked(released, columns, "released.csv").set_index("defects")
     names = [n for n in ("none",) if n in table.index] + [n for n in table.index if n not in ("none", "all")]
     names += [n for n in ("all",) if n in table.index]
-    axes = plt.subplots(1, 2, figsize=(12, 0.46 * len(names) + 1.7), sharey=True, layout="constrained")[1]
+    axes = plt.subplots(1, 2, figsize=(11.8, 0.28 * len(names) + 1.6), sharey=True, layout="constrained")[1]
     for y, row in enumerate(table.loc[names].itertuples()):
         axes[0].plot([row.scratch, row.learngene], [y, y], color=PALE, linewidth=2, zorder=1)
         differs = "none" in names and row.chosen != table.loc["none", "chosen"]
@@ -243,9 +243,9 @@ def released_figure(released: pd.DataFrame) -> np.ndarray:
     axes[0].set_yticks(range(len(names)), [DEFECT_LABELS.get(name, name.replace("_", " ")) for name in names])
     low, high = int(table["n_tasks"].min()), int(table["n_tasks"].max())
     count = f"n = {low} tasks" if low == high else f"n = {low} to {high} tasks"
-    axes[0].set(xlabel="accuracy on query images (%)", title=f"one defect at a time ({count})")
-    axes[1].set(xlabel="paired gain over scratch (points), 95 %", title="learngene against scratch")
-    axes[1].text(1.02, 1, "chosen", transform=axes[1].transAxes, va="bottom", fontsize=11, color=MUTED)
+    axes[0].set(xlabel="query accuracy (%)", title=f"one at a time ({count})")
+    axes[1].set(xlabel="gain over scratch (points), 95 %", title="learngene against scratch")
+    axes[1].text(1.02, 1, "chosen", transform=axes[1].transAxes, va="bottom", fontsize=13, color=MUTED)
     for ax in axes:
         stripe(ax, len(names))
     legend_below(axes[0], 2)

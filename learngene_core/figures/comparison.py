@@ -44,7 +44,7 @@ def training_curves(curves: pd.DataFrame, *, n_way: int = 5) -> np.ndarray:
         return empty_panels("no method of this run is trained", 1)
     column = "query_accuracy" if "query_accuracy" in curves else "loss"
     shots = sorted(curves["shots"].unique())
-    size = (5.6 * len(families) if len(families) > 1 else 8.6, 3.3 * len(shots) + 0.9)
+    size = (5.8 * len(families) if len(families) > 1 else 8.8, 3.3 * len(shots) + 1.1)
     axes = plt.subplots(
         len(shots), len(families), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
     )[1]
@@ -109,20 +109,26 @@ def with_shares(paired: pd.DataFrame, results: pd.DataFrame, whole: int) -> pd.D
     return merged.assign(share=100 * merged["inherited_parameters"] / whole).drop(columns="inherited_parameters")
 
 
-def comparison(paired: pd.DataFrame, *, n_way: int = 5, reference: str = "scratch") -> np.ndarray:
+def comparison(
+    paired: pd.DataFrame,
+    *,
+    n_way: int = 5,
+    reference: str = "scratch",
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Accuracy and paired gain of every method, a row of two panels per family and `shots`; returns the axes (rows, 2).
 
     paired: `statistics.paired_table(results, reference=reference)`, accuracies in percent, gains in percentage points,
     both with 95 % intervals over target tasks; with a column `block` each block stands beside its own reference, with `share`
-    (see `with_shares`) the inherited share of parameters is written beside each gain. All gains have one axis. Dotted: chance,
-    100 / n_way. Dashed: methods without training (ncm).
+    (see `with_shares`) the inherited share of parameters is written beside each gain. All gains have one axis; `limits` are
+    its ends, so that several figures can share it. Dotted: chance, 100 / n_way. Dashed: methods without training (ncm).
     """
     trained = paired[paired["family"] != NO_TRAINING]
     rows = trained if len(trained) else paired
     families = in_order(list(rows["family"]), FAMILY_LABELS)
     groups = [(f, s) for f in families for s in sorted(rows.loc[rows["family"] == f, "shots"].unique())]
     counts = [len(rows[(rows["family"] == f) & (rows["shots"] == s)]) for f, s in groups]
-    size = (12, sum(0.42 * n + 0.75 for n in counts) + 1.1)
+    size = (11.8, sum(0.36 * n + 0.8 for n in counts) + 1.2)
     heights = {"height_ratios": [n + 0.4 for n in counts], "sharex": "col"}
     axes = plt.subplots(len(groups), 2, figsize=size, squeeze=False, layout="constrained", **heights)[1]
     for (family, n_shots), (left, right) in zip(groups, axes, strict=True):
@@ -131,15 +137,18 @@ def comparison(paired: pd.DataFrame, *, n_way: int = 5, reference: str = "scratc
         _reference_lines(left, still if len(trained) else still[:0], n_way)
         _dots(left, part, "accuracy", ".1f")
         _dots(right, part, "gain", "+.1f", reference)
-        left.set_title(_panel_title(family, n_shots, part["n_tasks"]))
-        of = "gain over its own" if part["block"].nunique() > 1 else "gain over"
-        right.set_title(f"{of} {METHOD_LABELS.get(reference, reference)}, same tasks")
+        left.set_title(_panel_title(family, n_shots, part["n_tasks"]), x=1, ha="right")  # apart from the one beside it
+        of = "paired gain over own" if part["block"].nunique() > 1 else "paired gain over"
+        right.set_title(f"{of} {METHOD_LABELS.get(reference, reference)}")
     for left, right in axes:  # sharing hides these
         left.tick_params(labelbottom=True)
         right.tick_params(labelbottom=True)
-    axes[-1, 0].set_xlabel("query accuracy (%), 95 % interval")
-    axes[-1, 1].set_xlabel("gain (percentage points), 95 % interval")
-    legend_below(axes[-1, 0], 2)
+    if limits is not None and np.isfinite(limits).all():
+        axes[0, 1].set_xlim(limits)
+    axes[-1, 0].set_xlabel("query accuracy (%), 95 %")
+    axes[-1, 1].set_xlabel("gain (percentage points), 95 %")
+    handles = axes[-1, 0].get_legend_handles_labels()  # of the figure: one of the axes would take room from both panels
+    axes[0, 0].figure.legend(*handles, loc="outside lower center", ncols=2)
     return axes
 
 
@@ -171,7 +180,9 @@ def _dots(ax: Axes, part: pd.DataFrame, column: str, form: str, reference: str =
         colour = METHOD_COLOURS.get(method, INK)
         ax.plot([low, high], [y, y], color=colour, linewidth=2.6, solid_capstyle="butt")
         ax.scatter([middle], [y], s=48, color=colour, zorder=3)
-        text = f"{middle:{form}}" if np.isnan(low) else f"{middle:{form}}  [{low:{form}}, {high:{form}}]"
+        text = f"{middle:{form}}"
+        if column == "gain" and not np.isnan(low):  # the numbers that decide; of accuracies the line says enough
+            text += f"  [{low:{form}}, {high:{form}}]"
         if column == "gain" and "share" in part and pd.notna(row["share"]):
             text += f",  inherits {share_text(row['share'])}"
         right_of(ax, y, text.replace("-", "\N{MINUS SIGN}"))
@@ -209,7 +220,7 @@ def paired_dots(
     for what the table does not hold, or pairs that miss a half.
     """
     methods = [method] if isinstance(method, str) else list(method)
-    ax = new_axes(ax, 9.5, 4.6)
+    ax = new_axes(ax, 10, 4.9)
     start, n_tasks, where = 0, [], None
     for name in methods:
         part = _one_pair(results, family, name, reference, shots)
@@ -232,7 +243,7 @@ def paired_dots(
     )
     ax.set_xlim(0, start - 1)
     tidy(ax, grid="y")
-    legend_below(ax, 2, points=34, title="mean, and its 95 % interval as a band", title_fontsize=12)
+    legend_below(ax, 2, points=34, title="mean, and its 95 % interval as a band")
     return ax
 
 
@@ -278,7 +289,7 @@ def gain_bars(gains: pd.DataFrame) -> np.ndarray:
     table = checked(gains, needed, "the table of gains")
     families, data = in_order(list(table["family"]), FAMILY_LABELS), in_order(list(table["data"]), DATA_LABELS)
     rows = max(table[table["family"] == f]["block"].nunique() for f in families)
-    size = (6.2 * len(families) + 0.6, rows * (0.34 * len(data) + 0.3) + 1.5)
+    size = (5.6 * len(families) + 0.6, rows * (0.3 * len(data) + 0.24) + 1.6)
     axes = plt.subplots(1, len(families), figsize=size, sharex=True, squeeze=False, layout="constrained")[1][0]
     for ax, family in zip(axes, families, strict=True):
         part = table[table["family"] == family]

@@ -26,7 +26,7 @@ def image_rows(
         raise ValueError(f"needs pixels (rows, k, 3, h, w) and a name per row, not {pixels.shape}, {len(names)} names")
     rows, k, _, height, width = pixels.shape
     names = readable(names)
-    ax = new_axes(ax, 10, min(12, 0.8 + 8.0 / k * rows * height / width))
+    ax = new_axes(ax, 10, min(12, 0.8 + 7.2 / k * rows * height / width))
     ax.imshow(montage(pixels, GAP), interpolation="nearest")
     ax.set_yticks(np.arange(rows) * (height + GAP) + height / 2, names)
     ax.set_xticks(np.arange(k) * (width + GAP) + width / 2, thin(range(1, k + 1)))
@@ -60,7 +60,7 @@ def episode(support: ArrayLike, query: ArrayLike, classes: Sequence[str], *, ax:
     ax.set_yticks(np.arange(rows) * (height + GAP) + height / 2, classes)
     for at, k, text in zip(ticks, counts, ("support\nlabelled", "query\nto classify"), strict=True):
         ax.annotate(
-            f"{text}, {rows} × {k}", (at.mean(), 0), (0, 7), textcoords="offset points", ha="center", fontsize=13
+            f"{text}, {rows} × {k}", (at.mean(), 0), (0, 7), textcoords="offset points", ha="center", fontsize=14
         )
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -113,7 +113,7 @@ def task_pictures(pixels: ArrayLike, numbers: Sequence[int], *, ax: Axes | None 
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(f"{rows} source tasks of {way} classes, learned in this order")
+    ax.set_title(f"{rows} source tasks of {way} classes,\nlearned in this order")
     return ax
 
 

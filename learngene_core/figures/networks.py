@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from .style import ACCENT, GREY, INK, PALE, PART_COLOURS, legend_below, new_axes
+from .style import ACCENT, GREY, INK, PALE, PART_COLOURS, legend_below, new_axes, short
 
 Shape = Mapping[str, Any]
 """`ConvNet.shape`: names, widths, pools (1-based numbers of blocks), n_classes, image_size, hidden."""
@@ -42,7 +42,7 @@ def shape_flops(shape: Shape, blocks: Sequence[str] | None = None) -> int:
     return sum(counts.values()) + sum(2 * a * b for a, b in zip(sizes, sizes[1:], strict=False))
 
 
-def growth(shapes: Sequence[Shape], *, ax: Axes | None = None, most_rows: int = 8) -> Axes:
+def growth(shapes: Sequence[Shape], *, ax: Axes | None = None, most_rows: int = 6) -> Axes:
     """The growing network: a row per task, a column per block whose height is its width in channels.
 
     shapes: `ConvNet.shape` of the model of each task, from task 1 on. Of more than `most_rows` tasks, evenly spread ones
@@ -51,7 +51,7 @@ def growth(shapes: Sequence[Shape], *, ax: Axes | None = None, most_rows: int = 
     chosen = np.unique(np.linspace(0, len(shapes) - 1, min(len(shapes), most_rows)).round().astype(int))
     final, pitch = shapes[-1], 1.62 * max(shapes[-1]["widths"])
     x = dict(zip(final["names"], columns(final), strict=True))
-    ax = new_axes(ax, 11, 1.7 + 0.66 * len(chosen))
+    ax = new_axes(ax, 11, 1.8 + 0.56 * len(chosen))
     start = before = widths_of(shapes[0])
     for row, number in enumerate(chosen):
         shape, y = shapes[number], -row * pitch
@@ -60,14 +60,14 @@ def growth(shapes: Sequence[Shape], *, ax: Axes | None = None, most_rows: int = 
         for part, widths in (("new", now if row else {}), ("grown", before), ("start", start)):
             draw_blocks(ax, [x[n] for n in widths], list(widths.values()), y, part)
         for name in now if row in (0, len(chosen) - 1) else [n for n in now if now[n] != before.get(n)]:
-            _note(ax, x[name], y + now[name] / 2, str(now[name]))
-        ax.text(x[final["names"][-1]] + 1.1, y, f"{shape_parameters(shape):,}", va="center", fontsize=11)
+            _note(ax, x[name], y + now[name] / 2, str(now[name]), size=11.5)
+        ax.text(x[final["names"][-1]] + 1.1, y, f"{shape_parameters(shape):,}", va="center", fontsize=13)
         before = now
-    ax.text(x[final["names"][-1]] + 1.1, 0.72 * pitch, "parameters", va="center", fontsize=11)
+    ax.text(x[final["names"][-1]] + 1.1, 0.72 * pitch, "parameters", va="center", fontsize=13)
     ax.set_yticks(-np.arange(len(chosen)) * pitch, [f"task {i + 1}" for i in chosen])
-    ax.set_xticks(list(x.values()), [f"{n}\n{side} px" for n, side in zip(x, sides(final), strict=True)], fontsize=10)
+    ax.set_xticks(list(x.values()), [f"{n}\n{side} px" for n, side in zip(short(list(x)), sides(final), strict=True)])
     ax.set(ylim=((0.4 - len(chosen)) * pitch, 0.95 * pitch), xlim=(-0.8, max(x.values()) + 2.6))
-    ax.set_xlabel("block, and the side of the map it works on")
+    ax.set_xlabel("block (conv number), and the side of the map it works on")
     ax.set_title("Width of every block in channels, task by task")
     _bare(ax)
     parts = {"start": "width at task 1", "grown": "grown earlier", "new": "new since the row above", "pool": "pool"}
@@ -90,17 +90,17 @@ def networks_side_by_side(
     x = [columns(collective_shape), columns(individual_shape)]
     x[1] = x[1] + max(0, x[0][-1] - x[1][-1]) / 2
     bottom = max(both[1].values()) / 2
-    ax, levels = new_axes(ax, 11, 5.6), (0.0, -1.5 * tallest - bottom)
+    ax, levels = new_axes(ax, 11.8, 5.2), (0.0, -1.5 * tallest - bottom)
     for name in inherited:
         ends = [x[i][list(both[i]).index(name)] for i in (0, 1)]
         heights = [levels[0] - both[0][name] / 2, levels[1] + both[1][name] / 2]
         ax.plot(ends, heights, color=PART_COLOURS["inherited"], linewidth=2, alpha=0.6, zorder=1)
     for shape, at, y, rest in zip((collective_shape, individual_shape), x, levels, ("ancestor", "fresh"), strict=True):
-        _draw_network(ax, shape, at, y, inherited, rest, above=rest == "ancestor")
+        _draw_network(ax, shape, at, y, inherited, rest, above=rest == "ancestor", size=11)
     right = max(x[0][-1], x[1][-1])
-    ax.set(xlim=(-2.4, right + 2.6), ylim=(levels[1] - bottom - 0.55 * tallest, 1.1 * tallest))
-    ax.set_yticks(levels, ["collective", "individual"], weight="bold")
-    ax.set_xticks([])
+    ax.set(xlim=(-2.8, right + 2.1), ylim=(levels[1] - bottom - 0.55 * tallest, 1.1 * tallest), xticks=[], yticks=[])
+    for at, y, name in zip(x, levels, ("collective", "individual"), strict=True):
+        ax.text(at[0] - 1.2, y + 0.42 * tallest, name, ha="right", va="center", weight="bold")
     _bare(ax)
     total, light = shape_parameters(collective_shape), shape_parameters(individual_shape)
     kept = shape_parameters(individual_shape, inherited)
@@ -199,7 +199,7 @@ def draw_pools(ax: Axes, shape: Shape, x: Sequence[float], y: float) -> None:
 
 
 def _draw_network(
-    ax: Axes, shape: Shape, x: np.ndarray, y: float, inherited: Sequence[str], rest: str, above: bool
+    ax: Axes, shape: Shape, x: np.ndarray, y: float, inherited: Sequence[str], rest: str, above: bool, size: float = 9
 ) -> None:
     """One network with its picture at the left and its head at the right; names and widths above or below the blocks."""
     draw_pools(ax, shape, x, y)
@@ -210,17 +210,17 @@ def _draw_network(
         draw_blocks(ax, [at], [width], y, part)
         text = f"{name}\n{width}" if above else f"{width}\n{name}"
         colour = PART_COLOURS["inherited"] if name in inherited else INK
-        _note(ax, at, y + side * width / 2, text, side, colour)
+        _note(ax, at, y + side * width / 2, text, side, colour, size)
     outputs = shape["n_classes"]
     draw_blocks(ax, [x[-1] + 1.4], [outputs], y, "head")
-    _note(ax, x[-1] + 1.4, y + side * outputs / 2, f"{outputs}\nclasses", side)
-    ax.text(x[0] - 1.2, y, f"image\n{shape['image_size']} px", ha="right", va="center", fontsize=10)
+    _note(ax, x[-1] + 1.4, y + side * outputs / 2, f"{outputs}\nclasses", side, size=size)
+    ax.text(x[0] - 1.2, y, f"image\n{shape['image_size']} px", ha="right", va="center", fontsize=size + 1)
 
 
-def _note(ax: Axes, x: float, y: float, text: str, side: int = 1, colour: str = INK) -> None:
+def _note(ax: Axes, x: float, y: float, text: str, side: int = 1, colour: str = INK, size: float = 9) -> None:
     """Text a little above (side 1) or below (-1) a column's end."""
     place = {"xytext": (0, 2 * side), "textcoords": "offset points", "va": "bottom" if side > 0 else "top"}
-    ax.annotate(text, (x, y), ha="center", fontsize=9, color=colour, **place)
+    ax.annotate(text, (x, y), ha="center", fontsize=size, color=colour, **place)
 
 
 def _bare(ax: Axes) -> None:

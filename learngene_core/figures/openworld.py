@@ -68,7 +68,7 @@ def score_distributions(
     """
     columns = min(3, len(scores))
     rows = -(-len(scores) // columns)
-    size = (12, 3.4 * rows + 0.6)
+    size = (11.8, 3.7 * rows + 0.9)
     axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")[1].ravel()
     for ax, score in zip(axes, scores, strict=False):
         known, unknown = split(images, score)
@@ -83,7 +83,7 @@ def score_distributions(
     for ax in axes[len(scores) :]:
         ax.set_visible(False)
     figure = axes[0].figure
-    figure.suptitle("a good score puts known images (right) apart from unknown ones (left)", fontsize=14)
+    figure.suptitle("a good score puts known images (right) apart from unknown ones (left)", fontsize=15)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return axes
 
@@ -154,7 +154,7 @@ def over_tasks(table: pd.DataFrame, scores: Sequence[str] = ("msp", "maxlogit", 
     table: openworld.csv. Each accuracy is that of the classifier of the score, among all classes seen so far; scores of one
     classifier, such as the head, share one line.
     """
-    axes = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")[1]
+    axes = plt.subplots(1, 2, figsize=(11.5, 5), layout="constrained")[1]
     classifiers: dict[tuple[float, ...], list[str]] = {}
     for k, score in enumerate(scores):
         part = table[table["score"] == score].sort_values("task")
@@ -194,7 +194,7 @@ def learning(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     groups = {title: ways for title, ways in groups.items() if ways}
     ways = [way for own in groups.values() for way in own]
     rows = table.set_index("method").loc[ways]
-    ax = new_axes(ax, 11, 0.62 * len(ways) + 1.6)
+    ax = new_axes(ax, 11.5, 0.38 * len(ways) + 1.7)
     kinds = {"old": ("old classes", KNOWN), "new": ("new classes", UNKNOWN), "harmonic": ("harmonic mean", INK)}
     for shift, (kind, (label, colour)) in zip((-0.24, 0, 0.24), kinds.items(), strict=True):
         name, y = f"{kind}_accuracy", np.arange(len(ways)) + shift
@@ -205,7 +205,7 @@ def learning(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         if k % 2 == 0:
             ax.axhspan(first - 0.5, first + len(own) - 0.5, color=FAINT, linewidth=0, zorder=-1)
         middle = first + (len(own) - 1) / 2
-        place = {"transform": ax.get_yaxis_transform(), "va": "center", "weight": "bold", "fontsize": 12}
+        place = {"transform": ax.get_yaxis_transform(), "va": "center", "weight": "bold", "fontsize": 13}
         ax.text(1.02, middle, title, color=MUTED, **place)
         first += len(own)
     ax.set_yticks(range(len(ways)), [WAY_LABELS.get(way, way.replace("_", " ")) for way in ways])
@@ -237,7 +237,7 @@ def gallery(
         len(pixels), 1, figsize=(max(6.5, size * widest), height * len(pixels)), squeeze=False, layout="constrained"
     )
     for ax, (title, row) in zip(axes[:, 0], pixels.items(), strict=True):
-        ax.set_title(title, loc="left", fontsize=12)
+        ax.set_title(title, loc="left", fontsize=14)
         ax.axis("off")
         picture_row(ax, row, widest, wrapped.get(title, ()), points)
     return axes[:, 0]

@@ -21,13 +21,14 @@ from .style import FAINT, GREY, GROUP_COLOURS, INK, MUTED, PALE, PART_COLOURS, b
 from .words import SCORE_LABELS
 
 BLUE = PART_COLOURS["inherited"]
-LEFT, RIGHT = -6.6, 3.3  # room for words at the left and right of the networks, in columns
-TALL, GAP = 1.9, 0.62  # height of the widest block, and the space between rows, in the same unit
+LEFT, RIGHT = -8.3, 4.0  # room for words at the left and right of the networks, in columns
+TALL, GAP = 1.6, 0.56  # height of the widest block, and the space between rows, in the same unit
 HEAD = 0.22  # the least height of a head
+LINES = 0.36  # half of what the two lines of words beside a small network need, with the space between rows
 PANEL = 0.66  # half the height of the criterion's panel
-WIDE = 0.62  # inches per column
+WIDE = 0.47  # inches per column
 KEY = (
-    ("start", "block, as tall as it is wide in channels"),
+    ("start", "block: height is its channels"),
     ("grown", "grown since task 1"),
     ("inherited", "inherited"),
     ("fresh", "fresh"),
@@ -65,25 +66,26 @@ def paradigm(
     y = _collectives(ax, shapes, at, scale, inherited)
     bottom = y - scale * max(both[0].values()) / 2
     line, under = bottom - GAP - PANEL, _under(individual, inherited, at)
-    level = line - PANEL - 1.9 * GAP - TALL / 2
+    level = line - PANEL - 2.4 * GAP - TALL / 2
     _ribbon(ax, at, at, inherited, (y - scale * max(both[0][n] for n in inherited) / 2, line - PANEL))
     _ribbon(ax, at, under, inherited, (line - PANEL, level + scale * max(both[1][n] for n in inherited) / 2))
     _criterion(ax, scores, at, line, inherited)
     _individual(ax, individual, under, level, scale, inherited, shots)
-    ax.set(xlim=(LEFT, right + RIGHT), ylim=(level - TALL / 2 - 1.15, 0.62), aspect="equal")
+    narrow = WIDE * (right + RIGHT - LEFT) < 10
+    ax.set(xlim=(LEFT, right + RIGHT), ylim=(level - TALL / 2 - (1.9 if narrow else 1.3), 0.62), aspect="equal")
     ax.set_axis_off()
-    _key(ax, shapes)
+    _key(ax, shapes, 3 if narrow else len(KEY))
     if own:
         ax.figure.set_size_inches(WIDE * np.ptp(ax.get_xlim()), WIDE * np.ptp(ax.get_ylim()))
     return ax
 
 
-def _key(ax: Axes, shapes: Sequence[Shape]) -> None:
-    """What the colours mean, in a line below the drawing."""
+def _key(ax: Axes, shapes: Sequence[Shape], most: int) -> None:
+    """What the colours mean, at most `most` in a line, below the drawing."""
     key = [(part, words) for part, words in KEY if part != "grown" or _grew(shapes)]
     handles = [Patch(facecolor=PART_COLOURS[k], edgecolor=GREY if k == "fresh" else "none", label=v) for k, v in key]
-    ax.legend(handles=handles, loc="lower left", ncols=len(key), bbox_to_anchor=(0.0, 0.0), fontsize=10, handlelength=1.1,
-              columnspacing=1.6, borderaxespad=0, labelcolor=MUTED)  # fmt: skip
+    look = {"fontsize": 13, "handlelength": 1.1, "columnspacing": 1.2, "borderaxespad": 0, "labelcolor": MUTED}
+    ax.legend(handles=handles, loc="lower left", ncols=min(most, len(key)), bbox_to_anchor=(0.0, 0.0), **look)
 
 
 def _grew(shapes: Sequence[Shape]) -> bool:
@@ -100,7 +102,7 @@ def _collectives(
     for number in numbers:
         shape, last = shapes[number], number == numbers[-1]
         now = widths_of(shape)
-        half = scale * max(now.values()) / 2
+        half = max(scale * max(now.values()) / 2, LINES)
         y -= half + (GAP if number else 0.2)
         _network(ax, shape, [at[name] for name in now], y, scale)
         parts = [("grown", now), ("start", start), *([("inherited", now)] if last else [])]
@@ -108,9 +110,9 @@ def _collectives(
             names = [name for name in widths if part != "inherited" or name in inherited]
             draw_blocks(ax, [at[n] for n in names], [scale * widths[n] for n in names], y, part)
         _task(ax, -1.5, y, "base", 3, shapes[0]["n_classes"])
-        ax.text(-2.15, y, f"task {number + 1}", ha="right", va="center", fontsize=12, color=INK)
+        ax.text(-2.15, y, f"task {number + 1}", ha="right", va="center", fontsize=14, color=INK)
         words = f"{shape_parameters(shape):,}\nparameters"
-        ax.text(max(at.values()) + 1.6, y, words, va="center", fontsize=10.5, color=MUTED, linespacing=1.35)
+        ax.text(max(at.values()) + 1.6, y, words, va="center", fontsize=13, color=MUTED, linespacing=1.25)
         if number != numbers[-1] and numbers[numbers.index(number) + 1] > number + 1:
             ax.text(-2.15, y - half - GAP * 0.62, "⋮", ha="right", va="center", fontsize=14, color=MUTED)
         y -= half
@@ -158,18 +160,18 @@ def _criterion(
     for name, where in at.items():
         colour, weight = (BLUE, "bold") if name in inherited else (MUTED, "normal")
         text = name.removeprefix("conv")
-        ax.text(where, y - PANEL - 0.09, text, ha="center", va="top", fontsize=9.5, color=colour, weight=weight)
+        ax.text(where, y - PANEL - 0.09, text, ha="center", va="top", fontsize=13, color=colour, weight=weight)
     ends = np.nan_to_num([place(null)[-1], place(score)[-1]], nan=y)
     if "null" in scores:
-        if abs(ends[0] - ends[1]) < 0.56:  # side by side, in their order
-            ends = ends.mean() + np.array([0.28, -0.28]) * (1 if ends[0] >= ends[1] else -1)
-        ax.text(x[-1] + 0.85, ends[0], "untrained\nnetworks", va="center", fontsize=9.5, color=MUTED)
-    ax.text(x[-1] + 0.85, ends[1], "collective", va="center", fontsize=9.5, color=PART_COLOURS["start"])
+        if abs(ends[0] - ends[1]) < 0.8:  # side by side, in their order
+            ends = ends.mean() + np.array([0.42, -0.42]) * (1 if ends[0] >= ends[1] else -1)
+        ax.text(x[-1] + 0.85, ends[0], "untrained\nnetworks", va="center", fontsize=13, color=MUTED)
+    ax.text(x[-1] + 0.85, ends[1], "collective", va="center", fontsize=13, color=PART_COLOURS["start"])
     name = str(scores["criterion"].iloc[0])
     what = SCORE_LABELS.get(name, name.replace("_", " "))
-    words = (
-        f"A criterion on the gradients of every block ({what}). {_choice(scores, inherited)} {block_text(inherited)}."
-    )
+    unit = {"ha": "right", "va": "center", "fontsize": 13, "color": MUTED, "linespacing": 1.15}
+    ax.text(-0.75, y, textwrap.fill(what, 14), **unit)
+    words = f"A criterion reads the gradients. {_choice(scores, inherited)} {block_text(inherited)}."
     _step(ax, 2, y + 0.4, "Choose", words)
 
 
@@ -198,12 +200,12 @@ def _individual(
             colour = BLUE if part == "inherited" else MUTED
             weight = "bold" if part == "inherited" else "normal"
             bottom = y - scale * max(widths.values()) / 2 - 0.12
-            ax.text(np.mean(place), bottom, words, ha="center", va="top", fontsize=11, color=colour, weight=weight)
-    ax.text(x[-1] + 1.6, y, f"fresh head,\n{ways} classes", va="center", fontsize=10.5, color=MUTED, linespacing=1.35)
+            ax.text(np.mean(place), bottom, words, ha="center", va="top", fontsize=13, color=colour, weight=weight)
+    ax.text(x[-1] + 1.6, y, f"fresh head,\n{ways} classes", va="center", fontsize=13, color=MUTED, linespacing=1.25)
     _task(ax, x[0] - 1.5, y, "novel", 4, ways)
-    ax.text(x[0] - 2.1, y, f"{ways} new classes,\n{shots} images each", ha="right", va="center", fontsize=11, color=INK)
+    ax.text(x[0] - 2.1, y, f"{ways} new classes,\n{shots} images each", ha="right", va="center", fontsize=13, color=INK)
     kept, all_ = shape_parameters(shape, inherited), shape_parameters(shape)
-    words = f"A light individual of {all_:,} parameters, {100 * kept / all_:.0f} % of them inherited, learns a few-shot task."
+    words = f"{all_:,} parameters, {100 * kept / all_:.0f}\N{NO-BREAK SPACE}% inherited, learn a few-shot task."
     _step(ax, 3, y + TALL / 2 - 0.1, "Inherit", words)
 
 
@@ -235,7 +237,15 @@ def _ribbon(
 def _step(ax: Axes, number: int, y: float, title: str, words: str) -> None:
     """A numbered heading with a sentence, at the left."""
     x = LEFT + 0.45
-    ax.add_patch(Circle((x, y), 0.27, color=PART_COLOURS["start"], linewidth=0))
-    ax.text(x, y, str(number), ha="center", va="center_baseline", color="white", weight="bold", fontsize=12)
-    ax.text(x + 0.45, y, title, va="center_baseline", weight="bold", fontsize=14, color=INK)
-    ax.text(x - 0.25, y - 0.4, textwrap.fill(words, 27), va="top", fontsize=10, color=MUTED, linespacing=1.3)
+    ax.add_patch(Circle((x, y), 0.33, color=PART_COLOURS["start"], linewidth=0))
+    ax.text(x, y, str(number), ha="center", va="center_baseline", color="white", weight="bold", fontsize=14)
+    ax.text(x + 0.55, y, title, va="center_baseline", weight="bold", fontsize=16, color=INK)
+    ax.text(
+        x - 0.25,
+        y - 0.45,
+        textwrap.fill(words, 22, break_on_hyphens=False),
+        va="top",
+        fontsize=13,
+        color=MUTED,
+        linespacing=1.2,
+    )

@@ -44,13 +44,13 @@ def selection_figure(
     names = _main(names, (*MAIN, *MAIN_BASELINES), every)
     ordered = ranks.loc[names].sort_values("spearman", ascending=False, kind="stable", na_position="last").index
     names = [n for n in ordered if n not in BASELINES] + [n for n in ordered if n in BASELINES]
-    figure, axes = plt.subplots(1, 2, figsize=(12, 0.46 * len(names) + 1.9), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11.8, 0.4 * len(names) + 2), sharey=True, layout="constrained")
     for y, name in enumerate(names):
         colour = BASELINE if name in BASELINES else CRITERION
         if NULL + name in ranks.index:
             dot(axes[0], y + 0.2, ranks.loc[NULL + name], "spearman", NULL_GREY, hollow=True)
         if not dot(axes[0], y - (0.12 if NULL + name in ranks.index else 0), ranks.loc[name], "spearman", colour):
-            axes[0].text(0.02, y, "cannot rank", va="center", fontsize=11, color=MUTED)
+            axes[0].text(0.02, y, "cannot rank", va="center", fontsize=13, color=MUTED)
         for scope, shift, hollow in ((fixed, -0.13, False), ("within budget", 0.16, True)):
             row = table[(table["criterion"] == name) & (table["scope"] == scope)]
             if len(row) and dot(axes[1], y + shift, row.iloc[0], "regret", colour, hollow=hollow, marker="s"):
@@ -77,7 +77,7 @@ def _choice(ax: Axes, y: float, row: pd.Series, x: float) -> None:
     """The chosen block in numbers, at `x` of the axes' width."""
     if not np.isnan(row["first"]):
         words = block_name((row["first"], row["last"]))
-        ax.text(x, y, words, transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=11)
+        ax.text(x, y, words, transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=13)
 
 
 def _selection_axes(axes: np.ndarray, names: list[str], fixed: str) -> None:
@@ -91,8 +91,9 @@ def _selection_axes(axes: np.ndarray, names: list[str], fixed: str) -> None:
     axes[0].set(
         xlim=(-1.05, 1.05), title="does it rank the blocks?", xlabel="rank correlation with the gain (Spearman)"
     )
-    axes[1].set(title="what does its choice lose?", xlabel="gain lost against the best block (points)")
-    place = {"transform": axes[1].transAxes, "ha": "center", "va": "bottom", "fontsize": 10.5, "color": MUTED}
+    axes[1].set_title("what does its choice lose?", loc="left")
+    axes[1].set_xlabel("gain lost against the best block (points)")
+    place = {"transform": axes[1].transAxes, "ha": "center", "va": "bottom", "fontsize": 13, "color": MUTED}
     axes[1].text(1.1, 1, fixed.removeprefix("blocks of "), **place)
     axes[1].text(1.34, 1, "budget", **place)
     look = {"linestyle": "none", "markersize": 7}
@@ -104,7 +105,7 @@ def _selection_axes(axes: np.ndarray, names: list[str], fixed: str) -> None:
     axes[1].plot([], [], "s", color=MUTED, label=fixed, **look)
     axes[1].plot([], [], "s", markerfacecolor="white", color=MUTED, label="within budget", **look)
     for ax in axes:
-        legend_below(ax, 3, handletextpad=0.3)
+        legend_below(ax, 2, handletextpad=0.3)
 
 
 def score_panels(
@@ -123,23 +124,23 @@ def score_panels(
     needed = ("criterion", "layer", "score", "null", "null_sd", "inherit")
     names = list(dict.fromkeys(checked(scores, needed, "layer_scores.csv")["criterion"]))
     names = _main(names, MAIN, every)
-    columns = min(columns or (3 if every else 2), len(names))
+    columns = min(columns or (3 if every else 4), len(names))
     rows = -(-len(names) // columns)
-    size = (12, (2.7 if every else 3.3) * rows + 0.9)
+    size = (11.8, (2.9 if every else 3.9) * rows + 1.1)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, layout="constrained")
     for ax, name in zip(grid.flat, names, strict=False):
-        _score_panel(ax, scores[scores["criterion"] == name], (chosen or {}).get(name))
+        _score_panel(ax, scores[scores["criterion"] == name], (chosen or {}).get(name), 11 if every else 14)
     for k, ax in enumerate(grid.flat):
         ax.set_visible(k < len(names))
         ax.tick_params(labelbottom=k + columns >= len(names))
-    figure.supxlabel("layer (conv number)", fontsize=13)
+    figure.supxlabel("layer (conv number)", fontsize=14)
     found = {label: line for ax in grid.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=4)
     return grid.flat[: len(names)]
 
 
-def _score_panel(ax: Axes, part: pd.DataFrame, chosen: Block | None) -> None:
-    """One criterion: `part` of layer_scores.csv."""
+def _score_panel(ax: Axes, part: pd.DataFrame, chosen: Block | None, size: float) -> None:
+    """One criterion: `part` of layer_scores.csv, in letters of `size` points."""
     x, null, spread = np.arange(1, len(part) + 1), part["null"].to_numpy(float), 2 * part["null_sd"].to_numpy(float)
     if chosen:
         edges = chosen[0] - 0.5, chosen[1] + 0.5
@@ -149,12 +150,15 @@ def _score_panel(ax: Axes, part: pd.DataFrame, chosen: Block | None) -> None:
     ax.plot(x, part["score"], color=CRITERION, marker="o", markersize=5, linewidth=1.8, label="collective", zorder=3)
     wide = log_where_wide(ax.yaxis, np.concatenate([part["score"], null - spread, null + spread]))
     name = part["criterion"].iloc[0]
-    ax.set_title(criterion_label(name), fontsize=13)
-    ax.set_ylabel(textwrap.fill(SCORE_LABELS.get(name, "score") + (" (log)" if wide else ""), 24), fontsize=10.5)
-    ax.tick_params(labelsize=10.5)
+    ax.set_title(criterion_label(name) if size < 13 else textwrap.fill(criterion_label(name), 18), fontsize=size)
+    ax.set_ylabel(
+        textwrap.fill(SCORE_LABELS.get(name, "score") + (" (log)" if wide else ""), 30 if size > 13 else 24),
+        fontsize=size,
+    )
+    ax.tick_params(labelsize=size - 1)
     ax.set_xticks(x, thin(x, 7))
     ax.set_xlim(0.5, len(x) + 0.5)
     if not wide:
         ax.yaxis.set_major_locator(MaxNLocator(4))
-    inherit_arrow(ax, part["inherit"].iloc[0], 10)
+    inherit_arrow(ax, part["inherit"].iloc[0], size - 1)
     tidy(ax, grid="y")

@@ -52,14 +52,14 @@ def learning_curves(history: pd.DataFrame) -> np.ndarray:
     spans = x.groupby(train["task"]).agg(["min", "max"])
     own = history[(history["phase"] == "test") & (history["on_task"] == history["task"])].set_index("task")["accuracy"]
     own = own[own.index.isin(spans.index)]
-    figure, axes = plt.subplots(2, 1, figsize=(10, 5.6), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(10, 5), sharex=True, layout="constrained")
     for ax, column in zip(axes, ("loss", "accuracy"), strict=True):
         for i, (low, high) in enumerate(spans.to_numpy()):
             ax.axvspan(low - 0.5, high + 0.5, color=FAINT if i % 2 == 0 else "white", zorder=0, linewidth=0)
             inside = x.between(low, high)
             ax.plot(x[inside], train.loc[inside, column], color=COLLECTIVE, marker=".", ms=5)
         tidy(ax)
-    axes[0].set(ylabel="training loss\n(cross-entropy, nats)", ylim=(0, None))
+    axes[0].set(ylabel="training loss\n(nats)", ylim=(0, None))
     axes[1].set(ylabel="accuracy (%)", xlabel="epoch, counted over all tasks", ylim=(-4, 104))
     axes[1].plot([], [], color=COLLECTIVE, marker=".", label="training images (as augmented)")
     if len(own):
@@ -84,7 +84,7 @@ def accuracy_matrix(matrix: pd.DataFrame, *, chance: float | None = None, ax: Ax
     """
     n = len(matrix)
     ax = new_axes(ax, 8.4, 6) if n > 6 else new_axes(ax, 7, 4.6)
-    numbers = {"annot": n <= 15, "fmt": ".0f", "annot_kws": {"fontsize": 12 if n <= 10 else 9}}
+    numbers = {"annot": n <= 15, "fmt": ".0f", "annot_kws": {"fontsize": 14 if n <= 10 else 9}}
     look = {"vmin": 0, "vmax": 100, "cmap": SEQUENTIAL, "linewidths": 1 if n <= 20 else 0, **numbers}
     import seaborn as sns  # seconds to import, needed here alone
 
@@ -110,7 +110,7 @@ def gradient_sizes(gradients: pd.DataFrame, task: int | None = None) -> np.ndarr
     """
     task = int(gradients["task"].max()) if task is None else task
     means = gradients[gradients["task"] == task].groupby("layer", sort=False)[list(SIZES)].mean()
-    axes = plt.subplots(1, 2, figsize=(11.5, 4.3), layout="constrained")[1]
+    axes = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")[1]
     x = np.arange(1, len(means) + 1)
     for name, (label, colour, marker) in SIZES.items():
         ax = axes[1] if name == "relative_norm" else axes[0]
@@ -123,7 +123,8 @@ def gradient_sizes(gradients: pd.DataFrame, task: int | None = None) -> np.ndarr
                       "gradient norm / weight norm" + (" (log)" if wide else ""))  # fmt: skip
         _layer_axis(ax, list(means.index))
         tidy(ax, grid="y")
-    axes[0].set_title(f"weights and gradients in task {task}")
+    scale = ", log axis" if axes[0].get_yscale() == "log" else ""
+    axes[0].set_title(f"weights and gradients in task {task}{scale}")
     axes[1].set_title("gradient relative to its weights")
     legend_below(axes[0])
     return axes
@@ -171,7 +172,7 @@ def layer_task_heatmap(
     ax.patch.set(facecolor=FAINT, hatch="///", edgecolor=PALE)  # seen where there is no value
     ax.spines[:].set_visible(False)
     ax.invert_yaxis()
-    ax.set_xticks(np.arange(n_tasks) + 0.5, thin(range(1, n_tasks + 1)), rotation=0)
+    ax.set_xticks(np.arange(n_tasks) + 0.5, thin(range(1, n_tasks + 1), 12), rotation=0)
     ax.set_yticks(np.arange(n_layers) + 0.5, list(layers), rotation=0)
     ax.set(xlabel="source task", ylabel="layer (input at the top)")
     ax.tick_params(length=0)
@@ -247,13 +248,13 @@ def _layer_axis(ax: Axes, layers: Sequence[str]) -> None:
     ax.set(xlabel="layer (conv number)" if names != list(layers) else "layer", xlim=(0.5, len(layers) + 0.5))
 
 
-def inherit_arrow(ax: Axes, inherit: str, size: float = 11) -> None:
+def inherit_arrow(ax: Axes, inherit: str, size: float = 13) -> None:
     """An arrow right of the axes, down or up: "inherit where low" (or high), in letters of `size` points."""
     ends = ((1.03, 0.08), (1.03, 0.92)) if inherit == "low" else ((1.03, 0.92), (1.03, 0.08))
     look = {"arrowstyle": "-|>", "color": ACCENT, "linewidth": 2.2, "mutation_scale": 16}
     ax.annotate("", *ends, xycoords="axes fraction", textcoords="axes fraction", arrowprops=look)
     words = {"rotation": 90, "va": "center", "fontsize": size, "color": INK, "transform": ax.transAxes}
-    ax.text(1.05, 0.5, f"inherit where {inherit}", **words)
+    ax.text(1.06, 0.5, f"inherit where {inherit}", **words)
 
 
 def profiles_with_null(tables: Mapping[str, pd.DataFrame], chosen: Mapping[str, Sequence[str]]) -> np.ndarray:
@@ -262,7 +263,7 @@ def profiles_with_null(tables: Mapping[str, pd.DataFrame], chosen: Mapping[str, 
     tables: title of the panel -> the table of one criterion; chosen: the same titles -> the block it chooses (may lack some).
     """
     figure, axes = plt.subplots(
-        1, len(tables), figsize=(5.8 * len(tables), 4.8), sharey=True, squeeze=False, layout="constrained"
+        1, len(tables), figsize=(5.8 * len(tables), 5), sharey=True, squeeze=False, layout="constrained"
     )
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
         block = tuple(chosen.get(title, ()))
@@ -293,16 +294,15 @@ def criteria_panel(scores: pd.DataFrame, chosen_by: Mapping[str, Sequence[str]])
     names = list(dict.fromkeys(scores["criterion"]))
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(12, 3.3 * rows + 0.5), squeeze=False, layout="constrained")
+    size = (3.9 * columns + 0.1, 4 * rows + 0.6)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax, name in zip(grid.flat, names, strict=False):
         chosen = tuple(chosen_by.get(name, ()))
         table = scores[scores["criterion"] == name]
         profile_with_null(table.drop(columns="inherit"), chosen=chosen, ax=ax, legend=False)
-        inherit_arrow(ax, table["inherit"].iloc[0], 10)
-        ax.set_title(f"{criterion_label(name)}\n{block_text(chosen)}", fontsize=13)
-        ax.tick_params(labelsize=10)
-        ax.set_ylabel(ax.get_ylabel(), fontsize=10.5)
-        ax.set_xlabel(ax.get_xlabel(), fontsize=10.5)
+        inherit_arrow(ax, table["inherit"].iloc[0])
+        ax.set_title(f"{criterion_label(name)}\nchooses {block_text(chosen)}", fontsize=14)
+        ax.set_xticks(ax.get_xticks(), thin(short(table["layer"]), 7), rotation=0)
     for ax in grid.flat[len(names) :]:
         ax.set_visible(False)
     _profile_legend(figure, grid.flat[0])

@@ -72,7 +72,7 @@ def film(record: Record, threshold: float, sign: str, chosen: Sequence[str], mos
     shares, tasks = record.fraction(threshold, sign), np.unique(record.task)  # (r, l)
     rows = np.unique(np.linspace(1, len(shares), min(len(shares), most_frames)).round().astype(int))
     stages = np.stack([so_far(shares, record.task, shown) for shown in rows])  # (frames, t, l)
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.0), width_ratios=[2.1, 1], layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.0), width_ratios=[1.8, 1], layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     label = f"share of gradient {'|entries|' if sign == 'absolute' else 'entries'} > {threshold:g}"
     ends = {"vmin": np.nanmin(stages), "vmax": np.nanmax(stages)}
@@ -114,7 +114,7 @@ def _profile(ax: Axes, stages: np.ndarray, layers: Sequence[str]) -> plt.Line2D:
     low, high = np.nanmin(means), np.nanmax(means)
     (line,) = ax.plot(means[-1], y, color=PART_COLOURS["start"], marker="o", markersize=6.5)
     room = 0.06 * (high - low or 1)
-    ax.set(xlim=(low - room, high + room), ylim=(len(layers), 0), yticks=[], xlabel="mean over the tasks so far")
+    ax.set(xlim=(low - room, high + room), ylim=(len(layers), 0), yticks=[], xlabel="mean over tasks so far")
     tidy(ax, grid="x")
     ax.spines["left"].set_visible(False)
     return line

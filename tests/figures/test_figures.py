@@ -154,7 +154,7 @@ def test_growth_draws_widths_as_heights_and_says_what_is_new():
 def test_growth_shows_a_block_that_was_inserted():
     deeper = shape((4, 4, 8, 8, 8, 16, 16), names=("conv1", "conv2", "conv3", "conv3+1", "conv4", "conv5", "conv6"))
     ax = growth([COLLECTIVE[0], deeper])
-    assert [t.get_text().split("\n")[0] for t in ax.get_xticklabels()][3] == "conv3+1"
+    assert [t.get_text().split("\n")[0] for t in ax.get_xticklabels()][3] == "3+1"
 
 
 def test_predicted_parameters_are_those_of_the_network():

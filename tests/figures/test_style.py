@@ -122,3 +122,31 @@ def test_drawing_and_exploring_need_no_torch():
     names = [f"{room}.{name}" for room, name in found if room.endswith("figures") or name not in WITH_TORCH]
     code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def readable(figure):
+    """The pixels of an inch, and of the smallest words, on a slide of 1280 x 720: below some text, or beside it."""
+    figure.canvas.draw()
+    width, height = figure.get_size_inches()
+    below, beside = min(1220 / width, 535 / height), min(870 / width, 628 / height)
+    inch = below if width > 1.45 * height else beside
+    words = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+    return inch, min(words, key=lambda t: t.get_fontsize())
+
+
+SHOWN = [  # what the decks show, and is drawn here at its usual size
+    "gain_bars", "division_overview", "task_pictures", "episode", "growth", "networks_side_by_side", "learning_curves",
+    "accuracy_matrix", "gradient_sizes", "profiles_with_null", "draw_record", "paired_dots", "score_distributions",
+    "roc_with_band", "draw_threshold", "over_tasks", "learning", "light atlas", "ancestors", "selection", "panels",
+    "released", "margins",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_figure_is_read_from_the_last_row(name):
+    drawn = np.ravel(np.asarray(EVERY[name](), dtype=object))
+    inch, smallest = readable(drawn[0].figure)
+    assert smallest.get_fontsize() / 72 * inch > 15, smallest.get_text()
+    for ax in drawn:
+        if ax.get_legend():
+            assert ax.get_legend().get_texts()[0].get_fontsize() / 72 * inch > 18.5
