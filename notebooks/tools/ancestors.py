@@ -61,6 +61,9 @@ def unit(job: tuple[str, str, dict, dict, str, str]) -> tuple[str, float, float]
     plain = Machine(**{**machine_of, "capture": False})
     search = data == "cifar100" and cfg.ancestor in ("sequential", "joint") and cfg.division_seed < 0
     tables = study.examine(images, div, col, cfg, machine=plain, search=search)
+    tables["individuals"] = tables["individuals"].drop(
+        columns="classes", errors="ignore"
+    )  # they stand in the next table
     tables["tasks"] = task_classes(target_tasks(images, div, cfg)).assign(**study.who(cfg))
     write(tables, name, out)
     torch.save(col.model.state_dict(), Path(out, f"{name}.pt"))

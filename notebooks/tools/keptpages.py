@@ -14,7 +14,7 @@ import pandas as pd
 from learngene_core import criteria
 from learngene_core.analysis import costs
 from learngene_core.analysis.ancestor_tables import WHO, ancestor_gains, atlas_gains, class_gains, judge_ancestors
-from learngene_core.analysis.statistics import mean_interval
+from learngene_core.analysis.statistics import mean_interval, t_quantile
 from learngene_core.config import Config
 from learngene_core.errors import StudyError
 from learngene_core.figures.words import ANCESTOR_LABELS, CRITERION_LABELS, DATA_LABELS
@@ -114,6 +114,25 @@ def ancestor_results(found: Tables) -> str:
             )
     header = ("ancestor", "its nearest class mean %", "inherited", "scratch %", "individual %", "gain, points")
     return markdown(header, rows)
+
+
+def redrawn(found: Tables) -> str:
+    """`*-individuals`: gains of ancestors whose classes were drawn again, beside what a further one of the own division would
+    be expected to gain: the 95 % prediction interval from its n ancestors, mean +- t(n - 1) sd sqrt(1 + 1 / n)."""
+    individuals = joined(found, "individuals")
+    gains = ancestor_gains(individuals[(individuals["data"] != "glyphs") & (individuals["shots"] == 10)])
+    rows = []
+    for (kind, inherits), part in gains.groupby(["ancestor", "inherits"], sort=False):
+        own, others = part.loc[part["division_seed"] < 0, "gain"], part[part["division_seed"] >= 0]
+        if others.empty:
+            continue
+        reach = t_quantile(len(own), 0.95) * own.std() * np.sqrt(1 + 1 / len(own))
+        low, high = own.mean() - reach, own.mean() + reach
+        places = ["below" if g < low else "above" if g > high else "inside" for g in others["gain"]]
+        each = ", ".join(f"{g:+.1f} ({p})" for g, p in zip(others["gain"], places, strict=True))
+        rows.append((ANCESTOR_LABELS[kind], inherits, limits(own.mean(), low, high), each))
+    rows.sort(key=lambda row: (list(ANCESTOR_LABELS.values()).index(row[0]), _place(row[1])))
+    return markdown(("ancestor learned", "inherited", "own classes, mean (a further one)", "other classes, each"), rows)
 
 
 def _in_order(gains: pd.DataFrame) -> pd.DataFrame:
@@ -362,6 +381,7 @@ def _paper_choice(scores: pd.DataFrame) -> tuple[str, str]:
 KINDS: dict[str, Callable[[Tables], str]] = {
     "ancestor_verdicts": ancestor_verdicts,
     "ancestor_results": ancestor_results,
+    "redrawn": redrawn,
     "choices": choices,
     "regret": regret,
     "light_atlas": light_atlas,

@@ -25,7 +25,9 @@ import refresh
 import yaml
 from packaging.requirements import Requirement
 from PIL import Image
+from scipy import stats
 
+from learngene_core.analysis.ancestor_tables import ancestor_gains
 from learngene_core.analysis.claims import load_claims
 from learngene_core.config import FIELDS, Config
 from learngene_core.errors import StudyError
@@ -391,6 +393,24 @@ def test_a_second_source_of_ancestors_is_taken_when_it_is_there():
     first, second = (re.search(rf"\*\*{name}\*\* .*?\| (\+[^|]*)\|", text).group(1) for name in ("A1", "G1"))
     assert first == second, "the same individuals under another name"
     assert "glyphs, task after task" in keptpages.ancestor_results(found | other)
+
+
+def test_redrawn_classes_are_judged_by_what_a_further_ancestor_would_gain():
+    """scipy's interval for one more draw; and the sentences of the two pages that count."""
+    table = kept("individuals")["cifar100-individuals"]
+    text = keptpages.redrawn({"cifar100-individuals": table})
+    gains = ancestor_gains(table[table["shots"] == 10])
+    own = gains[(gains["ancestor"] == "joint") & (gains["inherits"] == "first three") & (gains["division_seed"] < 0)][
+        "gain"
+    ]
+    low, high = stats.t.interval(0.95, len(own) - 1, own.mean(), own.std() * (1 + 1 / len(own)) ** 0.5)
+    cell = f"| all classes at once | first three | {own.mean():+.1f} ({low:+.1f} to {high:+.1f}) |"
+    assert cell in text and text.count("(above)") == 0
+    words = {16: "sixteen", 5: "five"}
+    below, every = text.count("(below)"), text.count("(below)") + text.count("(inside)")
+    for page in ("RESULTS.md", "06_layer_atlas.ipynb"):
+        said = (ROOT / "notebooks" / page).read_text(encoding="utf-8").lower()
+        assert re.search(rf"{words[below]} (gains )?of {words[every]}", said), page
 
 
 def test_break_even_is_that_of_a_plain_computation():
