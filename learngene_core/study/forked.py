@@ -27,7 +27,7 @@ import psutil
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from . import forkserver
-from .kernels import NO_FORK
+from .forkserver import NO_FORK
 
 START = 120.0  # seconds for a server to import everything, perhaps from a cold disk
 TOLD = 5.0  # seconds for a server to tell that a kernel has ended, on a machine that is busy

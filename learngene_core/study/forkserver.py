@@ -51,6 +51,7 @@ LAUNCHER = (
     "ipykernel_launcher"  # what kernels are; also an argument of the server, so that a list of processes shows it
 )
 BACKEND = "module://matplotlib_inline.backend_inline"  # by name: it is loaded by the first figure
+NO_FORK = "LEARNGENE_NO_FORK"  # variable: kernels are started, not forked
 IDLE = 60.0  # seconds without a kernel, after which the server ends
 LOOK = 1.0  # seconds between looks at the process that asked
 HARMLESS = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")

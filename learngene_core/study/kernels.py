@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 
 from ..errors import HEADLESS
+from .forkserver import NO_FORK
 
 KERNEL = "python3"
-NO_FORK = "LEARNGENE_NO_FORK"  # variable: kernels are started, not forked
 IMPORTS = "LEARNGENE_IMPORTS"  # set for a spare kernel: modules that it imports while nobody waits for it
 MODULES = "torch,sklearn.linear_model,matplotlib.pyplot,seaborn,ipywidgets"
 _CONFIG = """c.IPKernelApp.log_level = 40

@@ -30,8 +30,8 @@ from ..config import STAGE_VERSION, Config
 from ..errors import StudyError, file_hash, read_json, say, write_json
 from ..runs.run import WORKERS, Run, parameters_of
 from . import forked, kernels, notebooks
+from .forkserver import NO_FORK
 from .grid import fields
-from .kernels import NO_FORK
 from .sharing import fill
 
 DONE = "point.json"  # in the folder of a finished job

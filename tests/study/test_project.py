@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -95,6 +97,14 @@ def test_the_project_is_imported_at_the_top_of_its_files():
                 if any(node.level or (node.module or "").startswith("learngene_core") for node in inner):
                     found.add(path.relative_to(package).as_posix())
     assert found <= LAZY
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside functions count; imports for annotations alone do not."""
+    graph = grimp.build_graph("learngene_core", exclude_type_checking_imports=True, cache_dir=None)
+    below = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    ordered = list(graphlib.TopologicalSorter(below).static_order())  # raises CycleError, which names the circle
+    assert len(ordered) == len(graph.modules) > 100
 
 
 def test_every_exported_name_exists():
