@@ -8,6 +8,7 @@ them. The images of a class may lie in a folder `images` of their own, as in Tin
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import re
@@ -39,13 +40,14 @@ class ImageFile(NamedTuple):
 
 class Scan(NamedTuple):
     """What lies directly in a folder: names of sub-folders, images (name, bytes, changed), lists, numbers of other files by
-    suffix, and folders of other programs."""
+    suffix, folders of other programs, and hidden folders."""
 
     folders: list[str]
     images: list[tuple[str, int, tuple[int, int]]]
     lists: list[str]
     others: collections.Counter[str]
     sidecars: list[str]
+    hidden: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +95,12 @@ class Folder:
 
 
 def _scan(entries: Iterable[os.DirEntry[str]]) -> Scan:
-    folders, images, lists, others, names = [], [], [], collections.Counter(), []
+    folders, images, lists, others, names, hidden = [], [], [], collections.Counter(), [], []
     for entry in entries:
         suffix = os.path.splitext(entry.name)[1].lower()
         if not visible(entry.name):
             names.append(entry.name)
+            hidden += [entry.name] if entry.name.startswith(".") and _is_folder(entry) else []
         elif _is_folder(entry):
             folders.append(entry.name)
         elif suffix in SUFFIXES:
@@ -106,7 +109,7 @@ def _scan(entries: Iterable[os.DirEntry[str]]) -> Scan:
             lists.append(entry.name)
         else:
             others[suffix] += 1
-    return Scan(sorted(folders), images, sorted(lists), others, sidecars(names))
+    return Scan(sorted(folders), images, sorted(lists), others, sidecars(names), sorted({*hidden} - {*sidecars(names)}))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -255,11 +258,16 @@ def other_classes(folder: Folder, layout: Layout, wanted: Collection[str]) -> li
 
 def left_out(folder: Folder, layout: Layout, wanted: Collection[str] = ()) -> list[str]:
     """What lies in the folders of a layout and is not read, besides folders of other names: a line for each kind."""
-    lines, programs, loose, others, below = list(layout.unread), set(), 0, collections.Counter(), []
+    lines, programs, hidden = list(layout.unread), set(), []
+    loose, others, below = 0, collections.Counter(), []
     for part, _ in layout.parts:
         scan = folder.scan(part)
         programs |= {*scan.sidecars}
         loose += len(scan.images)
+        with contextlib.suppress(StudyError):  # one that cannot be read is no class folder of the reader's
+            hidden += [
+                f"{n} ({len(found):,} images)" for n in scan.hidden if (found := folder.scan(_join(part, n)).images)
+            ]
         for name in _wanted(folder, part, wanted):
             place, inner = folder.images_of(_join(part, name))
             programs |= {*inner.sidecars}
@@ -271,6 +279,8 @@ def left_out(folder: Folder, layout: Layout, wanted: Collection[str] = ()) -> li
             lines.append(f"{unnamed} of the {len(images):,} images in {place} are not in its list and not read")
     if programs:
         lines.append(f"folders and files of other programs are not read: {few(sorted(programs))}")
+    if hidden:
+        lines.append(f"folders whose name begins with a point are hidden, and not read: {few(hidden)}")
     if below:
         lines.append(f"{len(below)} folders inside class folders are not read: {few(below)}")
     if loose:

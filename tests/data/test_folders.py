@@ -296,6 +296,14 @@ def test_folders_of_other_programs_are_no_classes_and_are_said(tmp_path, name, s
     assert f"folder: folders and files of other programs are not read: {name}" in capsys.readouterr().out.splitlines()
 
 
+def test_a_class_folder_that_is_hidden_is_said(tmp_path, capsys):
+    tiny_tree(tmp_path, ["a", "b", ".net"], 2, 8)
+    (tmp_path / ".git").mkdir()
+    assert load_images("folder", tmp_path, image_size=8).class_names == ("a", "b")
+    said = "folder: folders whose name begins with a point are hidden, and not read: .net (2 images)"
+    assert said in capsys.readouterr().out.splitlines()
+
+
 def test_what_else_is_left_out_is_said_in_a_line_each(tmp_path, capsys):
     tiny_tree(tmp_path, ["a", "b"], 2, 8, test=1)
     tiny_tree(tmp_path / "extra", ["a"], 1, 8)
