@@ -36,7 +36,8 @@ def draw_bound(
         f"drawn heads {means['gibbs_error']:.1f} %",
         fontsize=13,
     )
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower left", ncols=4, bbox_to_anchor=(0.04, 0))
+    look = {"ncols": 4, "fontsize": 12, "columnspacing": 1.2, "handlelength": 1.4, "bbox_to_anchor": (0.03, 0)}
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower left", **look)
     axes[1].legend(loc="upper center", bbox_to_anchor=(0.4, -0.03), fontsize=11)
     return axes
 
