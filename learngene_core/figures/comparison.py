@@ -29,7 +29,7 @@ from .words import DATA_LABELS, FAMILY_LABELS, METHOD_LABELS
 
 NO_TRAINING = "none"  # the family of methods that train nothing: shown as a reference line, never as a rival
 DASHES = {"learngene_ewc": (0, (4, 1.5)), "random": (0, (1, 1)), "first": (0, (4, 1.5)), "full": (0, (6, 1, 1, 1))}
-SCRATCH_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))  # of the scratches of several blocks
+SCRATCH_DASHES = (0, (4, 2))  # of the scratches of several blocks
 
 
 def training_curves(curves: pd.DataFrame, *, n_way: int = 5) -> np.ndarray:
@@ -66,19 +66,26 @@ def training_curves(curves: pd.DataFrame, *, n_way: int = 5) -> np.ndarray:
 
 
 def _curve_panel(ax: Axes, part: pd.DataFrame, column: str) -> None:
-    """A line per method and block; a block's own scratch is thin, each dashed in another way."""
+    """A line per method and block; where blocks have a scratch each, it is thin and dashed, in the colour of its block."""
     part = part.assign(block=part.get("block", ""))
-    scratches = part.loc[part["method"] == "scratch", "block"].unique()
+    several = part.loc[part["method"] == "scratch", "block"].nunique() > 1
+    inherits = part[~part["method"].isin(["scratch", "random"])]
+    of_block = {b: in_order(list(m), METHOD_LABELS)[0] for b, m in inherits.groupby("block")["method"]}
     for method in in_order(list(part["method"]), METHOD_LABELS):
         lines = part[part["method"] == method].sort_values("epoch").groupby("block", sort=False)
-        for k, (block, line) in enumerate(lines):
-            own = f" (shape of {short_block(block)})" if method == "scratch" and len(scratches) > 1 else ""
-            style = {"color": METHOD_COLOURS.get(method), "linestyle": DASHES.get(method, "-")}
-            thin = {"linewidth": 1.2, "linestyle": SCRATCH_DASHES[k % len(SCRATCH_DASHES)]} if own else {}
-            ax.plot(line["epoch"], line[column], label=METHOD_LABELS.get(method, method) + own, **style | thin)
+        for block, line in lines:
+            name, colour = METHOD_LABELS.get(method, method), METHOD_COLOURS.get(method)
+            look = {"linestyle": DASHES.get(method, "-")}
+            if several and method == "scratch":
+                name += f" (shape of {short_block(block)})"
+                colour = METHOD_COLOURS.get(of_block.get(block, method))
+                look = {"linewidth": 1.4, "linestyle": SCRATCH_DASHES}
+            elif several and of_block.get(block) == method:
+                look = {"linestyle": "-"}  # dashes are those of its scratch
+            ax.plot(line["epoch"], line[column], label=name, color=colour, **look)
             if f"{column}_sd" in line:
                 edges = line[column] - line[f"{column}_sd"], line[column] + line[f"{column}_sd"]
-                ax.fill_between(line["epoch"], *edges, color=style["color"], alpha=0.12, linewidth=0)
+                ax.fill_between(line["epoch"], *edges, color=colour, alpha=0.12, linewidth=0)
 
 
 def short_block(block: str) -> str:

@@ -75,7 +75,7 @@ def film(record: Record, threshold: float, sign: str, chosen: Sequence[str], mos
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.0), width_ratios=[1.8, 1], layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     label = f"share of gradient {'|entries|' if sign == 'absolute' else 'entries'} > {threshold:g}"
-    ends = {"vmin": np.nanmin(stages), "vmax": np.nanmax(stages)}
+    ends = {"vmin": 0, "vmax": 1 if sign == "absolute" else 0.5}  # as in notebook 03 and the threshold explorer
     heat = layer_task_heatmap(stages[-1], record.layers, label, ax=axes[0], **ends)
     heat.patch.set(hatch=None, facecolor=FAINT)
     line = _profile(axes[1], stages, record.layers)

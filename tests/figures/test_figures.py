@@ -318,6 +318,17 @@ def test_query_accuracy_is_drawn_where_the_table_has_it():
     assert set(lines["chance (25 %)"]) == {25} and "query accuracy" in axes[0, 0].get_ylabel()
 
 
+def test_a_scratch_of_its_own_has_the_colour_of_its_block():
+    curves = make_curves(shots=(10,)).query("family == 'light' and method in ['scratch', 'learngene', 'first']")
+    blocks = {"learngene": "conv4-conv6", "first": "conv1-conv3"}
+    own = [curves[curves["method"].isin(["scratch", m])].assign(block=b) for m, b in blocks.items()]
+    lines = {line.get_label(): line for line in training_curves(pd.concat(own))[0, 0].get_lines()}
+    for method, block in (("learngene", "conv4–6"), ("first", "conv1–3")):
+        thick, thin = lines[METHOD_LABELS[method]], lines[f"scratch (shape of {block})"]
+        assert thick.get_color() == thin.get_color() and thick.get_linewidth() > thin.get_linewidth()
+        assert thick.get_linestyle() == "-" != thin.get_linestyle()
+
+
 def dots(ax):
     return np.array([c.get_offsets()[0] for c in ax.collections])
 

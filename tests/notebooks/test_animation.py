@@ -50,6 +50,7 @@ def test_only_the_last_frame_marks_the_choice():
     framed = [len(figure.axes[0].patches) for *_, figure in frames_of(make_record())]
     assert framed == [0, 0, 0, 0, 0, 1]
     *_, (_, _, _, last) = frames_of(make_record())
+    assert last.axes[0].collections[0].get_clim() == (0, 0.5)  # as in notebook 03
     assert last.axes[0].patches[0].get_height() == 3 and last.axes[1].get_title() == "chosen: conv4 to conv6"
 
 
