@@ -30,6 +30,7 @@ SIZES = {  # pixels; alone on a page, and one of two beside each other
     True: {"heat": (350, 340), "profile": (320, 340), "network": (670, 170), "side": (570, 455)},
 }
 PICTURES = ("heat", "profile", "network", "side")
+FEWEST = 3  # tasks of which limits are shown
 
 
 def controls_of(views: Sequence[RunView]) -> dict[str, widgets.Widget]:
@@ -233,10 +234,10 @@ def numbers_table(view: RunView, options: Options, choice: Choice) -> str:
         )
     row = choice.measured
     if row is not None and pd.notna(row["pseudo_gain"]):
-        text = _gain_text(row["pseudo_gain"], row["pseudo_low"], row["pseudo_high"])
+        text = _gain_text(row["pseudo_gain"], row["pseudo_low"], row["pseudo_high"], row["pseudo_n"])
         rows.append(("predicted on pseudo-tasks", "pseudo", f"{text}, n = {row['pseudo_n']:.0f}"))
     if row is not None:
-        text = _gain_text(row["gain"], row["gain_low"], row["gain_high"])
+        text = _gain_text(row["gain"], row["gain_low"], row["gain_high"], row["n_tasks"])
         rows.append(("real gain", "gain", f"<b>{text}</b>, n = {row['n_tasks']:.0f} target tasks"))
         rows.append(("real rank", "real", _ranks_text(choice.real, len(choice.layers))))
         rows.append(
@@ -264,6 +265,7 @@ def _ranks_text(ranks: tuple[Rank, Rank], length: int) -> str:
     return f"rank {place} of {n} blocks; among those of length {length}, {alike} of {n_alike}"
 
 
-def _gain_text(gain: float, low: float, high: float) -> str:
-    limits = f" [{signed(low)}, {signed(high)}]" if np.isfinite([low, high]).all() else ""
+def _gain_text(gain: float, low: float, high: float, n: float) -> str:
+    """A gain with its limits; of fewer than three tasks they would be wider than all gains, and are left out."""
+    limits = f" [{signed(low)}, {signed(high)}]" if np.isfinite([low, high]).all() and n >= FEWEST else ""
     return f"{signed(gain)}{limits} points"

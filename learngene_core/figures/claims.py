@@ -197,7 +197,8 @@ def _claim_panel(ax: Axes, part: pd.DataFrame, digits: int) -> None:
         ax.scatter([row.estimate], [y], s=80, color=colour, marker=marker, zorder=3)
         minimum = getattr(row, "minimum", np.nan)
         if pd.notna(minimum):
-            ax.plot([minimum, minimum], [y - 0.32, y + 0.32], color=INK, linewidth=2.6, zorder=2)
+            for far, near in ((-0.34, -0.15), (0.15, 0.34)):  # above and below the marker, which it would hide
+                ax.plot([minimum, minimum], [y + far, y + near], color=INK, linewidth=2, zorder=2)
         words = statistics.verdict_words(row.verdict, minimum, "")
         if row.verdict == "undecided" and pd.notna(needed := getattr(row, "needed", np.nan)):
             words += f" (n = {needed:,.0f} would decide)"

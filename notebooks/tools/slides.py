@@ -31,6 +31,7 @@ MOST_WORDS = 40
 WIDTH, HEIGHT = 1280, 720  # of a slide, in pixels: the form of a hall's screen
 NEWLINES = "\n\n"
 SHORT = 80  # characters of a line that are seen from the last row
+WIDEST = 100  # of a docstring that a slide still shows
 WIDE = 1.45  # a picture wider than this times its height stands below the text, others beside it
 KEYS = {"title", "text", "cell", "show", "under", "predict"}
 SHOWS = ("picture", "output", "code")
@@ -114,12 +115,12 @@ def deck(notebook: Any, texts: Sequence[Mapping[str, Any]]) -> list[Slide]:
 
 
 def _pieces(cells: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Markdown parted before its headings, ("words", text), and code cells, ("code", cell), up to the exercises."""
+    """Markdown parted before its headings, ("words", text), and code cells, ("code", cell), up to the exercises or appendix."""
     found: list[tuple[str, Any]] = []
     for cell in cells:
         if cell.cell_type == "markdown":
             for part in notebooks.parts(cell.source):
-                if part.startswith(("## Exercises", "## Summary")):
+                if part.startswith(("## Exercises", "## Summary", "## Appendix")):
                     return found
                 found.append(("words", part))
         else:
@@ -164,29 +165,37 @@ def _show(slide: Slide, cell: Any, show: str, entry: Mapping[str, Any]) -> None:
 
 
 def _short(code: str) -> str:
-    """Code for a hall: remarks at the end of a line are left out where lines are long; the notebook has them."""
-    if max(map(len, code.splitlines())) <= SHORT:
+    """Code for a hall. Where lines are long, empty lines, remarks at the end of a line and long docstrings are left out; the
+    notebook has them."""
+    lines = [line for line in re.sub(r"\n{3,}", "\n \n", code).splitlines() if line]  # two empty lines: one stays
+    if max(map(len, lines)) <= SHORT:
         return code
-    return "\n".join(re.sub(r"(?<=\S)  # .*$", "", line) for line in code.splitlines())
+    lines = [line for line in lines if len(line) <= WIDEST or not re.fullmatch(r'\s*""".*"""', line)]
+    return "\n".join(re.sub(r"(?<=\S)  # .*$", "", line) for line in lines)
 
 
 def _fitted(text: str) -> str:
     """Lines of code or print in the largest letters, of 12 to 26 pixels, in which all of them are seen whole."""
     lines = text.splitlines()
-    wide, room = max(map(len, lines), default=1), HEIGHT - 260
+    wide, room = max(map(len, lines), default=1), HEIGHT - 220
     size = max(12.0, min(26.0, (WIDTH - 130) / (0.61 * wide), room / (1.35 * len(lines))))
     return f'<pre style="font-size: {size:.1f}px">{html.escape(text)}</pre>'
 
 
 def _give_notes(slides: Sequence[Slide], places: Sequence[int], pieces: Sequence[tuple[str, Any]]) -> None:
-    """The prose before a slide's cell is its notes; what looks back at a figure, those of the slide before it."""
+    """The prose before a slide's cell is its notes; what looks back at a figure, those of the slide before it.
+
+    A slide without prose of its own repeats the notes of the one before it."""
     for number, (kind, text) in enumerate(pieces):
         if kind != "words":
             continue
         after = next((i for i, place in enumerate(places) if place >= number), len(slides) - 1)
         before = next((i for i in range(len(slides) - 1, -1, -1) if places[i] < number), after)
-        back = text.startswith(LOOKS_BACK)
+        back = text.startswith(LOOKS_BACK) and number not in places
         slides[before if back else after].notes.append(re.sub(r"^#+ .*\n*", "", text))
+    for earlier, slide in zip(slides, slides[1:], strict=False):  # an answer right after its question, say
+        if not "".join(slide.notes).strip():
+            slide.notes = list(earlier.notes)
 
 
 def write_slides(target: Path, *, reveal_prefix: str = REVEAL) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import html
 import json
 import os
@@ -165,6 +166,17 @@ def test_every_control_draws_what_it_changes_and_nothing_else():
         after = pictures(panel)
         assert {key for key in after if after[key] != before[key]} == changed, name
         assert all(picture.startswith(b"\x89PNG") for picture in after.values()) and not explorer.error.value
+
+
+@pytest.mark.parametrize(("tasks", "limits"), [(2, False), (3, True)])
+def test_limits_need_three_tasks(view, tasks, limits):
+    choice = make_choice(view, Options())
+    row = choice.measured.copy()
+    row["pseudo_n"] = row["n_tasks"] = tasks
+    text = explorerpanel.numbers_table(view, Options(), dataclasses.replace(choice, measured=row))
+    for name in ("pseudo", "gain"):
+        line = re.search(rf"<td class='lg-{name}'[^>]*>(.*?)</td>", text)[1]
+        assert ("[" in line) == limits and f"n = {tasks}" in line
 
 
 def test_the_table_says_what_atlas_csv_says():
