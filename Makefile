@@ -12,7 +12,7 @@ FAST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not 
 help:
 	@echo "make setup      the packages into .venv (about 6 GB; the other targets do it when it is missing)"
 	@echo "make study      run the lecture study: notebooks, report, table (into runs/lecture)"
-	@echo "make test       the tests (10 to 13 minutes on two slow cores)"
+	@echo "make test       the tests (6 to 13 minutes on two slow cores)"
 	@echo "make test-all   the tests with the slow ones"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make notebooks  execute the committed notebooks again and keep their outputs"
