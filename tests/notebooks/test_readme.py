@@ -16,6 +16,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import checkpages
 import frontpage
 import keptpages
 import pandas as pd
@@ -411,6 +412,20 @@ def test_redrawn_classes_are_judged_by_what_a_further_ancestor_would_gain():
     for page in ("RESULTS.md", "06_layer_atlas.ipynb"):
         said = (ROOT / "notebooks" / page).read_text(encoding="utf-8").lower()
         assert re.search(rf"{words[below]} (gains )?of {words[every]}", said), page
+
+
+def test_ways_to_tune_are_paired_with_tuning_everything():
+    """Task by task, by hand; a row of the page, and what the page says of Auto-RGN and of single parts."""
+    table = pd.read_csv(ROOT / "notebooks/results/ancestors/cifar100-tuning.csv.gz")
+    text, gains = checkpages.tuning({"cifar100-tuning": table}), {}
+    for (kind, _), own in table.groupby(["ancestor", "ancestor_seed"]):
+        wide = own.pivot(index="target_task", columns="method", values="accuracy")
+        for method in wide.columns.drop("full"):
+            gains.setdefault((kind, method), []).append((wide[method] - wide["full"]).mean())
+    first, second = gains["sequential", "surgical:head"]
+    assert f"| the fresh head alone | 0.02, 0.06 | 47.1 | {first:+.1f}, {second:+.1f} (n=2, no interval) |" in text
+    assert all(0.5 < g < 2.5 for g in gains["sequential", "auto_rgn"])
+    assert max(g for (_, method), each in gains.items() for g in each if method.startswith("surgical")) < 1
 
 
 def test_break_even_is_that_of_a_plain_computation():
