@@ -82,18 +82,27 @@ WRONG = {
     "03-3": {"r = lowest_block": None, "lowest_block = lambda s, n: r(s, n) + 1": "are not the lowest|start at 0 to",
              "lowest_block = lambda s, n: r(-s, n)": "are not the lowest",
              "lowest_block = lambda s, n: int(s.mean(0).argmin())": "start at 0 to|are not the lowest",
-             "lowest_block = lambda s, n: min(range(s.shape[1] - n + 1), key=lambda a: s[:, a : a + n].sum())": "the deepest"},
+             "lowest_block = lambda s, n: float(r(s, n))": r"a whole number, such as 3, but `lowest_block` returns \d\.0",
+             "lowest_block = lambda s, n: min(range(s.shape[1] - n + 1), key=lambda a: s[:, a : a + n].sum())": "the deepest",
+             # the deepest only where all are equal
+             "lowest_block = lambda s, n: s.shape[1] - n if np.ptp(s) == 0 else "
+             "min(range(s.shape[1] - n + 1), key=lambda a: s[:, a : a + n].sum())": "equally low: the deepest"},
     "03-4": {"c = cut": None, "cut = lambda state, names: list(c(state, names))": "should return a dictionary",
              "cut = lambda state, names: {k: v for k, v in c(state, names).items() if 'running' not in k}": "is missing for",
              "cut = lambda state, names: c(state, [*names, 'conv3'])": "is too much for",
              "cut = lambda state, names: {k[7:]: v.clone() for k, v in state.items() if k.split('.')[1] in names}": "is too much",
              "cut = lambda state, names: {k: state[f'blocks.{k}'] for k in c(state, names)}": "is shared with the network",
              "cut = lambda state, names: {k: v + 1 for k, v in c(state, names).items()}": "does not hold the values",
+             "cut = lambda state, names: c(col.model.state_dict(), names)": "another network than the collective",
              # conv1 as the beginning of conv11 to conv13
              "cut = lambda state, names: {k[7:]: v.clone() for k, v in state.items() "
              "if k.startswith(tuple(f'blocks.{n}' for n in names)) and 'batches' not in k}": "is too much for"},
-    "03-5": {"starts = means.argmin(1) + 1": "count from 0", "starts = means.argmax(1)": "with a lower mean",
-             "starts = starts[0]": "its shape is"},
+    "03-5": {"c = choices": None, "choices = lambda s, n: c(s, n) + 1": "count from 0",
+             "choices = lambda s, n: c(-s, n)": "with a lower mean", "choices = lambda s, n: c(s, n)[0]": "its shape is",
+             "choices = lambda s, n: s.argmin(1)": "lowest single layer: compare means over 3",
+             "choices = lambda s, n: np.repeat(c(s.mean(0, keepdims=True), n), len(s))": "by its own row",
+             "choices = lambda s, n: np.full(len(s), 2)": "by its own row",
+             "choices = lambda s, n: np.arange(len(s)) + s.shape[1]": "a block starts at 0 to"},
     "04-3": {"gains = -gains": "learngene minus scratch", "gains = table['learngene']": "learngene minus scratch",
              "half = 1.96 * gains.std(ddof=1) / np.sqrt(len(gains))": "instead of 95 %",
              "half = stats.t.ppf(0.95, len(gains) - 1) * gains.std() / np.sqrt(len(gains))": "instead of 95 %",
@@ -103,9 +112,14 @@ WRONG = {
     "04-4": {"share = 9 * sizes / sizes.sum()": "add up to 100 %",
              "share = 100 * np.array(widths) / sum(widths)": "has another share",
              "share = [100 * (9 * a * a + 3 * a) / sum(9 * b * b + 3 * b for b in widths) for a in widths]": "has another share",
+             "sizes = [9 * a * b for a, b in zip([3, *widths[:-1]], widths)]; share = 100 * np.array(sizes) / sum(sizes)":
+                 r"3 numbers per output channel \(bias, scale, shift\); you count 0",
+             "sizes = [9 * a * b + 2 * b for a, b in zip([3, *widths[:-1]], widths)]; share = 100 * np.array(sizes) / sum(sizes)":
+                 "you count 2",
              "share = share[3:]": "its shape is"},
     "04-5": {"put = inherit": None, "inherit = lambda net, tensors: net": "should hold the inherited values",
              "inherit = lambda net, tensors: copy.deepcopy(put(net, tensors))": "the very network",
+             "inherit = lambda net, tensors: put(net, homework.tensors)": "those in `tensors`",
              "inherit = lambda net, tensors: [p.data.zero_() for p in net.parameters()] and put(net, tensors)":
                  "should stay as it was",
              "inherit = lambda net, tensors: "
@@ -142,6 +156,26 @@ WRONG = {
              "half = 1.96 * means.std() / 2; honest = (means.mean() - half, means.mean() + half)": "1.96 is for many units",
              "half = stats.t.ppf(0.975, 11) * small['gain'].std() / np.sqrt(12); honest = (4.225 - half, 4.225 + half)":
                  "the heap's interval", "honest = (honest[0] + 1, honest[1] + 1)": "the middle of the interval"},
+}  # fmt: skip
+
+# other right answers: task, what the student wrote
+RIGHT = {
+    "the deepest of equals, from the end": ("03-3", "lowest_block = lambda s, n: s.shape[1] - n - int(np.argmin("
+                                            "[s[:, a : a + n].sum() for a in range(s.shape[1] - n, -1, -1)]))"),
+    "the rule, network by network": ("03-5", "choices = lambda s, n: [min(range(len(row) - n + 1), "
+                                     "key=lambda a: row[a : a + n].sum()) for row in s]"),
+    "a state dict, loaded": ("04-5", "def inherit(net, tensors):\n"
+                             "    net.load_state_dict({f'blocks.{n}': t for n, t in tensors.items()}, strict=False)\n"
+                             "    return net"),
+    "a distance for every parameter": ("04-6", "@torch.no_grad()\n"
+                                       "def hold(net, anchor, fisher, strength):\n"
+                                       "    value = 0.0\n"
+                                       "    for name, w in net.named_parameters():\n"
+                                       "        away = w - anchor[name]\n"
+                                       "        weight = strength * fisher.get(name, torch.zeros_like(w))\n"
+                                       "        w.grad += weight * away\n"
+                                       "        value += float((weight * away**2).sum()) / 2\n"
+                                       "    return value"),
 }  # fmt: skip
 
 # runs that are allowed and unusual: what is changed before the task
@@ -323,6 +357,22 @@ def test_wrong_answers_fail_with_their_sentence_and_the_right_one_passes_afterwa
         assert len(str(caught.value).splitlines()[0].split()) > 5, wrong
     run(task.code("solution"), namespace)
     assert run(task.code("check"), namespace)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_another_right_answer_passes_and_the_cells_after_it_run(name, prepared):
+    key, answer = RIGHT[name]
+    path, task = TASKS[key]
+    namespace = prepared(key)
+    for other in [t for _, t in TASKS.values() if t in SOURCES[path].tasks[: task.number - 1]]:
+        run(other.code("solution"), namespace)
+        run(other.code("check"), namespace)  # what comes after a check may ask for those before
+    run(answer, namespace)
+    place = [kind for kind, _ in task.parts].index("check")
+    assert run(task.parts[place][1], namespace).startswith("right: ")
+    for kind, text in task.parts[place + 1 :]:
+        if kind == "given":
+            assert "come first" not in run(text, namespace)
 
 
 @pytest.mark.parametrize("name", EDGES)
