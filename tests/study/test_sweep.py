@@ -156,6 +156,15 @@ def test_a_job_is_done_once_for_its_parameters_its_code_and_its_table(job, monke
     assert sweeppoint.TASK not in os.environ
 
 
+@pytest.mark.parametrize(("set_to", "seen_as"), [("65536", None), ("1000000", "1000000")])
+def test_kernels_do_not_give_memory_back_at_every_step_as_dask_has_its_workers_do(set_to, seen_as, job, monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", set_to)  # the first is what dask sets, the second somebody's own
+    seen = []
+    monkeypatch.setattr(sweeppoint, "_execute", lambda job: seen.append(os.environ.get("MALLOC_TRIM_THRESHOLD_")))
+    sweeppoint.run_job(job())
+    assert seen == [seen_as] and os.environ["MALLOC_TRIM_THRESHOLD_"] == set_to
+
+
 def test_a_worker_has_one_processor_and_leaves_the_environment_as_it_was(job, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     monkeypatch.delenv("LEARNGENE_WORKERS", raising=False)
