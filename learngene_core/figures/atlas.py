@@ -157,7 +157,7 @@ def _numbers(ax: Axes, mesh: object, value: np.ndarray, half: np.ndarray | None)
     """The gain, and below it its half-width where `half` is given, in every computed cell that has room for it."""
     n, box = len(value), ax.get_window_extent()
     width, height = (side / n * 72 / ax.figure.dpi for side in (box.width, box.height))  # points
-    digits, share = (1, 0.31) if width * 0.27 >= 7.5 else (0, 0.38)  # of the width for a letter's height
+    digits, share = (1, 0.28) if width * 0.27 >= 7.5 else (0, 0.38)  # of the width for a letter's height
     size = min(width * share, height * (0.3 if half is not None else 0.45), 13)
     if size < 5.5:
         return

@@ -30,7 +30,8 @@ from ..training import stack_loss
 from .grid import Grid
 from .sharing import Shared, needed
 
-KERNEL_SECONDS = 9.0  # of every notebook: a kernel, its imports and its figures; measured on two cores
+KERNEL_SECONDS = 7.0  # of every notebook: a kernel, its imports, lessons and figures; measured on two cores
+JOB_SECONDS = 3.0  # of every notebook of a sweep: a forked kernel, no lessons
 BUDGET = 0.5  # seconds of real steps, for every shape that is measured
 COPIES = 6  # of the weights while they train: gradients, momentum, anchors and Fisher of EWC, a state that is saved
 IMAGES = 500  # of a class, where a configuration takes all there are
@@ -253,11 +254,11 @@ def job_seconds(grid: Grid, shared: Sequence[Shared], costs: Mapping[str, Mappin
     seconds = {}
     for some in shared:
         first = costs[min(some.points)]
-        seconds[some.name] = KERNEL_SECONDS + sum(first.get(stage, 0.0) for stage in some.stages)
+        seconds[some.name] = JOB_SECONDS + sum(first.get(stage, 0.0) for stage in some.stages)
     for point in grid.points:
         taken = {stage for some in shared if point.name in some.points for stage in ("division", *some.stages)}
         own = (cost for stage, cost in costs[point.name].items() if stage not in taken)
-        seconds[point.name] = KERNEL_SECONDS + sum(own)
+        seconds[point.name] = JOB_SECONDS + sum(own)
     return seconds
 
 

@@ -185,6 +185,8 @@ def main(control: int, client: int) -> None:
     os.environ.setdefault("MPLBACKEND", BACKEND)  # a kernel sets it before anything is imported
     for name in MODULES:
         importlib.import_module(name)
+    # pandas is imported where no kernel is yet, and would cut tables at the width of a terminal; in a kernel it has this default
+    sys.modules["pandas"].set_option("display.max_columns", 20)
     sys.modules["nbformat"].validate(sys.modules["nbformat"].v4.new_notebook())  # the first time takes a second
     if _holds_a_device():
         return  # a GPU's driver does not work in forked processes; kernels are started as usual

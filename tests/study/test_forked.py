@@ -64,8 +64,11 @@ import learngene_core, matplotlib, torch._dynamo
 MODULES = {"learngene_core", "matplotlib", "torch", "MODULES"}
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
 names = [n for n in globals() if not n.startswith("_") and n not in ("In", "Out", "get_ipython", "exit", "quit")]
+import numpy, pandas
+options = {name: pandas.get_option(name) for name in pandas._config.config._registered_options}
 facts = {
     "names": sorted(set(names) - {"json", "os", "resource", "signal", "sys", "threading", "status"} - MODULES),
+    "options of pandas": str(sorted(options.items())).lower(), "options of NumPy": str(sorted(numpy.get_printoptions().items())),
     "environment": dict(os.environ), "folder": os.getcwd(), "path": sys.path, "program": sys.argv[0],
     "leads its session and group": os.getsid(0) == os.getpgid(0) == os.getpid(),
     "signals": {int(s): str(signal.getsignal(s)).split(" at ")[0] for s in sorted(signal.valid_signals())},

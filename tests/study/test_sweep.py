@@ -246,7 +246,7 @@ def test_every_worker_of_an_embedded_cluster_shows_its_kernels_one_gpu(tmp_path,
 def test_what_is_shared_costs_once_and_nothing_is_forgotten(written):
     found = load_grid(written("preset: smoke\nproduct: {seed: [0, 1], shots: [5, 10, 20]}"))
     costs = {p.name: {"division": 1.0, "collective": 100.0, "reconstruct": 10.0} for p in found.points}
-    planned, kernel = sharing.plan(found), estimate.KERNEL_SECONDS
+    planned, kernel = sharing.plan(found), estimate.JOB_SECONDS
     alone, together = (estimate.job_seconds(found, some, costs) for some in ([], planned))
     assert sum(alone.values()) == pytest.approx(6 * (kernel + 111))
     assert sum(together.values()) == pytest.approx(2 * (kernel + 100) + 6 * (kernel + 10))
